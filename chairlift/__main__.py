@@ -1,0 +1,79 @@
+"""The command: `chairlift worker`, `chairlift serve`, `chairlift version`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .shared.errors import ChairliftError
+
+USAGE = """\
+usage: chairlift COMMAND [options]
+
+  worker   load a model and run its steps; needs chairlift[worker]
+  serve    speak HTTP for a worker, as the OpenAI API does; needs chairlift[server]
+  version  print the version
+
+`chairlift COMMAND --help` lists the options; each can also come from the environment as
+CHAIRLIFT_NAME or from a .env file."""
+
+EXTRAS = {"worker": "worker", "serve": "server"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 1 failed while running, 2 wrong settings or nothing to run."""
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    match command:
+        case "worker" | "serve":
+            return _run(command, rest)
+        case "version" | "--version":
+            print(f"chairlift {__version__}")
+            return 0
+        case "help" | "--help" | "-h":
+            print(USAGE)
+            return 0
+    print(f"chairlift: unknown command {command!r}: use worker, serve or version", file=sys.stderr)
+    return 2
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    try:
+        return _worker(arguments) if command == "worker" else _serve(arguments)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.split(".")[0] in {"", "chairlift"}:
+            raise
+        print(
+            f"chairlift {command}: {missing} is not installed: "
+            f"pip install 'chairlift[{EXTRAS[command]}]'",
+            file=sys.stderr,
+        )
+        return 2
+    except ChairliftError as error:
+        print(f"chairlift {command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _worker(arguments: list[str]) -> int:
+    from .shared.settings import WorkerSettings, load_settings
+
+    settings = load_settings(WorkerSettings, "worker", arguments)
+    from .worker.main import run  # after the flags: torch takes seconds to import
+
+    return run(settings)
+
+
+def _serve(arguments: list[str]) -> int:
+    from .shared.settings import ServeSettings, load_settings
+
+    settings = load_settings(ServeSettings, "serve", arguments)
+    from .frontend.api.serve import run
+
+    return run(settings)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

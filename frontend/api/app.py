@@ -1,0 +1,58 @@
+"""Puts the HTTP side together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from ... import __version__
+from ...shared.settings import ServeSettings
+from ..auth import ApiKeys
+from ..client import AsyncClient
+from .admission import Admission
+from .chat import ChatRequest, chat_router
+from .completions import CompletionRequest, completions_router
+from .context import Context
+from .errors import answer_error
+from .gate import Gate
+from .health import health_router
+from .metrics import Metrics, metrics_router
+from .models import models_router
+from .schema import DocumentedApp
+
+
+def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
+    """The OpenAI API over `client`, which is open for as long as the app runs.
+
+    Raises ChairliftError when the API keys can't be read.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with client:
+            yield
+
+    keys = ApiKeys.from_settings(settings)
+    metrics = Metrics(client)
+    admission = Admission(settings.max_requests_per_key if keys else None, settings.max_requests)
+    context = Context(client, settings, metrics, admission, has_tenants=len(keys) > 1)
+    app = DocumentedApp(
+        title="chairlift",
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    for kind in (HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, answer_error)
+    app.body_schemas = (ChatRequest, CompletionRequest)
+    app.include_router(completions_router(context))
+    app.include_router(chat_router(context))
+    app.include_router(models_router(context))
+    app.include_router(health_router(client, settings.max_step_s))
+    app.include_router(metrics_router(metrics))
+    app.add_middleware(Gate, keys=keys, admission=admission, metrics=metrics)
+    return app

@@ -1,0 +1,114 @@
+"""Request bodies: read under a size, a time and a depth limit, then held against a schema."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from ...shared.errors import InvalidRequestError
+from ...shared.settings import ServeSettings
+from .errors import HttpError
+
+MAX_DEPTH = 32
+THREAD_BYTES = 64 << 10  # parsing more than this would hold up other streams
+MAX_TOLD_PROBLEMS = 3
+
+M = TypeVar("M", bound=BaseModel)
+
+
+async def read_json(request: Request, settings: ServeSettings) -> dict[str, Any]:
+    """The JSON object in the body; HttpError 408, 413, 415 or InvalidRequestError."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":  # anything else could come from another site's form
+        raise HttpError(415, "send Content-Type: application/json", code="unsupported_media_type")
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            body = await _read(request, settings.max_body_bytes)
+    except TimeoutError:
+        message = f"the body did not arrive within {settings.body_timeout_s:g} s"
+        close = {"Connection": "close"}
+        raise HttpError(408, message, code="request_timeout", headers=close) from None
+    return await asyncio.to_thread(_parse, body) if len(body) > THREAD_BYTES else _parse(body)
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    """Counts what comes, since Content-Length may be missing or wrong."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> HttpError:
+    message = f"the body is larger than {max_bytes} bytes"
+    return HttpError(413, message, code="body_too_large", headers={"Connection": "close"})
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is no JSON: {error}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise InvalidRequestError("the body must be a JSON object", code="invalid_json")
+    if _is_deeper(value, MAX_DEPTH):
+        message = f"the body is nested deeper than {MAX_DEPTH} levels"
+        raise InvalidRequestError(message, code="invalid_json")
+    return value
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def checked(schema: type[M], values: dict[str, Any]) -> M:
+    """The values as `schema`; raises InvalidRequestError that names the first bad parameter."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise _named(error) from None
+
+
+def _named(error: ValidationError) -> InvalidRequestError:
+    """One line; what the caller sent is not repeated, for it may be a prompt."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    param = _param(problems[0]["loc"])
+    same = [problem for problem in problems if _param(problem["loc"]) == param]
+    if same[0]["type"] == "extra_forbidden":
+        message = f"unknown parameter {param}"
+        return InvalidRequestError(message, param=param, code="unknown_parameter")
+    told = dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in same)
+    reasons = ", or ".join(list(told)[:MAX_TOLD_PROBLEMS])
+    code = "missing_parameter" if same[0]["type"] == "missing" else "invalid_value"
+    return InvalidRequestError(f"{param}: {reasons}", param=param, code=code)
+
+
+def _param(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content`; of other parameters the name alone, unions add noise to the rest."""
+    if not location or location[0] != "messages":
+        return str(location[0]) if location else "body"
+    shown = "messages"
+    for part in location[1:3]:
+        shown += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return shown

@@ -1,0 +1,127 @@
+"""POST /v1/chat/completions: messages in, the next one out.
+
+Reference: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from starlette.responses import Response
+
+from ...shared.errors import InvalidRequestError
+from ...shared.tokenizer import Tokenizer
+from .answer import ChatShape, GenerationResponse
+from .body import checked, read_json
+from .context import THREAD_CHARACTERS, Context
+from .generation_request import GenerationRequest, TokenCount
+from .parameters import NEUTRAL_IN_MESSAGE, without_neutral
+from .schema import documented
+
+MAX_MESSAGES = 1024
+
+
+class TextPart(BaseModel):
+    """A piece of a message's text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+def _text_only(content: Any) -> Any:
+    """Says by name what else a message may not hold."""
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"content of type {kind[:40]!r} is not supported, only 'text'")
+    return content
+
+
+def _known_role(role: Any) -> Any:
+    if role in ("tool", "function"):
+        raise ValueError(f"role {role!r} is not supported yet")
+    return role
+
+
+class ChatMessage(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    role: Annotated[
+        Literal["developer", "system", "user", "assistant"], BeforeValidator(_known_role)
+    ]
+    content: Annotated[str | list[TextPart], BeforeValidator(_text_only)]
+    name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        try:
+            return without_neutral(
+                values, frozenset(cls.model_fields), NEUTRAL_IN_MESSAGE, frozenset({"id"})
+            )
+        except InvalidRequestError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+    def for_template(self) -> dict[str, str]:
+        named = {"name": self.name} if self.name is not None else {}
+        return {"role": self.role, "content": self.text, **named}
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: TokenCount | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.max_completion_tokens is not None:
+            if self.max_tokens not in (None, self.max_completion_tokens):
+                raise InvalidRequestError(
+                    "max_tokens and max_completion_tokens differ: give one", param="max_tokens"
+                )
+            self.max_tokens = self.max_completion_tokens
+        return self
+
+    @property
+    def prompt_field(self) -> str:
+        return "messages"
+
+
+def chat_router(context: Context) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", **documented(ChatRequest))
+    async def create_chat_completion(request: Request) -> Response:
+        """Answer a conversation."""
+        asked = checked(ChatRequest, await read_json(request, context.settings))
+        greeting = context.greeting(asked.model)
+        prompt = await _encode(asked.messages, context.client.tokenizer)
+        choices = asked.choices([prompt], greeting)
+        return GenerationResponse(context, asked, choices, ChatShape(greeting))
+
+    return router
+
+
+async def _encode(messages: list[ChatMessage], tokenizer: Tokenizer) -> list[int]:
+    """In a thread when it would hold up other streams."""
+    turns = [message.for_template() for message in messages]
+    if sum(len(turn["content"]) for turn in turns) > THREAD_CHARACTERS:
+        return await asyncio.to_thread(tokenizer.encode_chat, turns)
+    return tokenizer.encode_chat(turns)

@@ -1,0 +1,88 @@
+"""POST /v1/completions: text or token ids in, their continuations out.
+
+Reference: https://platform.openai.com/docs/api-reference/completions
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Self, cast
+
+from fastapi import APIRouter, Request
+from pydantic import Field, model_validator
+from starlette.responses import Response
+
+from ...shared.errors import InvalidRequestError
+from ...shared.messages import MAX_PROMPT_TOKENS
+from ...shared.tokenizer import Tokenizer
+from .answer import CompletionShape, GenerationResponse
+from .body import checked, read_json
+from .context import THREAD_CHARACTERS, Context
+from .generation_request import GenerationRequest, TokenId, check_ids
+from .schema import documented
+
+MAX_PROMPTS = 128
+DEFAULT_MAX_TOKENS = 16
+
+TokenPrompt = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_PROMPT_TOKENS)]
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(fail_fast=True, max_length=MAX_PROMPTS)]
+        | TokenPrompt
+        | Annotated[list[TokenPrompt], Field(fail_fast=True, max_length=MAX_PROMPTS)]
+    )
+    best_of: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _best_is_all(self) -> Self:
+        if self.best_of not in (None, self.n):
+            raise InvalidRequestError(
+                f"best_of other than n ({self.n}) is not supported here: leave it out",
+                param="best_of",
+                code="unsupported_parameter",
+            )
+        return self
+
+    @property
+    def default_max_tokens(self) -> int:
+        return DEFAULT_MAX_TOKENS
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One form for the four; a list of token ids is one prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return cast(list[list[int]], [self.prompt])
+        return cast(list[str] | list[list[int]], self.prompt)
+
+
+def completions_router(context: Context) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/completions", **documented(CompletionRequest))
+    async def create_completion(request: Request) -> Response:
+        """Continue a prompt."""
+        asked = checked(CompletionRequest, await read_json(request, context.settings))
+        greeting = context.greeting(asked.model)
+        prompts = await _encode(asked.prompts(), context.client.tokenizer)
+        for prompt in prompts:
+            check_ids("prompt", (max(prompt, default=0),), greeting.vocab_size)
+        choices = asked.choices(prompts, greeting)
+        return GenerationResponse(context, asked, choices, CompletionShape(greeting))
+
+    return router
+
+
+async def _encode(prompts: list[str] | list[list[int]], tokenizer: Tokenizer) -> list[list[int]]:
+    """In a thread when it would hold up other streams."""
+
+    def encode() -> list[list[int]]:
+        return [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
+
+    num_characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+    return await asyncio.to_thread(encode) if num_characters > THREAD_CHARACTERS else encode()

@@ -1,0 +1,45 @@
+"""What the routes of one app share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...shared.errors import WorkerUnavailableError
+from ...shared.messages import Greeting
+from ...shared.settings import ServeSettings
+from ..client import AsyncClient
+from .admission import Admission
+from .errors import HttpError
+from .health import condition
+from .metrics import Metrics
+
+THREAD_CHARACTERS = 16_000  # tokenising more than this would hold up other streams
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One per app; the routes have no other state."""
+
+    client: AsyncClient
+    settings: ServeSettings
+    metrics: Metrics
+    admission: Admission
+    has_tenants: bool  # more than one API key: what is cached is nobody else's business
+
+    def greeting(self, model: str | None) -> Greeting:
+        """The worker that serves `model`, or any when None.
+
+        Raises WorkerUnavailableError, or HttpError for another model.
+        """
+        state = condition(self.client, self.settings.max_step_s)
+        greeting = self.client.worker
+        if greeting is None or state != "ok":
+            raise WorkerUnavailableError(f"the worker is {state}: try again soon")
+        if model not in (None, greeting.model):
+            raise unknown_model(str(model), greeting)
+        return greeting
+
+
+def unknown_model(model: str, greeting: Greeting) -> HttpError:
+    message = f"model {model[:256]!r} is not served here, {greeting.model!r} is"
+    return HttpError(404, message, code="model_not_found")

@@ -1,0 +1,120 @@
+"""What every request passes first: its id, its key, its place among those in flight."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...shared.errors import ChairliftError
+from ..auth import ApiKeys
+from .admission import Admission
+from .errors import HttpError, answer_for
+from .metrics import Metrics
+
+OPEN_PATHS = frozenset({"/health"})
+QUIET_PATHS = frozenset({"/health", "/metrics"})
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+log = structlog.get_logger("chairlift.http")
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who asks, and under which id we answer."""
+
+    request_id: str
+    tenant: str
+
+
+class Gate:
+    """Pure ASGI middleware: streams and disconnects pass untouched. Denies by default."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, admission: Admission, metrics: Metrics) -> None:
+        self._app = app
+        self._keys = keys
+        self._admission = admission
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.monotonic()
+        caller = Caller(_request_id(scope), "")
+        scope["chairlift.caller"] = caller
+        recorder = _Recorder(send, caller.request_id)
+        try:
+            await self._enter(scope, receive, recorder)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if not isinstance(error, ChairliftError):
+                log.exception("request failed", request_id=caller.request_id)
+            if recorder.status is None:
+                answer = answer_for(error, caller.request_id).response()
+                await answer(scope, receive, recorder)
+        finally:
+            self._record(scope, recorder.status or 499, caller, time.monotonic() - start)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller: Caller = scope["chairlift.caller"]
+        if scope["path"] not in OPEN_PATHS:
+            authorization = Headers(scope=scope).get("authorization", "").encode("latin-1")
+            tenant = self._keys.tenant_of(authorization)
+            if tenant is None:
+                raise _unauthorized(bool(authorization))
+            caller.tenant = tenant
+        is_counted = scope["method"] == "POST"
+        with self._admission.hold(caller.tenant, 1) if is_counted else nullcontext():
+            await self._app(scope, receive, send)
+
+    def _record(self, scope: Scope, status: int, caller: Caller, duration_s: float) -> None:
+        """499 is nginx's way to say that the caller left."""
+        route = getattr(scope.get("route"), "path", "unknown")
+        method = scope["method"] if route != "unknown" else "any"
+        self._metrics.answered(method, route, status)
+        say = log.debug if route in QUIET_PATHS else log.info
+        say(
+            "request",
+            method=method,
+            route=route,
+            status=status,
+            ms=round(duration_s * 1000, 1),
+            request_id=caller.request_id,
+            tenant=caller.tenant,
+        )
+
+
+class _Recorder:
+    """A `send` that adds the request id and remembers the status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status: int | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self._request_id
+        await self._send(message)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own when it can be put into a header and a log as it is."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if SANE_REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(12)
+
+
+def _unauthorized(has_key: bool) -> HttpError:
+    message = "this API key is not known here" if has_key else "send Authorization: Bearer KEY"
+    headers = {"WWW-Authenticate": "Bearer"}
+    return HttpError(401, message, code="invalid_api_key", headers=headers)

@@ -1,0 +1,155 @@
+"""What both generating routes take in, and how it becomes sampling parameters."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ...shared.errors import ContextLengthError, InvalidRequestError
+from ...shared.messages import Greeting
+from ...shared.sampling_params import MAX_SEED, SamplingParams, checked_sampling_params
+from .parameters import without_neutral
+
+MAX_N = 8
+U31 = 2**31 - 1
+# Passed on under their own names when they are given.
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "stop",
+    "stop_token_ids",
+    "min_tokens",
+    "ignore_eos",
+)
+
+TokenCount = Annotated[int, Field(ge=1, le=U31)]
+TokenId = Annotated[int, Field(ge=0, le=U31)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One generation of the answer."""
+
+    index: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+
+
+class StreamOptions(BaseModel):
+    """Extras of a stream."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # padding against traffic analysis; never sent
+
+
+class GenerationRequest(BaseModel):
+    """What both generating routes understand."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    known: ClassVar[frozenset[str]]
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] = 1
+    max_tokens: TokenCount | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=U31, description="0 and -1: no limit")] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
+    logit_bias: dict[
+        Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]
+    ] = Field(default={}, max_length=1024)
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] = Field(default=[])
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] = Field(default=[])
+    min_tokens: Annotated[int, Field(ge=0, le=U31)] = 0
+    ignore_eos: bool = False
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls.known = frozenset(cls.model_fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return without_neutral(values, cls.known)
+
+    @model_validator(mode="after")
+    def _has_stream(self) -> Self:
+        if self.stream_options and not self.stream:
+            message = "stream_options is for streams: set stream to true"
+            raise InvalidRequestError(message, param="stream_options")
+        return self
+
+    @property
+    def has_usage(self) -> bool:
+        """Whether the usage was asked for in a stream."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def default_max_tokens(self) -> int:
+        """Without a limit of the caller's: the rest of the context."""
+        return U31
+
+    def choices(self, prompts: list[list[int]], greeting: Greeting) -> list[Choice]:
+        """`n` for each prompt, each with a seed of its own; raises InvalidRequestError."""
+        check_ids("logit_bias", map(int, self.logit_bias), greeting.vocab_size)
+        check_ids("stop_token_ids", self.stop_token_ids, greeting.vocab_size)
+        seed = secrets.randbelow(MAX_SEED) if self.seed is None else self.seed
+        choices = []
+        for number, prompt in enumerate(prompts):
+            max_tokens = self._room(prompt, greeting.max_model_len)
+            for i in range(self.n):
+                params = self._params(max_tokens, (seed + i) & MAX_SEED)
+                choices.append(Choice(number * self.n + i, prompt, params))
+        return choices
+
+    def _room(self, prompt: list[int], max_model_len: int) -> int:
+        """Tokens to generate; what the caller asks for must fit, a default is cut to fit."""
+        if not prompt:
+            raise InvalidRequestError("the prompt has no tokens", param=self.prompt_field)
+        asked = self.max_tokens
+        room = max_model_len - len(prompt)
+        if room < (asked or 1):
+            wanted = f" and {asked} were asked for" if asked else ""
+            raise ContextLengthError(
+                f"this model takes {max_model_len} tokens, prompt and answer together; the prompt "
+                f"has {len(prompt)}{wanted}: shorten the prompt or the answer",
+                param=self.prompt_field,
+            )
+        return asked or min(room, self.default_max_tokens)
+
+    @property
+    def prompt_field(self) -> str:
+        return "prompt"
+
+    def _params(self, max_tokens: int, seed: int) -> SamplingParams:
+        values = {name: getattr(self, name) for name in SAMPLING_FIELDS}
+        values["top_k"] = max(self.top_k, 0)
+        values["logit_bias"] = {int(key): bias for key, bias in self.logit_bias.items()}
+        return checked_sampling_params(max_tokens=max_tokens, seed=seed, **values)
+
+
+def check_ids(param: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """Raises InvalidRequestError for an id that the model has no token for."""
+    for token_id in token_ids:
+        if token_id >= vocab_size:
+            message = f"{param}: token id {token_id} is not below the vocabulary's {vocab_size}"
+            raise InvalidRequestError(message, param=param)

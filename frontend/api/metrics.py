@@ -1,0 +1,121 @@
+"""GET /metrics: what the worker tells of itself and what callers see, for Prometheus.
+
+The suffixes are vLLM's, so that dashboards carry over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from ..client import AsyncClient
+from ..results import Delta
+
+TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
+ITL_S = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 5)
+E2E_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
+
+
+class Metrics:
+    """One registry for each app."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_WorkerCollector(client))
+        self.ttft = self._histogram("time_to_first_token", "Request to first token.", TTFT_S)
+        self.itl = self._histogram("inter_token_latency", "Token to token.", ITL_S)
+        self.e2e = self._histogram("e2e_request_latency", "Request to last token.", E2E_S)
+        self._finished = Counter(
+            "chairlift:request_success",
+            "Generations that ended, by reason.",
+            ["finished_reason"],
+            registry=self.registry,
+        )
+        self._answered = Counter(
+            "chairlift:http_requests",
+            "HTTP requests, by route and status.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        full_name = f"chairlift:{name}_seconds"
+        return Histogram(full_name, text, buckets=buckets, registry=self.registry)
+
+    def answered(self, method: str, route: str, status: int) -> None:
+        self._answered.labels(method, route, str(status)).inc()
+
+    def finished(self, reason: str) -> None:
+        self._finished.labels(reason).inc()
+
+
+class Stopwatch:
+    """Times one generation, from the moment it is asked for."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._start = time.monotonic()
+        self._last: float | None = None
+
+    def saw(self, delta: Delta) -> None:
+        now = time.monotonic()
+        if delta.token_ids:
+            if self._last is None:
+                self._metrics.ttft.observe(now - self._start)
+            else:
+                self._metrics.itl.observe((now - self._last) / len(delta.token_ids))
+            self._last = now
+        if delta.finish:
+            self._metrics.e2e.observe(now - self._start)
+            self._metrics.finished(delta.finish.reason)
+
+
+class _WorkerCollector(Collector):
+    """Asks the client's newest figures at scrape time."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._client.stats
+        used = stats.num_blocks - stats.num_free_blocks
+        age = self._client.silence_s if self._client.worker else float("inf")
+        yield _gauge("num_requests_running", "In the batch.", stats.num_running)
+        yield _gauge("num_requests_waiting", "Not yet in it.", stats.num_waiting)
+        yield _gauge("kv_cache_usage_perc", "0 to 1.", used / max(stats.num_blocks, 1))
+        yield _gauge("step_age_seconds", "Since the worker's loop was last heard.", age)
+        yield _counter("steps", "Iterations.", stats.num_steps)
+        yield _counter("prompt_tokens", "Computed or cached.", stats.num_prompt_tokens)
+        yield _counter("generation_tokens", "Sampled.", stats.num_generation_tokens)
+        yield _counter("num_preemptions", "Sequences put back.", stats.num_preemptions)
+        yield _counter("prefix_cache_queries", "Tokens looked up.", stats.num_prefix_queries)
+        yield _counter("prefix_cache_hits", "Tokens found.", stats.num_prefix_hits)
+        yield _counter("malformed_messages", "Dropped.", stats.num_malformed_messages)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"chairlift:{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"chairlift:{name}", text, value=value)
+
+
+def metrics_router(metrics: Metrics) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/metrics")
+    async def read_metrics() -> Response:
+        """Figures in Prometheus' text format."""
+        return Response(
+            generate_latest(metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    return router

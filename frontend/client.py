@@ -1,0 +1,343 @@
+"""The asyncio client: a worker's answers as async iterators. No torch, no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from ..shared.addresses import Endpoints, default_address
+from ..shared.errors import (
+    ClientClosedError,
+    ContextLengthError,
+    InvalidRequestError,
+    OverloadedError,
+    TokenizerMismatchError,
+    WorkerUnavailableError,
+)
+from ..shared.messages import Finish, Greeting, TokenizerFiles, WorkerStats
+from ..shared.sampling_params import MAX_SEED, SamplingParams, checked_sampling_params
+from ..shared.tokenizer import Tokenizer
+from . import tokenizer_cache
+from .connection import Connection
+from .protocol import CANCELLED, Event, Output
+from .results import Completion, Delta, error_of
+
+MAX_LIVE_REQUESTS = 2048
+AWAY_AFTER_S = 3.0  # the worker speaks at least four times a second
+
+Message = Mapping[str, Any]  # of a chat: role and content
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+class TokenStream:
+    """One request's answer, as it comes: an async iterator of Deltas, the last one with `finish`.
+
+    A reader that is slower than the model gets fewer, longer Deltas. `async with` cancels what is
+    unfinished on leaving.
+    """
+
+    def __init__(self, client: AsyncClient, request_id: bytes) -> None:
+        self.request_id = request_id
+        self._client = client
+        self._pending: Delta | None = None
+        self._news = asyncio.Event()
+        self._is_exhausted = False
+
+    def cancel(self) -> None:
+        """Stops the request at once; idempotent. The iterator ends with an `abort`."""
+        if self._client._forget(self.request_id):
+            self._put(Delta([], "", CANCELLED))
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._is_exhausted:
+            raise StopAsyncIteration
+        await self._news.wait()
+        self._news.clear()
+        delta, self._pending = self._pending, None
+        assert delta is not None, "news without a delta"
+        self._is_exhausted = delta.finish is not None
+        return delta
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.cancel()
+
+    def _put(self, delta: Delta) -> None:
+        if self._pending is not None:
+            token_ids = self._pending.token_ids + delta.token_ids
+            delta = Delta(token_ids, self._pending.text + delta.text, delta.finish)
+        self._pending = delta
+        self._news.set()
+
+
+class AsyncClient:
+    """A connection to one worker, for one event loop.
+
+    Makes its sockets at the first use, so it may be created before a fork or a loop; used in
+    another process or loop afterwards it raises ClientClosedError.
+
+        async with AsyncClient() as client:
+            async for delta in client.stream("Once upon a time", max_tokens=64):
+                print(delta.text, end="", flush=True)
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        connect_timeout_s: float = 10.0,
+    ) -> None:
+        """`address` as the worker's, by default this user's own. Without a `tokenizer` the
+        worker's is taken; one that differs from it makes `connect` raise."""
+        self._endpoints = Endpoints.parse(address or default_address())
+        self._connect_timeout_s = connect_timeout_s
+        self._given_tokenizer = tokenizer
+        self._tokenizer: Tokenizer | None = None
+        self._connection: Connection | None = None
+        self._owner: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._streams: dict[bytes, TokenStream] = {}
+        self._changed = asyncio.Event()
+        self._is_closed = False
+
+    @property
+    def worker(self) -> Greeting | None:
+        """Who the worker is; None until it has been met."""
+        return self._connection.protocol.greeting if self._connection else None
+
+    @property
+    def stats(self) -> WorkerStats:
+        """The worker's newest figures."""
+        return self._connection.protocol.stats if self._connection else WorkerStats()
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the worker was last heard: its loop speaks after every step, and at
+        least four times a second without work."""
+        if self._connection is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._connection.protocol.last_heard
+
+    @property
+    def is_draining(self) -> bool:
+        return self._connection is not None and self._connection.protocol.state == "draining"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the worker has been met and takes requests."""
+        return self.worker is not None and not self.is_draining and self.silence_s < AWAY_AFTER_S
+
+    @property
+    def num_live(self) -> int:
+        """Requests without an end yet."""
+        return len(self._streams)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises WorkerUnavailableError before it is known."""
+        if self._tokenizer is None:
+            raise WorkerUnavailableError(f"no worker has answered yet at {self._where}")
+        return self._tokenizer
+
+    async def connect(self, timeout_s: float | None = None) -> None:
+        """Waits until the worker has been met and its tokenizer is known.
+
+        Raises WorkerUnavailableError after `timeout_s`, TokenizerMismatchError when the client was
+        given another tokenizer than the worker's.
+        """
+        self._open()
+        try:
+            async with asyncio.timeout(timeout_s or self._connect_timeout_s):
+                while self._tokenizer is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise WorkerUnavailableError(
+                f"no worker answered at {self._where}: start one with `chairlift worker`"
+            ) from None
+        self._check_tokenizer()
+
+    def generate(self, prompt_token_ids: list[int], params: SamplingParams) -> TokenStream:
+        """Submits one request, given in token ids.
+
+        Raises ContextLengthError, InvalidRequestError, OverloadedError, WorkerUnavailableError or
+        ClientClosedError at once; what the worker itself refuses arrives as the first Delta.
+        """
+        connection = self._open()
+        self._check_can_take(len(prompt_token_ids), params)
+        self._check_tokenizer()
+        stream = TokenStream(self, secrets.token_bytes(16))
+        self._streams[stream.request_id] = stream
+        connection.protocol.submit(stream.request_id, prompt_token_ids, params)
+        connection.flush()
+        return stream
+
+    async def stream(self, prompt: Prompt, **params: Any) -> AsyncIterator[Delta]:
+        """The answer to a text, token ids, or chat messages, piece by piece.
+
+        `params` are SamplingParams by name; `max_tokens` is by default what fits, and a `seed` is
+        drawn. Leaving the loop cancels. Raises what `error_of` gives for a failed request.
+        """
+        await self.connect()
+        token_ids = self._encode(prompt)
+        async with self.generate(token_ids, self._params(len(token_ids), params)) as stream:
+            async for delta in stream:
+                error = error_of(delta.finish) if delta.finish else None
+                if error is not None:
+                    raise error
+                yield delta
+
+    async def complete(self, prompt: Prompt, **params: Any) -> Completion:
+        """The whole answer; parameters and errors as `stream`."""
+        await self.connect()
+        token_ids = self._encode(prompt)
+        text, output, finish = "", [], Finish("stop")
+        async for delta in self.stream(token_ids, **params):
+            text += delta.text
+            output += delta.token_ids
+            finish = delta.finish or finish
+        return Completion(
+            text=text,
+            token_ids=output,
+            finish_reason=finish.reason,
+            num_prompt_tokens=len(token_ids),
+            num_cached_tokens=finish.num_cached_tokens,
+            stop_reason=finish.stop_reason,
+        )
+
+    async def chat(self, messages: Sequence[Message], **params: Any) -> Completion:
+        """The whole answer to a conversation: `[{"role": "user", "content": "Hello"}]`."""
+        return await self.complete(messages, **params)
+
+    async def close(self) -> None:
+        """Ends every stream with an abort and lets go of the sockets; idempotent."""
+        self._is_closed = True
+        for stream in list(self._streams.values()):
+            stream.cancel()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def __aenter__(self) -> Self:
+        self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def _where(self) -> str:
+        return self._endpoints.requests.removesuffix("/requests")
+
+    def _open(self) -> Connection:
+        """The connection, made at the first call; checks that it is used where it was made."""
+        if self._is_closed:
+            raise ClientClosedError("the client was closed: make a new one")
+        here = (os.getpid(), asyncio.get_running_loop())
+        if self._owner is not None and self._owner != here:
+            what = "process" if self._owner[0] != here[0] else "event loop"
+            raise ClientClosedError(f"the client belongs to another {what}: make one here")
+        if self._connection is None:
+            self._owner = here
+            self._connection = Connection(self._endpoints, self._on_event)
+        return self._connection
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Output):
+            self._on_output(event)
+        elif isinstance(event, Greeting):
+            self._on_greeting(event)
+        else:
+            self._take_tokenizer(event)
+
+    def _on_output(self, output: Output) -> None:
+        stream = self._streams.get(output.request_id)
+        if stream is None:
+            return
+        if output.finish is not None:
+            del self._streams[output.request_id]
+        stream._put(Delta(output.token_ids, output.text, output.finish))
+
+    def _on_greeting(self, greeting: Greeting) -> None:
+        assert self._connection is not None, "greetings come over the connection"
+        known = self._given_tokenizer or self._tokenizer
+        if self._given_tokenizer is None and not _is_of(known, greeting):
+            known = tokenizer_cache.load(greeting)
+        self._tokenizer = known
+        self._connection.protocol.wants_tokenizer = known is None
+        self._connection.protocol.tick(asyncio.get_running_loop().time())
+        self._changed.set()
+
+    def _take_tokenizer(self, files: TokenizerFiles) -> None:
+        self._tokenizer = Tokenizer.from_files(files)
+        tokenizer_cache.store(self._tokenizer)
+        self._changed.set()
+
+    def _check_tokenizer(self) -> None:
+        given, worker = self._given_tokenizer, self.worker
+        if given is not None and worker is not None and given.fingerprint != worker.tokenizer:
+            raise TokenizerMismatchError(
+                f"the client's tokenizer is not that of the worker's model {worker.model!r}: give "
+                "the client the model's own, or none"
+            )
+
+    def _check_can_take(self, num_prompt_tokens: int, params: SamplingParams) -> None:
+        if self.worker is None or self.silence_s > AWAY_AFTER_S:
+            raise WorkerUnavailableError(f"no worker answers at {self._where}")
+        if self.is_draining:
+            raise OverloadedError("the worker is shutting down", retry_after_s=5)
+        if self.num_live >= MAX_LIVE_REQUESTS:
+            raise OverloadedError(
+                f"this client has {MAX_LIVE_REQUESTS} unfinished requests, its limit",
+                retry_after_s=1,
+            )
+        if num_prompt_tokens == 0:
+            raise InvalidRequestError("the prompt is empty", param="prompt")
+        if num_prompt_tokens + params.max_tokens > self.worker.max_model_len:
+            raise ContextLengthError(
+                f"{num_prompt_tokens} prompt tokens and up to {params.max_tokens} output tokens "
+                f"are more than the {self.worker.max_model_len} that fit: shorten one of them"
+            )
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if all(isinstance(item, int) for item in prompt):
+            return list(prompt)  # type: ignore[arg-type]  # checked on the line above
+        return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]  # so it is messages
+
+    def _params(self, num_prompt_tokens: int, values: dict[str, Any]) -> SamplingParams:
+        assert self.worker is not None, "connected"
+        room = max(1, self.worker.max_model_len - num_prompt_tokens)
+        seed = secrets.randbelow(MAX_SEED)
+        return checked_sampling_params(**{"max_tokens": room, "seed": seed, **values})
+
+    def _forget(self, request_id: bytes) -> bool:
+        """Cancels at the worker; False when there is nothing to cancel."""
+        if self._streams.pop(request_id, None) is None:
+            return False
+        if self._connection is not None:
+            self._connection.protocol.cancel(request_id)
+            self._connection.flush()
+        return True
+
+
+def _is_of(tokenizer: Tokenizer | None, greeting: Greeting) -> bool:
+    return tokenizer is not None and (
+        (tokenizer.fingerprint, tokenizer.template_fingerprint)
+        == (greeting.tokenizer, greeting.chat_template)
+    )

@@ -1,0 +1,51 @@
+"""What a request gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..shared.errors import (
+    ChairliftError,
+    ContextLengthError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestFailedError,
+)
+from ..shared.messages import Finish, FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a step added to one request; `text` never ends within a character."""
+
+    token_ids: list[int]
+    text: str
+    finish: Finish | None = None  # of the last one
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0
+    stop_reason: str | int | None = None  # the stop string or token id that ended it
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def error_of(finish: Finish) -> ChairliftError | None:
+    """The exception that this end deserves; None for a normal one."""
+    if finish.reason in ("stop", "length"):
+        return None
+    if finish.code in ("overloaded", "draining"):
+        return OverloadedError(finish.message, retry_after_s=finish.retry_after_ms / 1000)
+    if finish.code == "context_length_exceeded":
+        return ContextLengthError(finish.message)
+    if finish.code == "invalid_request":
+        return InvalidRequestError(finish.message)
+    return RequestFailedError(finish.message, code=finish.code)

@@ -1,0 +1,78 @@
+"""Every error that chairlift raises on purpose.
+
+ChairliftError
+├── InvalidRequestError        the request can't be served as it is; `param` names the field
+│   └── ContextLengthError     prompt and answer together don't fit
+├── OverloadedError            refused for now; `retry_after_s` says when to try again
+├── WorkerUnavailableError     no worker answers
+├── RequestFailedError         accepted, and the worker could not finish it
+├── ProtocolError              bytes that are no message, or another protocol version
+├── TokenizerMismatchError     client and worker would not speak of the same token ids
+├── ModelError                 a checkpoint that can't be loaded
+├── AddressError               an address that can't be bound or connected
+└── ClientClosedError          the client was closed, or belongs to another process or event loop
+"""
+
+from __future__ import annotations
+
+
+class ChairliftError(Exception):
+    """Base of all; its text says what to change."""
+
+
+class InvalidRequestError(ChairliftError):
+    """The caller's request is at fault; `code` is machine-readable, `param` the field or None."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str = "invalid_value"
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt plus requested output exceed what the model or the cache can hold."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class OverloadedError(ChairliftError):
+    """Refused to protect those already served; worth another try after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class WorkerUnavailableError(ChairliftError):
+    """No worker answers at the address."""
+
+
+class RequestFailedError(ChairliftError):
+    """The worker accepted the request and could not finish it; `code` says why."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ProtocolError(ChairliftError):
+    """The bytes received are no message of this protocol version."""
+
+
+class TokenizerMismatchError(ChairliftError):
+    """The tokenizer given to the client is not the worker's."""
+
+
+class ModelError(ChairliftError):
+    """The checkpoint can't be loaded; the text names the file, tensor or setting."""
+
+
+class AddressError(ChairliftError):
+    """The address is malformed, taken, or not allowed."""
+
+
+class ClientClosedError(ChairliftError):
+    """The client can't be used here: closed, forked, or bound to another event loop."""

@@ -1,0 +1,209 @@
+"""The messages between frontends and the worker: what crosses the wire, and its limits.
+
+Frontend to worker: Submit, Cancel, Sync. Worker to frontend: Greeting, TokenizerFiles, Frame.
+How they become bytes is `codec`'s business.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from .sampling_params import SamplingParams
+
+MAX_PROMPT_TOKENS = 1 << 20
+MAX_FRAME_ROWS = 4096
+LIVE_RECORD_BYTES = 20  # request_id (16) and the number of tokens held (u32)
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+FrontendId = Annotated[bytes, Meta(min_length=8, max_length=8)]  # also its topic
+RequestId = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Fingerprint = Annotated[bytes, Meta(min_length=8, max_length=8)]
+PackedTokenIds = Annotated[bytes, Meta(max_length=4 * MAX_PROMPT_TOKENS)]  # u32, little-endian
+FinishReason = Literal["stop", "length", "abort", "error"]
+WorkerState = Literal["ready", "draining"]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Travels as an array: its tag, then its fields in order."""
+
+
+class Submit(Message, frozen=True, tag="submit"):
+    """Run this request. Sent again, with the tokens already held, it resumes instead.
+
+    `tokenizer` is the fingerprint of the one that made the ids: a worker with another refuses.
+    """
+
+    frontend_id: FrontendId
+    request_id: RequestId
+    tokenizer: Fingerprint
+    prompt_token_ids: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_PROMPT_TOKENS)]
+    output_token_ids: PackedTokenIds
+    params: SamplingParams
+
+
+class Cancel(Message, frozen=True, tag="cancel"):
+    """Stop working on the request; idempotent."""
+
+    frontend_id: FrontendId
+    request_id: RequestId
+
+
+class Sync(Message, frozen=True, tag="sync"):
+    """What the frontend holds. Repairs every loss: see `worker.publisher`.
+
+    `live` is None in a mere acknowledgement, else LIVE_RECORD_BYTES for each unfinished request.
+    """
+
+    frontend_id: FrontendId
+    epoch: Count
+    frame_number: Count
+    has_gap: bool
+    wants_tokenizer: bool
+    live: Annotated[bytes, Meta(max_length=LIVE_RECORD_BYTES * MAX_FRAME_ROWS)] | None
+
+
+class Greeting(Message, frozen=True, tag="greeting"):
+    """First message on a new subscription: who the worker is and what it can take."""
+
+    epoch: Count
+    min_version: int
+    max_version: int
+    model: str
+    created: Count  # Unix seconds
+    tokenizer: Fingerprint
+    chat_template: Fingerprint
+    vocab_size: Count
+    max_model_len: Count
+    frame_number: Count
+
+
+class TokenizerFiles(Message, frozen=True, tag="tokenizer"):
+    """Everything a client needs to turn text into token ids; answers `Sync.wants_tokenizer`."""
+
+    tokenizer_json: bytes
+    config_json: bytes  # chat template and the names of the special tokens it may use
+
+
+class WorkerStats(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The worker's gauges, then its counters since start."""
+
+    num_running: Count = 0
+    num_waiting: Count = 0
+    max_waiting: Count = 0
+    num_free_blocks: Count = 0
+    num_blocks: Count = 0
+    num_steps: Count = 0
+    num_prompt_tokens: Count = 0
+    num_generation_tokens: Count = 0
+    num_preemptions: Count = 0
+    num_prefix_queries: Count = 0
+    num_prefix_hits: Count = 0
+    num_malformed_messages: Count = 0
+
+
+class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How a request ended. `code` and `message` are empty unless the reason is error or abort."""
+
+    reason: FinishReason
+    stop_reason: str | int | None = None  # the stop string or token id that matched
+    num_cached_tokens: Count = 0
+    code: str = ""
+    message: str = ""
+    retry_after_ms: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The news of one request. Offsets make a repeated row harmless."""
+
+    request_id: bytes
+    offset: int  # index of token_ids[0] among the output tokens
+    token_ids: list[int]
+    text_offset: int  # characters of text before this
+    text: str
+    finish: Finish | None = None
+
+
+class Frame(Message, frozen=True, tag="frame"):
+    """All news for one frontend of one step, in columns; without rows it is a heartbeat.
+
+    A frame with rows or unknown ids carries the number after its predecessor's, a heartbeat the
+    number of the last frame before it.
+    """
+
+    epoch: Count
+    number: Count
+    state: WorkerState
+    stats: WorkerStats
+    unknown: bytes  # request ids of the last Sync that the worker doesn't know
+    request_ids: bytes
+    offsets: list[Count]
+    num_tokens: list[Count]
+    token_ids: bytes
+    text_offsets: list[Count]
+    texts: list[str]
+    finishes: list[tuple[Count, Finish]]  # (row, how it ended)
+
+    @property
+    def is_heartbeat(self) -> bool:
+        return not self.request_ids and not self.unknown
+
+    def rows(self) -> Iterator[Row]:
+        """The rows; ValueError when the columns disagree about their number."""
+        request_ids = split_ids(self.request_ids)
+        token_ids = unpack_token_ids(self.token_ids)
+        finishes = dict(self.finishes)
+        if sum(self.num_tokens) != len(token_ids) or any(
+            row >= len(request_ids) for row in finishes
+        ):
+            raise ValueError("frame columns disagree")
+        start = 0
+        columns = zip(
+            request_ids, self.offsets, self.num_tokens, self.text_offsets, self.texts, strict=True
+        )
+        for row, (request_id, offset, count, text_offset, text) in enumerate(columns):
+            ids = token_ids[start : start + count]
+            start += count
+            yield Row(request_id, offset, ids, text_offset, text, finishes.get(row))
+
+
+def pack_token_ids(token_ids: Sequence[int]) -> bytes:
+    packed = array("I", token_ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_token_ids(packed: bytes) -> list[int]:
+    """Raises ValueError when the length is no multiple of four."""
+    token_ids = array("I")
+    token_ids.frombytes(packed)
+    if sys.byteorder == "big":
+        token_ids.byteswap()
+    return token_ids.tolist()
+
+
+def split_ids(packed: bytes) -> list[bytes]:
+    """16-byte request ids, laid end to end."""
+    if len(packed) % 16:
+        raise ValueError("request ids are 16 bytes each")
+    return [packed[i : i + 16] for i in range(0, len(packed), 16)]
+
+
+def pack_live(held: dict[bytes, int]) -> bytes:
+    """`Sync.live`: for each unfinished request the number of output tokens held."""
+    return b"".join(rid + count.to_bytes(4, "little") for rid, count in held.items())
+
+
+def unpack_live(packed: bytes) -> dict[bytes, int]:
+    if len(packed) % LIVE_RECORD_BYTES:
+        raise ValueError(f"live records are {LIVE_RECORD_BYTES} bytes each")
+    starts = range(0, len(packed), LIVE_RECORD_BYTES)
+    return {packed[i : i + 16]: int.from_bytes(packed[i + 16 : i + 20], "little") for i in starts}

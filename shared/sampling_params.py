@@ -1,0 +1,94 @@
+"""How a request wants its tokens chosen and when it wants to end."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from .errors import InvalidRequestError
+
+MAX_STOP_STRINGS = 16
+MAX_LOGIT_BIAS = 1024
+MAX_SEED = 2**63 - 1
+
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+
+
+class SamplingParams(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True
+):
+    """Immutable; the same type is checked by the client and again by the worker.
+
+    Filters apply in this order: logit_bias and min_tokens, penalties, temperature, min_p, top_k,
+    top_p. `top_k` 0 and `temperature` 0 mean no limit and greedy. `seed` and the index of the
+    output token are all the randomness there is.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
+    logit_bias: Annotated[
+        tuple[tuple[TokenId, Bias], ...], Meta(max_length=MAX_LOGIT_BIAS)
+    ] = ()
+    stop: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
+        Meta(max_length=MAX_STOP_STRINGS),
+    ] = ()
+    stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=128)] = ()
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    ignore_eos: bool = False
+
+    @property
+    def is_greedy(self) -> bool:
+        """Temperatures below 1e-5 would only overflow fp32 on the way to the same token."""
+        return self.temperature < 1e-5
+
+    @property
+    def has_penalties(self) -> bool:
+        return bool(
+            self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
+        )
+
+
+def checked_sampling_params(**values: Any) -> SamplingParams:
+    """SamplingParams from plain values; raises InvalidRequestError naming the parameter."""
+    unknown = sorted(values.keys() - set(SamplingParams.__struct_fields__))
+    if unknown:
+        known = ", ".join(SamplingParams.__struct_fields__)
+        raise InvalidRequestError(
+            f"unknown sampling parameter {unknown[0]!r}; known are {known}",
+            param=unknown[0],
+            code="unknown_parameter",
+        )
+    if isinstance(values.get("stop"), str):
+        values["stop"] = (values["stop"],)
+    if isinstance(values.get("logit_bias"), dict):
+        values["logit_bias"] = tuple(values["logit_bias"].items())
+    try:
+        params = SamplingParams(**values)
+        return msgspec.convert(msgspec.to_builtins(params), SamplingParams)
+    except msgspec.ValidationError as error:
+        raise _named(error) from None
+    except TypeError as error:
+        raise InvalidRequestError(str(error)) from None
+
+
+def _named(error: msgspec.ValidationError) -> InvalidRequestError:
+    """msgspec tells a position, `$[3]...`; the caller wants to hear a name."""
+    message, _, path = str(error).partition(" - at `$[")
+    position = re.match(r"\d+", path)
+    if position is None:
+        return InvalidRequestError(str(error))
+    name = SamplingParams.__struct_fields__[int(position.group())]
+    return InvalidRequestError(f"{name}: {message}".replace("`", ""), param=name)

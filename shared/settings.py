@@ -1,0 +1,230 @@
+"""What a worker and a server can be told, from flags, the environment and `.env`.
+
+A flag beats the environment, the environment beats `.env`. Every variable is the flag's name in
+capitals after CHAIRLIFT_; nothing else in chairlift reads the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
+
+import dotenv
+from pydantic import (
+    ByteSize,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    CliSuppress,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from .addresses import Endpoints, default_address
+from .errors import AddressError
+
+ENV_PREFIX = "CHAIRLIFT_"
+ENV_FILE = ".env"
+DEMO_MODEL = "demo"
+DEMO_MODEL_FOLDER = Path(__file__).parent / "demo_model"
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _name_of_model(values: dict[str, Any]) -> str:
+    return Path(str(values.get("model", DEMO_MODEL))).name
+
+
+class _Settings(BaseSettings):
+    """What both processes need: where they meet and how they log."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",  # both read the same `.env`; `refuse_unknown_variables` finds the typos
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    address: str = Field(
+        default_factory=default_address,
+        description="Where worker and frontends meet: ipc:///directory or tcp://127.0.0.1:port.",
+    )
+    log_format: Literal["console", "json"] = Field("console", description="Format of the log.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity that is logged."
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, address: str) -> str:
+        try:
+            Endpoints.parse(address)
+        except AddressError as error:
+            raise ValueError(str(error)) from None
+        return address
+
+
+class WorkerSettings(_Settings):
+    """One worker: the model, its numbers, and how much it takes on at a time."""
+
+    model: str = Field(
+        DEMO_MODEL,
+        min_length=1,
+        description="Folder or Hugging Face name; 'demo' is the small model in the package.",
+    )
+    served_model_name: str = Field(
+        default_factory=_name_of_model,
+        min_length=1,
+        max_length=256,
+        description="Name that requests use; by default the last part of the model's.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on Hugging Face.")
+    offline: bool = Field(False, description="Never download, use what is on this machine.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the weights.")
+    max_model_len: Positive | None = Field(
+        None, description="Prompt and answer together, in tokens; by default the model's, <= 8192."
+    )
+    max_num_seqs: Annotated[int, Field(gt=0, le=4096)] = Field(
+        32, description="Sequences in one step."
+    )
+    max_num_batched_tokens: Positive = Field(512, description="Tokens in one step.")
+    policy: Literal["continuous", "static"] = Field(
+        "continuous", description="'static' is the measuring stick, not for serving."
+    )
+    kv_cache_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
+        None, description="Memory for keys and values, like 2GiB; by default what is sensible."
+    )
+    prefix_caching: bool = Field(True, description="Reuse blocks of equal prompt beginnings.")
+    max_waiting: Positive = Field(1024, description="Requests that may wait; more are refused.")
+    drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        3.0, description="Seconds to finish running requests after SIGTERM."
+    )
+    num_threads: Positive | None = Field(None, description="CPU threads; by default torch's.")
+
+    @property
+    def model_source(self) -> str:
+        """The folder or hub name to load; the demo model's name is resolved."""
+        return str(DEMO_MODEL_FOLDER) if self.model == DEMO_MODEL else self.model
+
+    @model_validator(mode="after")
+    def _budget_holds_a_step(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs + 32:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs + 32 ({self.max_num_seqs + 32}), so that a prompt chunk fits "
+                "beside the running sequences"
+            )
+        return self
+
+
+class ServeSettings(_Settings):
+    """One HTTP server: where it listens, who may ask, and how much."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Interface to listen on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        8000, description="Port to listen on; without CHAIRLIFT_PORT the variable PORT counts too."
+    )
+    api_key_file: FilePath | None = Field(
+        None, description="File of API keys, one a line; CHAIRLIFT_API_KEYS works as well."
+    )
+    api_keys: CliSuppress[Annotated[tuple[SecretStr, ...], NoDecode]] = ()
+    max_body_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
+        ByteSize(4 << 20), description="Largest request body, like 4MiB."
+    )
+    body_timeout_s: Seconds = Field(30.0, description="Seconds to send the body in.")
+    keep_alive_s: Seconds = Field(10.0, description="Seconds between comments on a quiet stream.")
+    max_requests_per_key: Positive = Field(64, description="Requests in flight for one API key.")
+    max_requests: Positive = Field(1024, description="Requests in flight for all.")
+    max_step_s: Seconds = Field(
+        10.0, description="Seconds that one step may take before /health calls it wedged."
+    )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, keys: object) -> object:
+        return tuple(keys.replace(",", " ").split()) if isinstance(keys, str) else keys
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, _PlainPort(settings_cls)
+
+
+class _PlainPort(PydanticBaseSettingsSource):
+    """PORT, as process managers and platforms set it; the weakest source."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return os.environ.get("PORT") or None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        value = os.environ.get("PORT")
+        return {"port": value} if value else {}
+
+
+S = TypeVar("S", WorkerSettings, ServeSettings)
+
+
+def load_settings(kind: type[S], command: str, arguments: Sequence[str]) -> S:
+    """The settings for `chairlift COMMAND ARGUMENTS`; exits with code 2 and one line if bad."""
+    if any(argument.split("=")[0] == "--api-keys" for argument in arguments):
+        _refuse(command, "--api-keys would show them to all users here: use --api-key-file")
+    cli: dict[str, Any] = {
+        "_cli_parse_args": list(arguments),
+        "_cli_prog_name": f"chairlift {command}",
+    }
+    try:
+        refuse_unknown_variables([*os.environ, *dotenv.dotenv_values(ENV_FILE)])
+        return kind(**cli)
+    except ValidationError as error:
+        _refuse(command, _one_line(error))
+    except ValueError as error:
+        _refuse(command, str(error))
+
+
+def refuse_unknown_variables(names: Iterable[str]) -> None:
+    """Raises ValueError for a CHAIRLIFT_ variable that no setting reads: probably a typo."""
+    fields = {*WorkerSettings.model_fields, *ServeSettings.model_fields}
+    known = sorted(ENV_PREFIX + field.upper() for field in fields)
+    for name in names:
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
+            nearest = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
+            raise ValueError(f"unknown environment variable {name}: {hint}")
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    flag = "--" + name.replace("_", "-")
+    return f"{flag} ({ENV_PREFIX}{name.upper()}): {message}"
+
+
+def _refuse(command: str, message: str) -> NoReturn:
+    print(f"chairlift {command}: {message}", file=sys.stderr)
+    raise SystemExit(2)

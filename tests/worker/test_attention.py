@@ -1,0 +1,153 @@
+"""Every attention backend against the float64 reference, on random ragged batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chairlift.worker.attention.backend import AttentionBackend, AttentionShape
+from chairlift.worker.attention.cpu import BLOCK_SIZE, TorchCpuAttention
+from chairlift.worker.attention.reference import ReferenceAttention
+from chairlift.worker.batch import Batch, Segment
+
+NUM_BLOCKS = 40
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch and the shape of the model it belongs to."""
+
+    shape: AttentionShape
+    dtype: torch.dtype
+    segments: tuple[Segment, ...]
+    seed: int
+
+
+def shape_of(
+    num_kv_heads: int = 2, group: int = 2, head_dim: int = 16, window: int | None = None
+) -> AttentionShape:
+    return AttentionShape(
+        num_layers=2,
+        num_heads=num_kv_heads * group,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        sliding_windows=(None, window),
+    )
+
+
+def segments_of(lengths: list[tuple[int, int]], blocks: list[int]) -> tuple[Segment, ...]:
+    """From (num_tokens, context_len) of each, with tables dealt from `blocks`."""
+    segments, start, used = [], 0, 0
+    for num_tokens, context_len in lengths:
+        end = used - (-context_len // BLOCK_SIZE)
+        segments.append(Segment(start, num_tokens, context_len, blocks[used:end]))
+        start, used = start + num_tokens, end
+    return tuple(segments)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    num_sequences = draw(st.integers(1, 5))
+    lengths = []
+    for _ in range(num_sequences):
+        context_len = draw(st.integers(1, 5 * BLOCK_SIZE))
+        num_tokens = draw(st.one_of(st.just(1), st.integers(1, context_len)))
+        lengths.append((num_tokens, context_len))
+    blocks = list(range(NUM_BLOCKS))
+    if draw(st.booleans()):
+        blocks = draw(st.permutations(blocks))
+    shape = shape_of(
+        num_kv_heads=draw(st.sampled_from((1, 2, 3))),
+        group=draw(st.sampled_from((1, 2, 7))),
+        head_dim=draw(st.sampled_from((16, 48, 64))),
+        window=draw(st.one_of(st.none(), st.integers(1, 4 * BLOCK_SIZE))),
+    )
+    dtype = draw(st.sampled_from(tuple(TOLERANCE)))
+    return Case(shape, dtype, segments_of(lengths, blocks), draw(st.integers(0, 1000)))
+
+
+def slots_of(segment: Segment, first: int) -> torch.Tensor:
+    tokens = torch.arange(first, segment.context_len)
+    return torch.tensor(segment.block_table)[tokens // BLOCK_SIZE] * BLOCK_SIZE + (
+        tokens % BLOCK_SIZE
+    )
+
+
+def batch_of(segments: tuple[Segment, ...], slots: list[torch.Tensor]) -> Batch:
+    slot_mapping = torch.cat(slots)
+    unused = torch.zeros_like(slot_mapping)
+    return Batch(unused, unused, slot_mapping, unused[:0], segments)
+
+
+def attend_all(backend: AttentionBackend[Any], case: Case) -> list[torch.Tensor]:
+    """Writes all keys and values, then attends; one result per layer."""
+    generator = torch.Generator().manual_seed(case.seed)
+    shape = case.shape
+
+    def random(num_tokens: int, num_heads: int) -> torch.Tensor:
+        size = (num_tokens, num_heads, shape.head_dim)
+        return torch.randn(size, generator=generator).to(case.dtype)
+
+    everything = batch_of(case.segments, [slots_of(segment, 0) for segment in case.segments])
+    first_query = [segment.context_len - segment.num_tokens for segment in case.segments]
+    queried = batch_of(case.segments, list(map(slots_of, case.segments, first_query)))
+    results = []
+    for layer in range(shape.num_layers):
+        k = random(everything.num_tokens, shape.num_kv_heads)
+        v = random(everything.num_tokens, shape.num_kv_heads)
+        q = random(queried.num_tokens, shape.num_heads)
+        backend.write(layer, k, v, backend.plan(everything))
+        results.append(backend.attend(layer, q, backend.plan(queried)))
+    return results
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: a second thread only waits."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_torch_attention_equals_the_reference(case: Case) -> None:
+    """Any mix of chunks and decodes, any window, group and block order."""
+    expected = attend_all(ReferenceAttention(case.shape, NUM_BLOCKS), case)
+    found = attend_all(TorchCpuAttention(case.shape, NUM_BLOCKS, case.dtype), case)
+    for layer in range(case.shape.num_layers):
+        difference = (found[layer].double() - expected[layer].double()).abs().max()
+        assert difference < TOLERANCE[case.dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_run_of_blocks_and_scattered_blocks_give_the_same_bits(dtype: torch.dtype) -> None:
+    """Reading a view of the pool and gathering blocks from it can't be told apart."""
+    shape, lengths = shape_of(window=40), [(5, 70), (1, 33), (64, 64), (1, 100)]
+    results = []
+    for blocks in (list(range(NUM_BLOCKS)), list(range(NUM_BLOCKS))[::-1]):
+        case = Case(shape, dtype, segments_of(lengths, blocks), seed=1)
+        results.append(attend_all(TorchCpuAttention(shape, NUM_BLOCKS, dtype), case))
+    assert all(map(torch.equal, *results))
+
+
+def test_rows_of_padding_come_back_as_zero() -> None:
+    """A row that belongs to no segment neither fails nor shows what was in memory."""
+    shape = shape_of()
+    backend = TorchCpuAttention(shape, NUM_BLOCKS, torch.float32)
+    segments = segments_of([(1, 1)], list(range(NUM_BLOCKS)))
+    plan = backend.plan(batch_of(segments, [torch.tensor([0, BLOCK_SIZE])]))
+    k = torch.ones(2, shape.num_kv_heads, shape.head_dim)
+    backend.write(0, k, k, plan)
+    out = backend.attend(0, torch.ones(2, shape.num_heads, shape.head_dim), plan)
+    assert torch.equal(out[0], torch.ones(shape.num_heads, shape.head_dim))
+    assert not out[1].any()

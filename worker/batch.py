@@ -1,0 +1,76 @@
+"""The ragged work of one step: many sequences' tokens end to end, no padding between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .scheduler import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One sequence's rows of the batch: rows `start` to `start + num_tokens`.
+
+    Its queries are the last `num_tokens` of `context_len` tokens; the keys and values of token i
+    live in block `block_table[i // block_size]`.
+    """
+
+    start: int
+    num_tokens: int
+    context_len: int
+    block_table: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the model reads. Every tensor is int64; rows beyond the segments are padding."""
+
+    input_ids: torch.Tensor  # [num_tokens]
+    positions: torch.Tensor  # [num_tokens]
+    slot_mapping: torch.Tensor  # [num_tokens], block id * block_size + offset in the block
+    logit_rows: torch.Tensor  # [num_sampled], rows after which a token is sampled
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+
+def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device) -> Batch:
+    """Lays the plan's sequences end to end; padding rows come last and write to `null_slot`."""
+    segments, ids, positions, slots, logit_rows = [], [], [], [], []
+    start = 0
+    for entry in plan.entries:
+        sequence, count = entry.sequence, entry.num_tokens
+        first = sequence.num_computed_tokens
+        last = first + count
+        segments.append(Segment(start, count, last, sequence.block_table))
+        ids.append(np.asarray(sequence.token_ids[first:last]))
+        span = np.arange(first, last)
+        positions.append(span)
+        blocks = np.asarray(sequence.block_table)[span // block_size]
+        slots.append(blocks * block_size + span % block_size)
+        start += count
+        if entry.is_sampled:
+            logit_rows.append(start - 1)
+
+    if plan.num_padding_tokens:
+        padding = np.zeros(plan.num_padding_tokens, dtype=np.int64)
+        ids.append(padding)
+        positions.append(padding)
+        slots.append(padding + null_slot)
+
+    def on_device(parts: list[NDArray[np.int64]]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
+
+    return Batch(
+        input_ids=on_device(ids),
+        positions=on_device(positions),
+        slot_mapping=on_device(slots),
+        logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
+        segments=tuple(segments),
+    )

@@ -1,0 +1,184 @@
+"""Who holds which block of the KV cache, and which blocks can be used again as they are.
+
+Knows block ids only; the attention backend knows where they lie in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from itertools import islice
+
+from .sequence import Sequence
+
+RUN_CANDIDATES = 32  # how many free blocks are looked at for the start of a new run
+
+
+class BlockManager:
+    """Hands out blocks, counts their holders, and remembers the full ones for prefix reuse.
+
+    Invariants: a block is either free or held by `_num_holders[block] > 0` sequences; a block
+    held by more than one is full and never written again; `_block_of_hash` and `_hash_of_block`
+    are inverse. Free blocks that still hold a known prefix are reused last, least recently
+    released first.
+
+    Where a sequence's blocks follow one another the CPU backend reads them without a copy, so a
+    sequence grows into the next id when that is free, and new sequences keep out of the room
+    (`_growth`) that running ones may still need, while there is any other.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, has_prefix_cache: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.has_prefix_cache = has_prefix_cache
+        self.num_prefix_queries = 0  # tokens asked for
+        self.num_prefix_hits = 0  # tokens found
+        self._num_holders = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._block_of_hash: dict[bytes, int] = {}
+        self._hash_of_block: dict[int, bytes] = {}
+        self._growth: dict[Sequence, range] = {}
+        self._num_claims = [0] * num_blocks  # growth ranges that a block is in
+
+    @property
+    def num_free_blocks(self) -> int:
+        return len(self._free)
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def admit(self, sequence: Sequence, *, headroom: int = 0) -> bool:
+        """Gives the sequence blocks for all its tokens and the next one; False if too few.
+
+        Cached prefix blocks are shared and their tokens count as computed. `headroom` blocks stay
+        free for those already running.
+        """
+        assert not sequence.block_table, "admitted twice"
+        cached = self._cached_prefix(sequence)
+        num_needed = self.num_blocks_for(sequence.num_tokens + 1) - len(cached)
+        num_revived = sum(block in self._free for block in cached)
+        if num_needed + num_revived + headroom > self.num_free_blocks:
+            return False
+        for block in cached:
+            self._hold(block)
+        sequence.block_table = cached
+        sequence.block_hashes = sequence.block_hashes[: len(cached)]
+        sequence.num_computed_tokens = len(cached) * self.block_size
+        self.num_prefix_queries += sequence.num_tokens
+        self.num_prefix_hits += sequence.num_computed_tokens
+        self._append_run(sequence, num_needed)
+        return True
+
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether all its tokens have a place in its blocks."""
+        return len(sequence.block_table) * self.block_size >= sequence.num_tokens
+
+    def grow(self, sequence: Sequence) -> bool:
+        """Makes room for the sequence's last token; False when no block is free."""
+        if self.has_room(sequence):
+            return True
+        if not self._free:
+            return False
+        following = sequence.block_table[-1] + 1
+        self._take(sequence, following if following in self._free else self._pick_start(1))
+        return True
+
+    def commit(self, sequence: Sequence) -> None:
+        """Remembers the blocks that the computed tokens have filled since the last call."""
+        if not self.has_prefix_cache:
+            return
+        num_full = sequence.num_computed_tokens // self.block_size
+        for index in range(len(sequence.block_hashes), num_full):
+            digest = self._hash(sequence, index)
+            sequence.block_hashes.append(digest)
+            block = sequence.block_table[index]
+            if digest not in self._block_of_hash:
+                self._block_of_hash[digest] = block
+                self._hash_of_block[block] = digest
+
+    def release(self, sequence: Sequence) -> None:
+        """Takes all blocks back; known prefixes stay until their block is needed."""
+        # The tail goes first, so that a prefix outlives what was built on it.
+        for block in reversed(sequence.block_table):
+            self._num_holders[block] -= 1
+            if self._num_holders[block] == 0:
+                self._free[block] = None
+                if block not in self._hash_of_block:
+                    self._free.move_to_end(block, last=False)
+        sequence.block_table = []
+        sequence.block_hashes = []
+        self._set_growth(sequence, range(0))
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the sequence's first tokens; at least one token stays to compute."""
+        blocks: list[int] = []
+        sequence.block_hashes = []
+        if not self.has_prefix_cache:
+            return blocks
+        for index in range((sequence.num_tokens - 1) // self.block_size):
+            digest = self._hash(sequence, index)
+            block = self._block_of_hash.get(digest)
+            if block is None:
+                break
+            sequence.block_hashes.append(digest)
+            blocks.append(block)
+        return blocks
+
+    def _hash(self, sequence: Sequence, index: int) -> bytes:
+        """Chained, so that equal digests mean equal tokens from the very first on."""
+        parent = sequence.block_hashes[index - 1] if index else b""
+        tokens = sequence.token_ids[index * self.block_size : (index + 1) * self.block_size]
+        return hashlib.sha256(parent + array("I", tokens).tobytes()).digest()
+
+    def _append_run(self, sequence: Sequence, count: int) -> None:
+        """`count` blocks, one after the other where possible, with room behind to grow."""
+        num_expected = self.num_blocks_for(sequence.max_num_tokens) - len(sequence.block_table)
+        block = self._pick_start(num_expected)
+        room = range(block, min(block + num_expected, self.num_blocks))
+        for left in range(count, 0, -1):
+            if block not in self._free:
+                block = self._pick_start(left)
+            self._take(sequence, block)
+            block += 1
+        self._set_growth(sequence, room)
+
+    def _set_growth(self, sequence: Sequence, room: range) -> None:
+        for block in self._growth.pop(sequence, ()):
+            self._num_claims[block] -= 1
+        for block in room:
+            self._num_claims[block] += 1
+        if room:
+            self._growth[sequence] = room
+
+    def _pick_start(self, length: int) -> int:
+        """The least recently released free block that a free, unclaimed run of `length` begins
+        with, else the longest such run, else the least recently released block."""
+        best, best_length = next(iter(self._free)), 0
+        unclaimed = (block for block in self._free if not self._num_claims[block])
+        for candidate in islice(unclaimed, RUN_CANDIDATES):
+            run = self._run_length(candidate, length)
+            if run > best_length:
+                best, best_length = candidate, run
+            if run == length:
+                break
+        return best
+
+    def _run_length(self, start: int, length: int) -> int:
+        stop = min(start + length, self.num_blocks)
+        for block in range(start, stop):
+            if block not in self._free or self._num_claims[block]:
+                return block - start
+        return stop - start
+
+    def _take(self, sequence: Sequence, block: int) -> None:
+        """A free block, for the sequence alone; what it remembered is forgotten."""
+        digest = self._hash_of_block.pop(block, None)
+        if digest is not None:
+            del self._block_of_hash[digest]
+        self._hold(block)
+        sequence.block_table.append(block)
+
+    def _hold(self, block: int) -> None:
+        self._free.pop(block, None)
+        self._num_holders[block] += 1

@@ -1,0 +1,103 @@
+"""The engine: sequences in, tokens out, one ragged batch a step. Knows no sockets."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from ..shared.messages import Finish
+from .model_runner import ModelRunner
+from .sampler import Sampler
+from .scheduler import Plan, Scheduler
+from .sequence import Sequence
+from .stopping import take_token
+
+NUM_RATE_SAMPLES = 32  # finishes that the estimated wait looks back on
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """Seconds spent, summed over steps."""
+
+    schedule_s: float = 0.0
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+    commit_s: float = 0.0
+
+
+class Engine:
+    """Owns the scheduler, the model and the sampler; the worker's loop drives it."""
+
+    def __init__(self, scheduler: Scheduler, runner: ModelRunner, sampler: Sampler) -> None:
+        self.scheduler = scheduler
+        self.times = StepTimes()
+        self.num_steps = 0
+        self.num_prompt_tokens = 0
+        self.num_generation_tokens = 0
+        self._runner = runner
+        self._sampler = sampler
+        self._finished_at: deque[float] = deque(maxlen=NUM_RATE_SAMPLES)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return self._sampler.eos_token_ids
+
+    def add(self, sequence: Sequence) -> None:
+        self.scheduler.add(sequence)
+
+    def end(self, sequence: Sequence, finish: Finish) -> None:
+        """Ends the sequence before its time, wherever it is; nothing if it has ended."""
+        if sequence.finish is None:
+            sequence.finish = finish
+            self.scheduler.remove(sequence)
+
+    def step(self) -> list[Sequence]:
+        """Runs one step; the sequences that have a new token or have ended."""
+        started = time.perf_counter()
+        plan = self.scheduler.plan()
+        if not plan.entries:
+            return []
+        planned = time.perf_counter()
+        logits = self._runner.run(plan)
+        computed = time.perf_counter()
+        sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
+        tokens = self._sampler.sample(logits, sampled)
+        chosen = time.perf_counter()
+        self._commit(plan, sampled, tokens)
+        self.times.schedule_s += planned - started
+        self.times.forward_s += computed - planned
+        self.times.sample_s += chosen - computed
+        self.times.commit_s += time.perf_counter() - chosen
+        return sampled
+
+    def _commit(
+        self, plan: Plan, sampled: list[Sequence], tokens: list[int | None]
+    ) -> None:
+        self.scheduler.commit(plan)
+        self.num_steps += 1
+        self.num_prompt_tokens += plan.num_tokens - len(sampled)
+        self.num_generation_tokens += len(sampled)
+        for sequence, token in zip(sampled, tokens, strict=True):
+            if token is None:
+                self.end(sequence, _NOT_A_NUMBER)
+                continue
+            take_token(sequence, token, self._sampler.eos_token_ids)
+            if sequence.finish is not None:
+                self.scheduler.remove(sequence)
+                self._finished_at.append(time.monotonic())
+
+    def estimated_wait_ms(self) -> int:
+        """Until today's queue is through, at the rate of the last finishes; a second at least."""
+        finished = self._finished_at
+        if len(finished) < 2:
+            return 1000
+        seconds_each = (time.monotonic() - finished[0]) / (len(finished) - 1)
+        return max(1000, round(1000 * seconds_each * len(self.scheduler.waiting)))
+
+
+_NOT_A_NUMBER = Finish(
+    "error",
+    code="model_output_not_finite",
+    message="the model's output for this request is not a number; other requests are not affected",
+)

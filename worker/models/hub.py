@@ -1,0 +1,69 @@
+"""Finds a checkpoint's folder: on this machine, in the Hugging Face cache or on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ...shared.errors import ModelError
+
+# Weights as safetensors, configuration, and every form of tokenizer and chat template.
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+
+
+def resolve_model(name_or_folder: str, revision: str | None = None, offline: bool = False) -> Path:
+    """The folder of an existing checkpoint, or of the hub's snapshot, downloaded if need be.
+
+    `offline` looks into the cache alone. Private and gated models need HF_TOKEN, which the
+    library reads itself. Raises ModelError, whose text says what to change.
+    """
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(
+            snapshot_download(
+                name_or_folder,
+                revision=revision,
+                local_files_only=offline,
+                allow_patterns=_WANTED,
+            )
+        )
+    # The HTTP client below the library has errors of its own, and not the same in each version.
+    except Exception as error:
+        raise ModelError(_explain(error, name_or_folder, revision, offline)) from error
+
+
+def _explain(error: Exception, name: str, revision: str | None, offline: bool) -> str:
+    match error:
+        case HFValidationError():
+            return f"{name} is neither an existing folder nor a model's name (owner/model)"
+        case GatedRepoError():
+            return f"{name} is gated: accept its licence on the hub, then set HF_TOKEN"
+        case RepositoryNotFoundError():
+            return (
+                f"the hub has no model {name}: check the name; "
+                "if it is private, set HF_TOKEN to a token that may read it"
+            )
+        case RevisionNotFoundError():
+            return f"{name} has no revision {revision}: name one of its branches, tags or commits"
+        case LocalEntryNotFoundError() if offline:
+            return (
+                f"{name} is not in the local cache, or not whole, and downloads are off: "
+                "download it once without --offline, or give a folder"
+            )
+        case LocalEntryNotFoundError():
+            return f"{name} is not in the local cache and the hub can't be reached: {error}"
+        case HfHubHTTPError():
+            return f"the hub refused {name}: {error}"
+        case _:
+            return f"{name} could not be downloaded: {type(error).__name__}: {error}"

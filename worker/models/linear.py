@@ -1,0 +1,66 @@
+"""A linear layer whose weight is laid out for the CPU's matrix kernels where that is possible."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+# oneDNN takes another float32 kernel for one long row than for many, with other last bits.
+_LONG_ROW = 4096
+_PACKED_ROWS_HINT = 32  # measured: hints of 1 to 256 give the same layout
+
+
+class Linear:
+    """x [num_tokens, in_features] to [num_tokens, out_features].
+
+    Row i of the result depends on row i of x alone, bit for bit, where the packed kernels exist.
+    Takes the weight over: once packed, only the packed copy is kept.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self._bias = bias
+        self._is_packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
+        self._weight = _pack(weight) if self._is_packed else weight
+        self._needs_two_rows = weight.dtype == torch.float32 and self.in_features >= _LONG_ROW
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._is_packed:
+            return F.linear(x, self._weight, self._bias)
+        if self._needs_two_rows and len(x) == 1:
+            return _packed_linear(x.expand(2, -1), self._weight, self._bias)[:1]
+        return _packed_linear(x, self._weight, self._bias)
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(
+        weight.contiguous(), _PACKED_ROWS_HINT
+    )
+    return packed
+
+
+def _packed_linear(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return y
+
+
+@cache
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Tries the two operators, which are private to torch, on a tiny product.
+
+    Worth it: on a 2-core Zen 4, 1.7 to 4.1 times F.linear in float32 and 1.5 to 2.3 times in
+    bfloat16 at up to 32 rows.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's
+        return False
+    x = torch.arange(64, dtype=torch.float32).remainder(7).reshape(2, 32).to(dtype)
+    weight = torch.arange(512, dtype=torch.float32).remainder(5).reshape(16, 32).to(dtype)
+    try:
+        y = _packed_linear(x, _pack(weight), None)
+    except (AttributeError, RuntimeError):  # no such operator, or not for this type or CPU
+        return False
+    return torch.allclose(y, F.linear(x, weight))

@@ -1,0 +1,164 @@
+"""From a checkpoint folder to a Decoder that is ready to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ...shared.errors import ModelError
+from .checkpoint import Checkpoint
+from .config import ModelConfig, read_config
+from .decoder import Decoder, DecoderLayer, DecoderWeights
+from .linear import Linear
+
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory; `dtype` is that of its weights, and so of its keys and values."""
+
+    config: ModelConfig
+    decoder: Decoder
+    dtype: torch.dtype
+    max_model_len: int
+
+
+def load_model(
+    folder: Path, dtype: DtypeChoice = "auto", max_model_len: int | None = None
+) -> LoadedModel:
+    """Reads config and weights from a local folder.
+
+    Positions reach up to `max_model_len`, by default all the model has. Raises ModelError, whose
+    text names the file and the key or tensor at fault.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a folder; give a checkpoint's folder or a model's name")
+    config = read_config(folder)
+    length = _checked_length(max_model_len, config)
+    checkpoint = Checkpoint(folder)
+    chosen = choose_dtype(dtype, checkpoint.stored_dtype(_EMBEDDING), has_native_bfloat16())
+    weights = _WeightReader(checkpoint, config, chosen).read()
+    _refuse_unread(checkpoint, config)
+    return LoadedModel(config, Decoder(config, weights, length), chosen, length)
+
+
+def choose_dtype(
+    choice: DtypeChoice, stored: torch.dtype, has_native_bfloat16: bool
+) -> torch.dtype:
+    """The checkpoint's own type where the CPU computes in it, else float32."""
+    if choice == "float32":
+        return torch.float32
+    if choice == "bfloat16":
+        return torch.bfloat16
+    return stored if stored == torch.bfloat16 and has_native_bfloat16 else torch.float32
+
+
+def has_native_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+        is_supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (OSError, AttributeError, RuntimeError):
+        return False
+    return is_supported and ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+def _checked_length(max_model_len: int | None, config: ModelConfig) -> int:
+    if max_model_len is None:
+        return config.max_position_embeddings
+    if not 1 <= max_model_len <= config.max_position_embeddings:
+        raise ModelError(
+            f"max_model_len {max_model_len} must be between 1 and the model's "
+            f"max_position_embeddings, {config.max_position_embeddings}"
+        )
+    return max_model_len
+
+
+def _refuse_unread(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """A tensor without a use means that the model computes something we do not."""
+    unread = [
+        name
+        for name in checkpoint.unread()
+        if not name.endswith("rotary_emb.inv_freq")  # recomputed from config.json
+        and not (name == _HEAD and config.has_tied_head)  # the embedding, stored twice
+    ]
+    if unread:
+        raise ModelError(
+            f"{checkpoint.folder} holds tensors that {config.architecture} with this config.json "
+            f"has no use for: {', '.join(unread[:5])}{' ...' if len(unread) > 5 else ''}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _WeightReader:
+    """Reads, fuses and packs; at no time are there two copies of more than one matrix."""
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+    dtype: torch.dtype
+
+    def read(self) -> DecoderWeights:
+        embedding = self._matrix(_EMBEDDING, self.config.vocab_size)
+        return DecoderWeights(
+            embedding=embedding,
+            layers=tuple(self._layer(index) for index in range(self.config.num_layers)),
+            norm=self._vector("model.norm.weight", self.config.hidden_size),
+            head=Linear(
+                embedding
+                if self.config.has_tied_head
+                else self._matrix(_HEAD, self.config.vocab_size)
+            ),
+        )
+
+    def _layer(self, index: int) -> DecoderLayer:
+        config, layer = self.config, f"model.layers.{index}"
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        gate_up = {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size}
+        hidden = config.hidden_size
+        return DecoderLayer(
+            input_norm=self._vector(f"{layer}.input_layernorm.weight", hidden),
+            qkv=self._linear(attention, qkv, hidden, config.has_qkv_bias),
+            qk_norm=self._qk_norm(attention) if config.has_qk_norm else None,
+            output=self._linear(attention, {"o_proj": hidden}, q_size, config.has_output_bias),
+            post_attention_norm=self._vector(f"{layer}.post_attention_layernorm.weight", hidden),
+            gate_up=self._linear(mlp, gate_up, hidden, config.has_mlp_bias),
+            down=self._linear(
+                mlp, {"down_proj": hidden}, config.intermediate_size, config.has_mlp_bias
+            ),
+        )
+
+    def _linear(
+        self, prefix: str, out_features: dict[str, int], in_features: int, has_bias: bool
+    ) -> Linear:
+        """One layer from several projections of the same input, stacked in the order given."""
+        sizes = list(out_features.values())
+        weight = torch.empty(sum(sizes), in_features, dtype=self.dtype)
+        bias = torch.empty(sum(sizes), dtype=self.dtype) if has_bias else None
+        for name, rows in zip(out_features, torch.split(weight, sizes), strict=True):
+            self.checkpoint.read_into(rows, f"{prefix}.{name}.weight")
+        if bias is not None:
+            for name, rows in zip(out_features, torch.split(bias, sizes), strict=True):
+                self.checkpoint.read_into(rows, f"{prefix}.{name}.bias")
+        return Linear(weight, bias)
+
+    def _qk_norm(self, attention: str) -> torch.Tensor:
+        """Both norms as one, for queries and keys are normalised and rotated together."""
+        config = self.config
+        q = self._vector(f"{attention}.q_norm.weight", config.head_dim)
+        k = self._vector(f"{attention}.k_norm.weight", config.head_dim)
+        return torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
+
+    def _vector(self, name: str, size: int) -> torch.Tensor:
+        return self.checkpoint.read(name, (size,), self.dtype)
+
+    def _matrix(self, name: str, num_rows: int) -> torch.Tensor:
+        return self.checkpoint.read(name, (num_rows, self.config.hidden_size), self.dtype)

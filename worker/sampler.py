@@ -1,0 +1,231 @@
+"""One token for every row of logits, as each row's SamplingParams want it.
+
+Rows don't influence one another: which bucket a row falls into, and every reduction, depend on
+the row alone. Randomness is one number per (seed, output index), so that a token can be drawn
+again, by any process, at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from .sequence import Sequence
+
+MASKED = float("-inf")
+BLOCK = 128  # vocabulary entries summed together in the two-level inverse CDF
+TOP_BLOCK = 64  # ... and looked at together in the two-stage top-k
+CANDIDATES = (64, 256, 1024)  # how many tokens are sorted, tried in turn before all of them
+
+_U64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def uniform(seed: int, index: int) -> float:
+    """The random number in [0, 1) of output token `index` of a request with this seed.
+
+    Two rounds of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+    OOPSLA 2014), so that neighbouring seeds share nothing.
+    """
+    return (_mix(_mix(seed + _GOLDEN) + (index + 1) * _GOLDEN) >> 11) * 2.0**-53
+
+
+def _mix(state: int) -> int:
+    state &= _U64
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _U64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _U64
+    return state ^ (state >> 31)
+
+
+class Sampler:
+    """Chooses tokens; `eos_token_ids` are what min_tokens keeps away."""
+
+    def __init__(self, eos_token_ids: frozenset[int]) -> None:
+        self.eos_token_ids = eos_token_ids
+
+    @torch.inference_mode()
+    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
+        """The next token of each sequence; None where the model's numbers are no numbers.
+
+        `logits` is float32 [len(sequences), vocab_size] and is overwritten.
+        """
+        adjust_logits(logits, sequences, self.eos_token_ids)
+        buckets: dict[Callable[..., torch.Tensor], list[int]] = {}
+        for row, sequence in enumerate(sequences):
+            buckets.setdefault(_method(sequence), []).append(row)
+        tokens = np.zeros(len(sequences), dtype=np.int64)
+        for method, rows in buckets.items():
+            is_all = len(rows) == len(sequences)
+            chosen = method(logits if is_all else logits[rows], [sequences[row] for row in rows])
+            tokens[rows] = chosen.cpu().numpy()
+        is_number = torch.isfinite(logits.amax(dim=-1)).tolist()
+        return [int(t) if ok else None for t, ok in zip(tokens, is_number, strict=True)]
+
+
+def _method(sequence: Sequence) -> Callable[..., torch.Tensor]:
+    params = sequence.params
+    if params.is_greedy:
+        return pick_greedy
+    return pick_among_top if params.top_k or params.top_p < 1 else pick_from_all
+
+
+def adjust_logits(
+    logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: frozenset[int]
+) -> None:
+    """Applies logit_bias, min_tokens and penalties in place, to the rows that want them.
+
+    Repetition penalty: Keskar et al. 2019 (CTRL), over prompt and output; presence and frequency
+    penalties: OpenAI's API reference, over the output.
+    """
+    for row, sequence in zip(logits, sequences, strict=True):
+        params = sequence.params
+        if params.logit_bias:
+            ids, biases = zip(*params.logit_bias, strict=True)
+            row.index_add_(0, torch.tensor(ids), torch.tensor(biases))
+        if params.has_penalties:
+            _penalise(row, sequence)
+        if sequence.num_output_tokens < params.min_tokens:
+            row[[*eos_token_ids, *params.stop_token_ids]] = MASKED
+
+
+def _penalise(row: torch.Tensor, sequence: Sequence) -> None:
+    params = sequence.params
+    if params.repetition_penalty != 1.0:
+        seen = torch.from_numpy(np.unique(sequence.token_ids))
+        values = row[seen]
+        factor = params.repetition_penalty
+        row[seen] = torch.where(values > 0, values / factor, values * factor)
+    if sequence.output_counts:
+        ids = torch.tensor(list(sequence.output_counts))
+        counts = torch.tensor(list(sequence.output_counts.values()), dtype=torch.float32)
+        row[ids] -= params.frequency_penalty * counts + params.presence_penalty
+
+
+def pick_greedy(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """The highest logit of each row [num_rows]; block maxima first, as argmax is slow."""
+    num_rows, vocab_size = logits.shape
+    if vocab_size % TOP_BLOCK:
+        return logits.argmax(dim=-1)
+    blocks = logits.view(num_rows, -1, TOP_BLOCK)
+    best = blocks.amax(dim=-1).argmax(dim=-1)
+    inside = blocks[torch.arange(num_rows), best].argmax(dim=-1)
+    return best * TOP_BLOCK + inside
+
+
+def pick_from_all(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """Temperature and min_p alone [num_rows]: inverse CDF over the vocabulary, in two levels."""
+    weights = _weights(_scaled(logits, sequences), sequences)
+    rows = torch.arange(len(weights))
+    sums = weights.sum(dim=-1).double().cumsum(dim=-1)  # [num_rows, num_blocks]
+    target = _uniforms(sequences) * sums[:, -1]
+    block = _first_above(sums, target)
+    inside = weights[rows, block].double()  # [num_rows, BLOCK]
+    before = torch.where(block > 0, sums[rows, block - 1], 0.0)
+    share = (target - before) / (sums[rows, block] - before)
+    cumulative = inside.cumsum(dim=-1)
+    index = _first_above(cumulative, share * cumulative[:, -1])
+    last = (torch.arange(BLOCK) * (inside > 0)).amax(dim=-1)
+    return block * BLOCK + torch.minimum(index, last)
+
+
+def pick_among_top(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """Rows with top_k or top_p [num_rows]: sorts as few candidates as decide the row."""
+    scaled = _scaled(logits, sequences)
+    mass = _weights(scaled, sequences).sum(dim=-1).double().sum(dim=-1)  # [num_rows]
+    chosen = torch.zeros(len(sequences), dtype=torch.int64)
+    undecided = torch.arange(len(sequences))
+    vocab_size = scaled.shape[-1]
+    for num_candidates in (*(c for c in CANDIDATES if c < vocab_size), vocab_size):
+        values, ids = _top(scaled[undecided], num_candidates)
+        group = [sequences[row] for row in undecided.tolist()]
+        index, is_decided = _pick_sorted(values, mass[undecided], group)
+        is_decided |= num_candidates == vocab_size
+        picked = ids.gather(1, index[:, None])[:, 0]
+        chosen[undecided[is_decided]] = picked[is_decided]
+        undecided = undecided[~is_decided]
+        if not len(undecided):
+            break
+    return chosen
+
+
+def _pick_sorted(
+    values: torch.Tensor, mass: torch.Tensor, sequences: list[Sequence]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of the chosen candidate of each row, and whether the candidates sufficed for it.
+
+    `values` [num_rows, num_candidates] descend; `mass` is the whole row's weight after min_p.
+    """
+    top_k, top_p, min_p = _columns(sequences, "top_k", "top_p", "min_p")
+    rank = torch.arange(values.shape[-1])
+    weights = (values - values[:, :1]).double().exp()
+    limit_k = torch.where(top_k > 0, top_k, torch.inf)[:, None]
+    is_cut = (weights < min_p[:, None]) | (rank >= limit_k)
+    cumulative = weights.masked_fill(is_cut, 0.0).cumsum(dim=-1)
+    is_complete = is_cut[:, -1] | (top_k == len(rank))
+    total = torch.where(is_complete, cumulative[:, -1], mass)
+    reaches_p = cumulative >= (top_p * total)[:, None]  # the one that reaches it still counts
+    is_decided = is_complete | ((top_k == 0) & reaches_p[:, -1]) | ~torch.isfinite(mass)
+    num_kept = torch.minimum((~reaches_p).sum(dim=-1) + 1, (~is_cut).sum(dim=-1)).clamp_(min=1)
+    kept = cumulative.gather(1, num_kept[:, None] - 1)[:, 0]
+    index = _first_above(cumulative, _uniforms(sequences) * kept)
+    return torch.minimum(index, num_kept - 1), is_decided
+
+
+def _top(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest of each row and their ids, descending.
+
+    In two stages where that is fewer to sort: they all lie in the `count` blocks with the highest
+    maxima.
+    """
+    num_rows, vocab_size = values.shape
+    if vocab_size % TOP_BLOCK or count * TOP_BLOCK >= vocab_size:
+        found = values.topk(count, dim=-1)
+        return found.values, found.indices
+    blocks = values.view(num_rows, -1, TOP_BLOCK)
+    best = blocks.amax(dim=-1).topk(count, dim=-1).indices  # [num_rows, count]
+    inside = blocks[torch.arange(num_rows)[:, None], best].flatten(1)
+    found = inside.topk(count, dim=-1)
+    block = best.gather(1, found.indices // TOP_BLOCK)
+    return found.values, block * TOP_BLOCK + found.indices % TOP_BLOCK
+
+
+def _scaled(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    (temperature,) = _columns(sequences, "temperature")
+    return logits.div_(temperature.float()[:, None])
+
+
+def _weights(scaled: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """Unnormalised probabilities after min_p, 1 at the highest [num_rows, num_blocks, BLOCK].
+
+    Summing blocks keeps every reduction within its row: torch splits the sum of a single long
+    row over threads, and its last bits with it.
+    """
+    num_rows, vocab_size = scaled.shape
+    weights = scaled.new_zeros(num_rows, -(-vocab_size // BLOCK) * BLOCK)
+    inside = weights[:, :vocab_size]
+    torch.exp(scaled - scaled.amax(dim=-1, keepdim=True), out=inside)
+    (min_p,) = _columns(sequences, "min_p")
+    if min_p.any():
+        inside.masked_fill_(inside < min_p.float()[:, None], 0.0)
+    return weights.view(num_rows, -1, BLOCK)
+
+
+def _columns(sequences: list[Sequence], *names: str) -> list[torch.Tensor]:
+    """One float64 tensor [num_rows] for each named parameter."""
+    return [
+        torch.tensor([getattr(s.params, name) for s in sequences], dtype=torch.float64)
+        for name in names
+    ]
+
+
+def _uniforms(sequences: list[Sequence]) -> torch.Tensor:
+    numbers = [uniform(s.params.seed, s.num_output_tokens) for s in sequences]
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Index of the first entry above `target` in each ascending row [num_rows]."""
+    index = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    return index.clamp_(max=cumulative.shape[-1] - 1)

@@ -1,0 +1,165 @@
+"""Which tokens of which sequences the next step computes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from dataclasses import dataclass
+
+from .block_manager import BlockManager
+from .sequence import Sequence, Status
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """The step computes the sequence's next `num_tokens` tokens."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the sequence catches up, so that the step yields its next token."""
+        return self.num_tokens == self.sequence.num_uncomputed_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The work of one step.
+
+    `num_padding_tokens` are rows without a sequence, which only static batching has.
+    """
+
+    entries: tuple[ScheduledSequence, ...]
+    num_padding_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(entry.num_tokens for entry in self.entries)
+
+
+class Scheduler(ABC):
+    """Owns the waiting and the running sequences.
+
+    Every sequence is in exactly one of `waiting` and `running` from `add` to `remove`; only
+    running ones hold blocks.
+    """
+
+    def __init__(
+        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+    ) -> None:
+        self.block_manager = block_manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.num_preemptions = 0
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    @abstractmethod
+    def plan(self) -> Plan:
+        """The next step's work; empty when there is none."""
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        sequence.status = Status.WAITING
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Finished or cancelled: at once and whole, whatever it was doing."""
+        if sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+            self.block_manager.release(sequence)
+        elif sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        sequence.status = Status.FINISHED
+
+    def commit(self, plan: Plan) -> None:
+        """The plan has been computed."""
+        for entry in plan.entries:
+            entry.sequence.num_computed_tokens += entry.num_tokens
+            self.block_manager.commit(entry.sequence)
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """From the head of `waiting` to `running`, if its blocks and one for each other fit."""
+        if not self.block_manager.admit(sequence, headroom=len(self.running)):
+            return False
+        if not sequence.is_protected:  # what a preempted one finds again is its own work
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        self.waiting.popleft()
+        self.running.append(sequence)
+        sequence.status = Status.RUNNING
+        return True
+
+
+class ContinuousScheduler(Scheduler):
+    """Continuous batching: arrivals board between two steps, finished ones leave at once.
+
+    Each step gives every running sequence up to what it has not computed yet, within
+    `max_num_batched_tokens`: first those that need one token, so that no prompt holds them up,
+    then chunks of prompts that end on block boundaries, oldest first. (Iteration-level
+    scheduling: Yu et al., OSDI 2022; chunked prefill beside decodes: Agrawal et al., OSDI 2024.)
+
+    When blocks run out, the newest sequence is preempted: it gives up its blocks and waits at the
+    head of the queue to be computed again. The oldest never is, and none twice before it has
+    produced a token, so every sequence finishes.
+    """
+
+    def plan(self) -> Plan:
+        entries = self._decodes()
+        budget = self.max_num_batched_tokens - len(entries)
+        for sequence in self.running:
+            if sequence.num_uncomputed_tokens > 1:
+                budget -= self._append_chunk(entries, sequence, budget)
+        while self.waiting and len(self.running) < self.max_num_seqs and budget > 0:
+            sequence = self.waiting[0]
+            if not self._admit(sequence):
+                break
+            budget -= self._append_chunk(entries, sequence, budget)
+        return Plan(tuple(entries))
+
+    def _decodes(self) -> list[ScheduledSequence]:
+        """The sequences that lack one token, each with room for the next; may preempt others."""
+        for sequence in tuple(self.running):
+            if sequence.status is Status.RUNNING and sequence.num_uncomputed_tokens == 1:
+                self._make_room(sequence)
+        return [
+            ScheduledSequence(sequence, 1)
+            for sequence in self.running
+            if sequence.num_uncomputed_tokens == 1 and self.block_manager.has_room(sequence)
+        ]
+
+    def _make_room(self, sequence: Sequence) -> None:
+        """One more block if needed, taken from newer sequences; itself last of all."""
+        while not self.block_manager.grow(sequence):
+            victims = [s for s in self.running[1:] if not s.is_protected]
+            if not victims:
+                return  # those that hold the blocks are about to progress: wait a step
+            victim = victims[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.block_manager.release(sequence)
+        sequence.num_computed_tokens = 0
+        sequence.is_protected = True
+        sequence.status = Status.WAITING
+        self.waiting.appendleft(sequence)
+        self.num_preemptions += 1
+
+    def _append_chunk(
+        self, entries: list[ScheduledSequence], sequence: Sequence, budget: int
+    ) -> int:
+        """As much of the sequence as the budget allows; the number of tokens taken."""
+        count = sequence.num_uncomputed_tokens
+        if count > budget:
+            end = sequence.num_computed_tokens + budget
+            count = end - end % self.block_manager.block_size - sequence.num_computed_tokens
+        if count <= 0:
+            return 0
+        entries.append(ScheduledSequence(sequence, count))
+        return count

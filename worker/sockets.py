@@ -1,0 +1,110 @@
+"""The worker's two sockets: PULL for requests, XPUB for tokens."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import zmq
+
+from ..shared.addresses import Endpoints, make_private_directory
+from ..shared.codec import MAX_REQUEST_BYTES
+from ..shared.errors import AddressError
+
+HIGH_WATER_MARK = 1000
+LINGER_MS = 1000
+MAX_ARRIVALS = 256  # messages taken in between two steps
+TOPIC_BYTES = 8
+
+
+class WorkerSockets:
+    """Binds both, and holds the lock that keeps a second worker off the same address.
+
+    XPUB is set so that a stalled frontend costs a failed send instead of lost frames (NODROP),
+    every subscription is seen (VERBOSER), and nobody can subscribe to all topics (MANUAL).
+    """
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        """Raises AddressError when the address is taken or its directory can't be used."""
+        self._lock = _lock(endpoints.directory) if endpoints.directory else None
+        self._context = zmq.Context()
+        self._pull = self._context.socket(zmq.PULL)
+        self._pull.rcvhwm = HIGH_WATER_MARK
+        self._pull.maxmsgsize = MAX_REQUEST_BYTES
+        self._xpub = self._context.socket(zmq.XPUB)
+        for option in (zmq.XPUB_NODROP, zmq.XPUB_VERBOSER, zmq.XPUB_MANUAL):
+            self._xpub.setsockopt(option, 1)
+        self._xpub.sndhwm = HIGH_WATER_MARK
+        self._xpub.maxmsgsize = 256  # subscriptions are a byte and a topic
+        self._poller = zmq.Poller()
+        for socket, endpoint in ((self._pull, endpoints.requests), (self._xpub, endpoints.tokens)):
+            socket.linger = LINGER_MS
+            self._bind(socket, endpoint)
+            self._poller.register(socket, zmq.POLLIN)
+
+    def _bind(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
+        mask = os.umask(0o177)  # ipc sockets are files: for their owner alone
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(f"can't listen at {endpoint}: {error.strerror}") from None
+        finally:
+            os.umask(mask)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something has arrived, for so long at most."""
+        self._poller.poll(round(timeout_s * 1000))
+
+    def subscriptions(self) -> Iterator[tuple[bytes, bool]]:
+        """Topics that came (True) and went (False) since the last call."""
+        while self._xpub.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]  # an int
+            event = self._xpub.recv(zmq.DONTWAIT)
+            topic, is_subscription = event[1:], event[:1] == b"\x01"
+            if len(topic) != TOPIC_BYTES:
+                continue
+            if is_subscription:
+                self._xpub.setsockopt(zmq.SUBSCRIBE, topic)
+            yield topic, is_subscription
+
+    def arrivals(self) -> Iterator[bytes]:
+        """The requests that wait, up to MAX_ARRIVALS."""
+        for _ in range(MAX_ARRIVALS):
+            try:
+                yield self._pull.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+
+    def send(self, topic: bytes, body: bytes) -> bool:
+        """False when the topic's reader is so far behind that the frame would have to wait."""
+        try:
+            self._xpub.send_multipart((topic, body), zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._context.destroy(linger=LINGER_MS)
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def _lock(directory: Path) -> int:
+    """An exclusive lock for as long as this process lives: on ipc, a second bind would succeed
+    and steal every new connection."""
+    make_private_directory(directory)
+    file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(file)
+        raise AddressError(
+            f"a worker (process {holder}) already listens in {directory}: stop it or choose "
+            "another address"
+        ) from None
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    return file

@@ -1,0 +1,31 @@
+"""When a sequence ends."""
+
+from __future__ import annotations
+
+from ..shared.messages import Finish
+from .sequence import Sequence
+
+
+def take_token(sequence: Sequence, token_id: int, eos_token_ids: frozenset[int]) -> None:
+    """The sequence's next token; sets `sequence.finish` when it is the last.
+
+    A pure function of the tokens so far, so that a resumed sequence, whose earlier tokens are
+    taken again, ends where it would have ended.
+    """
+    sequence.append(token_id)
+    params, detokenizer = sequence.params, sequence.detokenizer
+    may_stop = sequence.num_output_tokens >= params.min_tokens
+    is_stop_token = token_id in params.stop_token_ids
+    if may_stop and (is_stop_token or (token_id in eos_token_ids and not params.ignore_eos)):
+        detokenizer.skip()
+        detokenizer.flush()
+        sequence.finish = Finish("stop", token_id if is_stop_token else None)
+        return
+    stop_string = detokenizer.append(token_id, is_stop_checked=may_stop)
+    is_full = sequence.num_output_tokens >= params.max_tokens
+    if is_full and stop_string is None:
+        stop_string = detokenizer.flush(is_stop_checked=may_stop)
+    if stop_string is not None:
+        sequence.finish = Finish("stop", stop_string)
+    elif is_full:
+        sequence.finish = Finish("length")
