@@ -1,8 +1,52 @@
 """chairlift: large language models served by continuous batching.
 
+    async with chairlift.AsyncClient() as client:
+        async for delta in client.stream("Once upon a time", max_tokens=64):
+            print(delta.text, end="", flush=True)
+
 `frontend`, `worker` and `shared` in this folder are links to the folders beside it, so that one
 checkout can be edited, type-checked and run under the import name `chairlift`; the wheel and the
 sdist are built from the real folders.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .frontend.client import AsyncClient, TokenStream
+    from .frontend.results import Completion, Delta
+    from .frontend.sync_client import Client
+    from .shared.errors import ChairliftError
+    from .shared.sampling_params import SamplingParams
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "ChairliftError",
+    "Client",
+    "Completion",
+    "Delta",
+    "SamplingParams",
+    "TokenStream",
+    "__version__",
+]
+
+_HOMES = {
+    "AsyncClient": "frontend.client",
+    "ChairliftError": "shared.errors",
+    "Client": "frontend.sync_client",
+    "Completion": "frontend.results",
+    "Delta": "frontend.results",
+    "SamplingParams": "shared.sampling_params",
+    "TokenStream": "frontend.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports at the first use, so that a worker never loads a client nor a client a worker."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -181,7 +181,7 @@ class AsyncClient:
         connection.flush()
         return stream
 
-    async def stream(self, prompt: Prompt, **params: Any) -> AsyncIterator[Delta]:
+    async def stream(self, prompt: Prompt, **params: Any) -> AsyncGenerator[Delta, None]:
         """The answer to a text, token ids, or chat messages, piece by piece.
 
         `params` are SamplingParams by name; `max_tokens` is by default what fits, and a `seed` is

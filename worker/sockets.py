@@ -60,7 +60,7 @@ class WorkerSockets:
 
     def subscriptions(self) -> Iterator[tuple[bytes, bool]]:
         """Topics that came (True) and went (False) since the last call."""
-        while self._xpub.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]  # an int
+        while self._xpub.poll(0, zmq.POLLIN):
             event = self._xpub.recv(zmq.DONTWAIT)
             topic, is_subscription = event[1:], event[:1] == b"\x01"
             if len(topic) != TOPIC_BYTES:
