@@ -50,7 +50,7 @@ class Connection:
         self._retry: asyncio.TimerHandle | None = None
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         self._loop.add_reader(self._sub.fileno(), self._receive)
-        self._receive()
+        self._receiving = self._loop.call_soon(self._receive)
 
     def flush(self) -> None:
         """Sends what the protocol has to say, as far as the worker takes it."""
@@ -65,6 +65,7 @@ class Connection:
 
     def close(self) -> None:
         self._ticker.cancel()
+        self._receiving.cancel()
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._sub.fileno())
@@ -92,7 +93,7 @@ class Connection:
                 continue
             self._take(data)
         else:
-            self._loop.call_soon(self._receive)
+            self._receiving = self._loop.call_soon(self._receive)
         self.flush()
 
     def _take(self, data: bytes) -> None:

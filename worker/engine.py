@@ -71,9 +71,7 @@ class Engine:
         self.times.commit_s += time.perf_counter() - chosen
         return sampled
 
-    def _commit(
-        self, plan: Plan, sampled: list[Sequence], tokens: list[int | None]
-    ) -> None:
+    def _commit(self, plan: Plan, sampled: list[Sequence], tokens: list[int | None]) -> None:
         self.scheduler.commit(plan)
         self.num_steps += 1
         self.num_prompt_tokens += plan.num_tokens - len(sampled)

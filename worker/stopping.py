@@ -14,18 +14,19 @@ def take_token(sequence: Sequence, token_id: int, eos_token_ids: frozenset[int])
     """
     sequence.append(token_id)
     params, detokenizer = sequence.params, sequence.detokenizer
+    cached = sequence.num_cached_tokens
     may_stop = sequence.num_output_tokens >= params.min_tokens
     is_stop_token = token_id in params.stop_token_ids
     if may_stop and (is_stop_token or (token_id in eos_token_ids and not params.ignore_eos)):
         detokenizer.skip()
         detokenizer.flush()
-        sequence.finish = Finish("stop", token_id if is_stop_token else None)
+        sequence.finish = Finish("stop", token_id if is_stop_token else None, cached)
         return
     stop_string = detokenizer.append(token_id, is_stop_checked=may_stop)
     is_full = sequence.num_output_tokens >= params.max_tokens
     if is_full and stop_string is None:
         stop_string = detokenizer.flush(is_stop_checked=may_stop)
     if stop_string is not None:
-        sequence.finish = Finish("stop", stop_string)
+        sequence.finish = Finish("stop", stop_string, cached)
     elif is_full:
-        sequence.finish = Finish("length")
+        sequence.finish = Finish("length", None, cached)

@@ -10,16 +10,16 @@ import hashlib
 import secrets
 import time
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ... import __version__
 from ...shared.messages import Greeting
 from .context import Context
-from .errors import HttpError, answer_for, request_id_of
+from .errors import answer_for, request_id_of, shutting_down
 from .generation import Event, Failure, Generation, HungUp, Pause, Progress
 from .generation_request import Choice, GenerationRequest
 
@@ -43,12 +43,15 @@ class Shape(Protocol):
 
     def openings(self, index: int) -> list[Json]:
         """Choices of the chunks that begin a stream."""
+        ...
 
     def parts(self, index: int, text: str, finish_reason: str | None) -> list[Json]:
         """Choices of the chunks for some text, its end, or both."""
+        ...
 
     def whole(self, index: int, text: str, finish_reason: str) -> Json:
         """A choice of an answer that is no stream."""
+        ...
 
 
 class CompletionShape:
@@ -95,7 +98,7 @@ class ChatShape:
 def _head(prefix: str, greeting: Greeting) -> Json:
     """What every chunk of one answer repeats."""
     served = (
-        f"{__version__} {greeting.model} {greeting.max_model_len} "
+        f"{version('chairlift')} {greeting.model} {greeting.max_model_len} "
         f"{greeting.tokenizer.hex()} {greeting.chat_template.hex()}"
     )
     return {
@@ -205,8 +208,7 @@ class GenerationResponse(Response):
                 if generation.is_abandoned:
                     return
         except asyncio.CancelledError:  # a clear word before the server cuts the connection
-            error = HttpError(503, "the server is shutting down", code="shutting_down")
-            await _send_part(send, _error_event(error, request_id))
+            await _send_part(send, _error_event(shutting_down(), request_id))
             await _send_end(send)
             raise
         await _send_end(send)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from ... import __version__
 from ...shared.settings import ServeSettings
 from ..auth import ApiKeys
 from ..client import AsyncClient
@@ -42,7 +42,7 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
     context = Context(client, settings, metrics, admission, has_tenants=len(keys) > 1)
     app = DocumentedApp(
         title="chairlift",
-        version=__version__,
+        version=version("chairlift"),
         lifespan=lifespan,
         redoc_url=None,
     )

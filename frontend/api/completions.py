@@ -24,7 +24,9 @@ from .schema import documented
 MAX_PROMPTS = 128
 DEFAULT_MAX_TOKENS = 16
 
-TokenPrompt = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_PROMPT_TOKENS)]
+TokenPrompt = Annotated[
+    list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)
+]
 
 
 class CompletionRequest(GenerationRequest):
@@ -32,9 +34,9 @@ class CompletionRequest(GenerationRequest):
 
     prompt: (
         str
-        | Annotated[list[str], Field(fail_fast=True, max_length=MAX_PROMPTS)]
+        | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
         | TokenPrompt
-        | Annotated[list[TokenPrompt], Field(fail_fast=True, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenPrompt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
     )
     best_of: Annotated[int, Field(ge=1)] | None = None
 

@@ -92,6 +92,11 @@ def answer_for(error: Exception, request_id: str) -> ErrorAnswer:
     return ErrorAnswer(500, f"internal error; quote request id {request_id}", "internal_error")
 
 
+def shutting_down() -> HttpError:
+    headers = retry_in(AWAY_RETRY_S)
+    return HttpError(503, "the server is shutting down", code="shutting_down", headers=headers)
+
+
 def retry_in(seconds: float) -> dict[str, str]:
     """Whole seconds as HTTP has them, and milliseconds as the official client prefers."""
     return {

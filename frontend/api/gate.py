@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ...shared.errors import ChairliftError
 from ..auth import ApiKeys
 from .admission import Admission
-from .errors import HttpError, answer_for
+from .errors import HttpError, answer_for, request_id_of, shutting_down
 from .metrics import Metrics
 
 OPEN_PATHS = frozenset({"/health"})
@@ -59,8 +60,11 @@ class Gate:
             if not isinstance(error, ChairliftError):
                 log.exception("request failed", request_id=caller.request_id)
             if recorder.status is None:
-                answer = answer_for(error, caller.request_id).response()
-                await answer(scope, receive, recorder)
+                await _answer(error, scope, receive, recorder)
+        except asyncio.CancelledError:
+            if recorder.status is None:
+                await _answer(shutting_down(), scope, receive, recorder)
+            raise
         finally:
             self._record(scope, recorder.status or 499, caller, time.monotonic() - start)
 
@@ -106,6 +110,10 @@ class _Recorder:
             self.status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self._request_id
         await self._send(message)
+
+
+async def _answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    await answer_for(error, request_id_of(scope)).response()(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

@@ -12,7 +12,6 @@ import structlog
 import uvicorn
 
 from ...shared.errors import AddressError, WorkerUnavailableError
-from ...shared.logs import configure_logs
 from ...shared.settings import ServeSettings
 from ..auth import ApiKeys
 from ..client import AsyncClient
@@ -28,7 +27,6 @@ log = structlog.get_logger("chairlift.serve")
 
 def run(settings: ServeSettings) -> int:
     """The exit code: 0 after SIGTERM or SIGINT, else 1. Raises ChairliftError at start."""
-    configure_logs(settings.log_format, settings.log_level)
     client = AsyncClient(settings.address)
     app = create_app(client, settings)
     _warn_if_open(settings)

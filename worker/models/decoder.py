@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ..attention.backend import AttentionBackend
 from ..batch import Batch
+from .activation import silu_and_multiply
 from .config import ModelConfig
 from .linear import Linear
 from .rope import RotaryTable, Rotation
@@ -63,7 +64,8 @@ class Decoder:
             attention.write(index, k, v, plan)
             attended = attention.attend(index, q, plan)  # [num_tokens, num_heads, head_dim]
             x = x + layer.output(attended.flatten(1))
-            x = x + self._feed_forward(layer, self._norm(x, layer.post_attention_norm))
+            gate_up = layer.gate_up(self._norm(x, layer.post_attention_norm))
+            x = x + layer.down(silu_and_multiply(gate_up))
         sampled = x.index_select(0, batch.logit_rows)
         if len(sampled) == 0:  # prompts that go on in the next step
             return sampled.new_empty(0, self.config.vocab_size, dtype=torch.float32)
@@ -81,10 +83,6 @@ class Decoder:
         qk = rotation.apply(qk)
         return qk[:, :num_heads], qk[:, num_heads:], heads[:, num_heads + num_kv_heads :]
 
-    def _feed_forward(self, layer: DecoderLayer, x: torch.Tensor) -> torch.Tensor:
-        gate, up = layer.gate_up(x).chunk(2, dim=-1)  # [num_tokens, intermediate_size]
-        return layer.down(F.silu(gate) * up)
-
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Root-mean-square norm (Zhang and Sennrich, arXiv 1910.07467) of the last dimension."""
-        return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps) * weight
+        return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps).mul_(weight)
