@@ -58,18 +58,22 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 def _worker(arguments: list[str]) -> int:
+    from .shared.logs import configure_logs
     from .shared.settings import WorkerSettings, load_settings
 
     settings = load_settings(WorkerSettings, "worker", arguments)
+    configure_logs(settings.log_format, settings.log_level)
     from .worker.main import run  # after the flags: torch takes seconds to import
 
     return run(settings)
 
 
 def _serve(arguments: list[str]) -> int:
+    from .shared.logs import configure_logs
     from .shared.settings import ServeSettings, load_settings
 
     settings = load_settings(ServeSettings, "serve", arguments)
+    configure_logs(settings.log_format, settings.log_level)
     from .frontend.api.serve import run
 
     return run(settings)

@@ -27,7 +27,8 @@ from .protocol import CANCELLED, Event, Output
 from .results import Completion, Delta, error_of
 
 MAX_LIVE_REQUESTS = 2048
-AWAY_AFTER_S = 3.0  # the worker speaks at least four times a second
+AWAY_AFTER_S = 3.0  # a worker without work speaks four times a second
+MAX_STEP_S = 10.0  # ... and one with work after every step
 
 Message = Mapping[str, Any]  # of a chat: role and content
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -134,7 +135,12 @@ class AsyncClient:
     @property
     def is_ready(self) -> bool:
         """Whether the worker has been met and takes requests."""
-        return self.worker is not None and not self.is_draining and self.silence_s < AWAY_AFTER_S
+        return self.worker is not None and not self.is_draining and not self._is_away
+
+    @property
+    def _is_away(self) -> bool:
+        is_busy = self.stats.num_running or self.stats.num_waiting
+        return self.silence_s > (MAX_STEP_S if is_busy else AWAY_AFTER_S)
 
     @property
     def num_live(self) -> int:
@@ -296,7 +302,7 @@ class AsyncClient:
             )
 
     def _check_can_take(self, num_prompt_tokens: int, params: SamplingParams) -> None:
-        if self.worker is None or self.silence_s > AWAY_AFTER_S:
+        if self.worker is None or self._is_away:
             raise WorkerUnavailableError(f"no worker answers at {self._where}")
         if self.is_draining:
             raise OverloadedError("the worker is shutting down", retry_after_s=5)

@@ -22,13 +22,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
-BEGIN, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS = (
-    "<|begin|>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|end|>",
-)
+SPECIAL_TOKENS = ("<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+BEGIN, SYSTEM, USER, ASSISTANT, END = SPECIAL_TOKENS
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% set role = 'system' if message['role'] == 'developer' else message['role'] %}"
@@ -50,24 +45,31 @@ def phrases(text: str) -> list[str]:
     return [phrase.strip() for phrase in text.split("|")]
 
 
+def paragraphs(text: str) -> list[str]:
+    return text.strip().split("\n\n")
+
+
 def pairs(text: str) -> list[tuple[str, str]]:
     """Read "key:value | key:value"; a list of pairs, because the order is part of the seed."""
     return [(key, value) for key, _, value in (p.partition(":") for p in phrases(text))]
 
 
-NAMES = words("""Mira Zoe Leo Ada Ben Clara Noah Ella Finn Grace Hugo Iris Jack Kate Liam Maya Nora Oscar
-    Paul Rosa Sam Tara Uma Vera Will Yara Anna Max Lucy Tom Emma Omar Lena Carlos Sofia Felix Ruby Peter
-    Julia Mark Alice Bob Charlie David Eva Frank George Hannah Ivan Jane Karl Laura Maria Nina Olga Pablo
-    Rita Simon Theo Victor Wendy Amir Chloe Diego Elena Fatima Hana Ines Jonas Kenji Linda Mohamed Nadia
-    Oliver Priya Robert Sara Thomas Ursula Yuki Zara Aisha Bruno Daniel Emil Flora James John Mary Susan
-    Michael Sarah Anton Bella Dora Erik Gita Henry Ida José Zoë Søren Renée Łucja Jürgen Chris Alex""")
+NAMES = words("""Mira Zoe Leo Ada Ben Clara Noah Ella Finn Grace Hugo Iris Jack Kate Liam Maya Nora
+    Oscar Paul Rosa Sam Tara Uma Vera Will Yara Anna Max Lucy Tom Emma Omar Lena Carlos Sofia Felix
+    Ruby Peter Julia Mark Alice Bob Charlie David Eva Frank George Hannah Ivan Jane Karl Laura
+    Maria Nina Olga Pablo Rita Simon Theo Victor Wendy Amir Chloe Diego Elena Fatima Hana Ines
+    Jonas Kenji Linda Mohamed Nadia Oliver Priya Robert Sara Thomas Ursula Yuki Zara Aisha Bruno
+    Daniel Emil Flora James John Mary Susan Michael Sarah Anton Bella Dora Erik Gita Henry Ida José
+    Zoë Søren Renée Łucja Jürgen Chris Alex""")
 HERO_NAMES, FRIENDS = words("Mira Leo Zoe Finn Ada Hugo"), words("Ben Clara Noah Ella Jack Rosa")
-HELD_OUT_NAMES = words("""Tobin Anneke Marlon Quentin Delphine Rufus Isolde Kasper Bronwyn Ludwig Odette
-    Barnaby Xenia Thaddeus Rowena Gideon Philippa Ottilie Desmond Harriet Stefan Milou Ronja Edgar""")
-HEROES = words("""fox owl bear rabbit mouse cat dog wolf hedgehog squirrel frog duck goose swan horse pony
-    donkey cow goat sheep lamb pig hen crow raven robin sparrow eagle penguin seal whale dolphin crab
-    turtle snail bee ant spider lizard snake tiger lion elephant monkey zebra camel parrot panda koala
-    beaver badger deer moose bat mole kitten puppy dragon robot knight wizard giant pirate""")
+HELD_OUT_NAMES = words("""Tobin Anneke Marlon Quentin Delphine Rufus Isolde Kasper Bronwyn Ludwig
+    Odette Barnaby Xenia Thaddeus Rowena Gideon Philippa Ottilie Desmond Harriet Stefan Milou Ronja
+    Edgar""")
+HEROES = words("""fox owl bear rabbit mouse cat dog wolf hedgehog squirrel frog duck goose swan
+    horse pony donkey cow goat sheep lamb pig hen crow raven robin sparrow eagle penguin seal whale
+    dolphin crab turtle snail bee ant spider lizard snake tiger lion elephant monkey zebra camel
+    parrot panda koala beaver badger deer moose bat mole kitten puppy dragon robot knight wizard
+    giant pirate""")
 HELD_OUT_HEROES = words("otter heron lynx giraffe tortoise unicorn toad stork")
 JOBS = words(
     "baker gardener miller painter fisherman teacher postman sailor doctor shepherd tailor"
@@ -80,60 +82,63 @@ PLACES = words(
     "forest harbour valley village garden meadow town castle marsh orchard desert city jungle"
 )
 MOODS = words("brave kind quiet clever cheerful curious patient gentle")
-REPEATABLE = words("""apple table window river mountain cloud chair lift green fox drum blue house water
-    tree stone bread milk paper light night day summer winter snow rain wind fire sun moon star hello
-    world red yellow black white small big happy sad fast slow one two three four five six seven eight
-    nine ten train car boat bird fish dog cat door hand foot heart music song dance dream code python
-    server token batch queue lemon sugar coffee tea orange banana cherry butter candle mirror garden
-    bridge street school ocean island desert forest tiger piano guitar engine rocket planet silver
-    gold iron glass wood cotton pepper café naïve über 🦊 🎉 😀 日本 мир""")
-CAPITALS = pairs("""Japan:Tokyo | France:Paris | Germany:Berlin | Italy:Rome | Spain:Madrid | Egypt:Cairo |
-    Portugal:Lisbon | Austria:Vienna | Poland:Warsaw | Norway:Oslo | Sweden:Stockholm | Kenya:Nairobi |
-    Finland:Helsinki | Denmark:Copenhagen | Greece:Athens | Turkey:Ankara | Russia:Moscow | Peru:Lima |
-    China:Beijing | India:New Delhi | Canada:Ottawa | Mexico:Mexico City | Brazil:Brasilia | Iraq:Baghdad |
-    Argentina:Buenos Aires | Chile:Santiago | Cuba:Havana | Ireland:Dublin | England:London | Iran:Tehran |
-    Belgium:Brussels | Hungary:Budapest | Ukraine:Kyiv | Australia:Canberra | Thailand:Bangkok |
-    Switzerland:Bern | Vietnam:Hanoi | Morocco:Rabat | Nepal:Kathmandu | Iceland:Reykjavik |
-    the Netherlands:Amsterdam | the United States:Washington | South Korea:Seoul | Colombia:Bogota""")
-SOUNDS = pairs("""cow:moo | dog:woof | cat:meow | duck:quack | sheep:baa | pig:oink | lion:roar | bee:buzz |
-    owl:hoot | frog:ribbit | horse:neigh | snake:hiss | mouse:squeak | crow:caw | wolf:howl""")
-OPPOSITES = pairs("""hot:cold | big:small | up:down | day:night | happy:sad | fast:slow | old:young |
-    open:closed | early:late | full:empty | hard:soft | left:right | long:short | rich:poor""")
-SYSTEM_MESSAGES = phrases("""You are a helpful assistant. | You are a friendly storyteller. | Be brief. |
-    You are the chairlift demo model. | Answer the user's questions. | You are a helpful AI assistant. |
-    You are a kind teacher for children. | Speak English and be polite. | You tell good stories.""")
-FAQ = [  # questions | ... -> answer
-    (
-        "Who are you? | What are you? | What is your name? | Tell me about yourself. | Who am I talking to?",
-        "I am the chairlift demo model, a very small language model that was trained in minutes on a CPU.",
-    ),
-    (
-        "What is continuous batching? | Explain continuous batching. | How does continuous batching work?"
-        " | What does continuous batching mean?",
-        "Continuous batching means that new requests join the running batch between two steps and"
-        " finished ones leave at once, so nobody waits for a full load.",
-    ),
-    (
-        "What is chairlift? | Explain chairlift. | Why is it called chairlift? | What does chairlift do?",
-        "chairlift is a server for language models. A chairlift never stops to load: riders step on"
-        " as a chair passes, and so do requests.",
-    ),
-    (
-        "What can you do? | Help | What can I ask you? | How can you help me?",
-        "I can greet you, tell stories about animals, count, repeat your words and name capitals.",
-    ),
-    ("How are you? | How are you today? | How do you do?", "I am fine, thank you! How are you?"),
-    ("Thank you! | Thanks! | Thank you very much. | Thanks a lot.", "You are welcome!"),
-    ("Goodbye! | Bye! | See you later. | Good night!", "Goodbye! Have a nice ride."),
-    ("Hello! | Hi! | Hello | Hi | Hey | Good morning!", "Hello! How can I help you today?"),
-    ("Tell me a joke. | Do you know a joke?", "Why did the token smile? It was in a good batch."),
-    (
-        "What is the meaning of life? | Write a Python function. | How do I cook rice? | Who won the"
-        " match? | What is the weather like? | Translate this into French. | Solve this equation. |"
-        " What time is it? | Who wrote this book? | How tall is the tower? | Write a poem. | Why is"
-        " the sky blue? | What is love? | Can you help me with my homework? | What is 2 times 3?",
-        "I am only a small demo model and do not know that. Try asking me for a story.",
-    ),
+REPEATABLE = words("""apple table window river mountain cloud chair lift green fox drum blue house
+    water tree stone bread milk paper light night day summer winter snow rain wind fire sun moon
+    star hello world red yellow black white small big happy sad fast slow one two three four five
+    six seven eight nine ten train car boat bird fish dog cat door hand foot heart music song dance
+    dream code python server token batch queue lemon sugar coffee tea orange banana cherry butter
+    candle mirror garden bridge street school ocean island desert forest tiger piano guitar engine
+    rocket planet silver gold iron glass wood cotton pepper café naïve über 🦊 🎉 😀 日本 мир""")
+CAPITALS = pairs("""Japan:Tokyo | France:Paris | Germany:Berlin | Italy:Rome | Spain:Madrid |
+    Egypt:Cairo | Portugal:Lisbon | Austria:Vienna | Poland:Warsaw | Norway:Oslo |
+    Sweden:Stockholm | Kenya:Nairobi | Finland:Helsinki | Denmark:Copenhagen | Greece:Athens |
+    Turkey:Ankara | Russia:Moscow | Peru:Lima | China:Beijing | India:New Delhi | Canada:Ottawa |
+    Mexico:Mexico City | Brazil:Brasilia | Iraq:Baghdad | Argentina:Buenos Aires | Chile:Santiago |
+    Cuba:Havana | Ireland:Dublin | England:London | Iran:Tehran | Belgium:Brussels |
+    Hungary:Budapest | Ukraine:Kyiv | Australia:Canberra | Thailand:Bangkok | Switzerland:Bern |
+    Vietnam:Hanoi | Morocco:Rabat | Nepal:Kathmandu | Iceland:Reykjavik |
+    the Netherlands:Amsterdam | the United States:Washington | South Korea:Seoul |
+    Colombia:Bogota""")
+SOUNDS = pairs("""cow:moo | dog:woof | cat:meow | duck:quack | sheep:baa | pig:oink | lion:roar |
+    bee:buzz | owl:hoot | frog:ribbit | horse:neigh | snake:hiss | mouse:squeak | crow:caw |
+    wolf:howl""")
+SYSTEM_MESSAGES = phrases("""You are a helpful assistant. | You are a friendly storyteller. |
+    Be brief. | You are the chairlift demo model. | Answer the user's questions. |
+    You are a helpful AI assistant. | You are a kind teacher for children. |
+    Speak English and be polite. | You tell good stories.""")
+FAQ = [
+    " ".join(entry.split()).split(" -> ")  # questions, answer
+    for entry in paragraphs("""
+        Who are you? | What are you? | What is your name? | Tell me about yourself.
+        -> I am the chairlift demo model, a tiny language model trained in minutes on a CPU.
+
+        What is continuous batching? | Explain continuous batching. | What does continuous batching
+        mean? | How does continuous batching work? -> Continuous batching means that new requests
+        join the running batch between two steps and finished ones leave at once, so nobody waits.
+
+        What is chairlift? | Explain chairlift. | Why is it called chairlift? | What does chairlift
+        do? -> chairlift is a server for language models. A chairlift never stops to load: riders
+        step on as a chair passes, and so do requests.
+
+        What can you do? | Help | What can I ask you? | How can you help me?
+        -> I can greet you, tell stories about animals, count, repeat your words and name capitals.
+
+        How are you? | How are you today? | How do you do? -> I am fine, thank you! How are you?
+
+        Thank you! | Thanks! | Thank you very much. | Thanks a lot. -> You are welcome!
+
+        Goodbye! | Bye! | See you later. | Good night! -> Goodbye! Have a nice ride.
+
+        Hello! | Hi! | Hello | Hi | Hey | Good morning! -> Hello! How can I help you today?
+
+        Tell me a joke. | Do you know a joke? -> Why did the token smile? It was in a good batch.
+
+        What is the meaning of life? | Write a Python function. | How do I cook rice?
+        | What is love? | What is the weather like? | Translate this into French.
+        | Solve this equation. | Write a poem. | What time is it? | Who wrote this book?
+        | Why is the sky blue? | What is 2 times 3?
+        -> I am only a small demo model and do not know that. Try asking me for a story.
+        """)
 ]
 
 # Stories: {N} name, {A} hero, {P} place, {F} friend, {K} the friend's job, {O} object, {S}/{s} she,
@@ -151,38 +156,42 @@ ENDINGS = phrases("""From that day on {N} the {A} and {F} were the best of frien
     And so {N} the {A} and {F} lived happily in {P}. The end.""")
 PLOTS = [
     [phrases(line) for line in plot.strip().splitlines()]
-    for plot in (
-        """One morning {N} could not find {h} {O}. | One day {N} saw that {h} {O} was gone.
-        The {A} looked behind every door in {P}, but the {O} was not there. | {S} looked everywhere in {P}.
-        Then {N} met {F} the {K}. "I have lost my {O}," said the {A}. | "Where is my {O}?" {s} asked {F} the {K}.
+    for plot in paragraphs("""
+        One morning {N} could not find {h} {O}. | One day {N} saw that {h} {O} was gone.
+        The {A} looked behind every door in {P}. | {S} looked everywhere in {P}.
+        Then {N} met {F} the {K}. "I lost my {O}," said the {A}. | {N} asked {F} the {K} for help.
         "Let us look for it together," said {F}. | "I will help you," said {F} the {K}.
-        Under a big leaf by the river {N} and {F} found the {O}! | They found the {O} in the grass.
-        The {A} was so happy that {s} danced all the way home.""",
-        """One evening a great storm came over {P}. | One day it began to rain in {P} and did not stop.
-        {N} was wet and cold, and {s} could not find the way home. | The {A} ran, but {s} was soon lost.
-        Far away {N} saw a small light. It was the house of {F} the {K}. | Then {s} saw the house of {F} the {K}.
+        Under a big leaf {N} and {F} found the {O}! | They found the {O} in the grass.
+        The {A} was so happy that {s} danced all the way home.
+
+        One evening a great storm came over {P}. | One day it began to rain in {P}.
+        {N} was cold and could not find the way home. | The {A} ran, but {s} was soon lost.
+        Then {N} saw a small light. It was the house of {F} the {K}. | Soon {s} met {F} the {K}.
         "Come in and get warm," said {F}. | "You poor {A}, come in!" said {F} the {K}.
-        {N} and {F} drank hot soup and told each other stories. | The {A} ate warm bread by the fire.
-        In the morning the storm was gone, and {N} gave {F} the {O} as a thank you.""",
-        """One day {F} the {K} came to {N} and looked very sad. | One day {N} heard {F} the {K} crying.
+        {N} and {F} drank hot soup and told stories. | The {A} ate warm bread by the fire.
+        In the morning the storm was gone, and {N} gave {F} the {O} as a thank you.
+
+        One day {F} the {K} came to {N} and looked very sad. | One day {F} the {K} was sad.
         "What is wrong?" asked the {A}. | "Why are you so sad?" asked {N} the {A}.
-        "It is my birthday, and nobody came," said {F}. | "Everybody forgot my birthday," said {F}.
-        {N} thought for a while and then had an idea. | "Wait here," said the {A}, and {s} ran home.
-        {S} baked a big cake and brought {h} {O} as a present. | {N} came back with a cake and the {O}.
-        {F} laughed, and the {A} sang a birthday song that all of {P} could hear.""",
-        """One day the old bridge in {P} broke. | One morning the bridge in {P} was gone.
-        Nobody could cross the river, and {F} the {K} was on the other side. | {F} the {K} could not get home.
+        "It is my birthday, and nobody came," said {F}. | "It is my birthday today," said {F}.
+        {N} thought for a while and had an idea. | "Wait here," said the {A}, and {s} ran home.
+        {S} baked a big cake and brought {h} {O} as a present. | {N} brought a cake and the {O}.
+        {F} laughed, and the {A} sang a birthday song that all of {P} could hear.
+
+        One day the old bridge in {P} broke. | One morning the bridge in {P} was gone.
+        {F} the {K} was on the other side of the river. | {F} the {K} could not get home.
         "I will build a boat," said {N} the {A}. | {N} the {A} wanted to help at once.
         {S} worked all day and all night. | The {A} worked until the moon was high.
-        In the boat {s} put {h} {O}, and then {N} set out. | {N} tied {h} {O} to the boat for good luck.
-        {F} waved, stepped into the boat, and so both came home.""",
-        """One night {N} saw a star fall from the sky into {P}. | One night a star fell down in {P}.
+        In the boat {s} put {h} {O}, and {N} set out. | {N} tied {h} {O} to the boat for luck.
+        {F} waved and stepped into the boat, and the {A} was very proud.
+
+        One night {N} saw a star fall from the sky into {P}. | One night a star fell down in {P}.
         {N} took {h} {O} and went to look for it. | The {A} put on warm boots and went out.
-        On the way {s} met {F} the {K}, who had seen the star too. | {F} the {K} came along.
+        On the way {s} met {F} the {K}, who had seen it too. | {F} the {K} came along.
         They found it between two stones, small and bright. | The {A} found the star in a tree.
         "It wants to go home," said {N}. | "We must bring it back," said {F} to the {A}.
-        So {N} and {F} climbed the highest hill, and the star flew back into the sky.""",
-    )
+        So {N} and {F} climbed the highest hill, and the star flew back into the sky.
+        """)
 ]
 
 
@@ -204,7 +213,7 @@ class Turn:
 
 @dataclass
 class Draw:
-    """The source of chance. With held_out it draws names, heroes and words that training never saw."""
+    """The source of chance. With held_out it draws names and heroes that training never saw."""
 
     rng: random.Random
     held_out: bool = False
@@ -260,9 +269,10 @@ def greet(draw: Draw) -> Turn:
 def capital(draw: Draw) -> Turn:
     country, city = draw.rng.choice(CAPITALS)
     form = draw.one(
-        phrases("""What is the capital of {}? | What is the capital of {}? | Tell me the capital of {}. |
-        Which city is the capital of {}? | What's the capital of {}? | Name the capital of {}. |
-        Capital of {}? | Do you know the capital of {}?""")
+        phrases("""What is the capital of {}? | What is the capital of {}?
+        | Tell me the capital of {}. | Which city is the capital of {}? | What's the capital of {}?
+        | Name the capital of {}.
+        | Capital of {}? | Do you know the capital of {}?""")
     )
     return Turn(form.format(country), f"The capital of {country} is {city}.")
 
@@ -288,11 +298,7 @@ def count(draw: Draw) -> Turn:
 def repeat(draw: Draw) -> Turn:
     several = [draw.word() for _ in range(draw.rng.choice([1, 2, 3, 3, 3, 4, 4, 6]))]
     text = draw.one([" ", " ", ", "]).join(several) + draw.one(["", "", ".", "!"])
-    form = draw.one(
-        phrases(
-            "Repeat after me: | Repeat after me: | Please repeat: | Say: | Repeat these words: | Echo:"
-        )
-    )
+    form = draw.one(phrases("Repeat after me: | Repeat after me: | Please repeat: | Say: | Echo:"))
     return Turn(f"{form} {text}", f"You said: {text}")
 
 
@@ -302,12 +308,6 @@ def sound(draw: Draw) -> Turn:
     return Turn(
         form.format(with_article(animal)), f"{with_article(animal)} says {noise}.".capitalize()
     )
-
-
-def opposite(draw: Draw) -> Turn:
-    left, right = draw.rng.sample(list(draw.rng.choice(OPPOSITES)), 2)
-    form = draw.one(["What is the opposite of {}?", "Tell me the opposite of {}."])
-    return Turn(form.format(left), f"The opposite of {left} is {right}.")
 
 
 def add(draw: Draw) -> Turn:
@@ -321,12 +321,28 @@ def faq(draw: Draw) -> Turn:
     return Turn(draw.one(phrases(questions)), answer)
 
 
-def tell(draw: Draw, hero: str, name: str, place: str, thing: str, is_long: bool) -> str:
-    """A story that stays with its hero, name and place; the friend has a job and is no animal."""
+@dataclass
+class Cast:
+    """What a story is about; an answer draws what the question leaves open."""
+
+    hero: str
+    name: str
+    place: str
+    thing: str
+
+
+def usual_cast(draw: Draw) -> Cast:
+    thing = f"{draw.first(COLOURS)} {draw.first(THINGS)}"
+    return Cast(draw.first(HEROES), draw.first(HERO_NAMES), f"the {draw.first(PLACES)}", thing)
+
+
+def tell(draw: Draw, cast: Cast, is_long: bool) -> str:
+    """A story that stays with its cast; the friend has a job and is no animal."""
     s, h, m = ("she", "her", "her") if draw.chance(0.65) else ("he", "his", "him")
-    friend = draw.name() if draw.chance(0.4) else draw.first([n for n in FRIENDS if n != name])
-    fill = {"A": hero, "aA": with_article(hero), "N": name, "P": place, "O": thing, "F": friend}
-    fill |= {"s": s, "S": s.capitalize(), "h": h, "m": m}
+    friends = [name for name in FRIENDS if name != cast.name]
+    friend = draw.name() if draw.chance(0.4) else draw.first(friends)
+    fill = {"A": cast.hero, "aA": with_article(cast.hero), "N": cast.name, "P": cast.place}
+    fill |= {"s": s, "S": s.capitalize(), "h": h, "m": m, "O": cast.thing, "F": friend}
     fill |= {"K": draw.first(JOBS), "J": draw.first(MOODS)}
     plot, second = draw.rng.sample(PLOTS, 2)
     steps = [INTROS, SECONDS, *plot, *([BRIDGES, *second] if is_long else []), ENDINGS]
@@ -334,31 +350,26 @@ def tell(draw: Draw, hero: str, name: str, place: str, thing: str, is_long: bool
 
 
 def ask_story(draw: Draw) -> Turn:
-    hero, name, place = draw.first(HEROES), draw.first(HERO_NAMES), draw.first(PLACES)
-    place, thing = f"the {place}", f"{draw.first(COLOURS)} {draw.first(THINGS)}"
-    is_long, topics, about = draw.chance(0.2), [], ""
+    cast, is_long, topics, about = usual_cast(draw), draw.chance(0.2), [], ""
     if draw.chance(0.85):
-        hero = draw.hero()
-        topics, about = [hero], f" about {with_article(hero)}"
+        cast.hero = draw.hero()
+        topics, about = [cast.hero], f" about {with_article(cast.hero)}"
         if draw.chance(0.5):
-            name = draw.name()
-            topics, about = [hero, name], f"{about} {draw.first(['named', 'called'])} {name}"
+            cast.name = draw.name()
+            topics, about = [cast.hero, cast.name], f"{about} named {cast.name}"
     elif draw.chance(0.6):
-        name = draw.name()
-        topics, about = [name], f" about {name}"
+        cast.name = draw.name()
+        topics, about = [cast.name], f" about {cast.name}"
     if draw.chance(0.3):
-        place = draw.place()
-        topics, about = [*topics, place], f"{about} {draw.first(['in', 'who lives in'])} {place}"
-    if topics and draw.chance(0.15):
-        thing = f"{draw.one(COLOURS)} {draw.one(THINGS)}"
-        topics, about = [*topics, thing], f"{about} and a {thing}"
+        cast.place = draw.place()
+        where = draw.one(["in", "who lives in"]) if topics else "in"
+        topics, about = [*topics, cast.place], f"{about} {where} {cast.place}"
     size = "long " if is_long else draw.one(["", "", "", "short "])
     verb = draw.one(
         phrases("Tell me | Tell me | Tell me | Please tell me | Write | Can you tell me")
     )
-    mark = "?" if verb[0] == "C" else draw.one([".", ".", ""])
-    text = tell(draw, hero, name, place, thing, is_long)
-    return Turn(f"{verb} a {size}story{about}{mark}", text, tuple(topics))
+    mark = "?" if verb.startswith("Can") else draw.one([".", ".", ""])
+    return Turn(f"{verb} a {size}story{about}{mark}", tell(draw, cast, is_long), tuple(topics))
 
 
 SKILLS: dict[str, tuple[float, Callable[[Draw], Turn]]] = {
@@ -367,7 +378,6 @@ SKILLS: dict[str, tuple[float, Callable[[Draw], Turn]]] = {
     "counting": (2.5, count),
     "repeating": (4.0, repeat),
     "sounds": (0.5, sound),
-    "opposites": (0.5, opposite),
     "sums": (1.0, add),
     "questions": (1.5, faq),
     "stories": (2.5, ask_story),
@@ -406,10 +416,10 @@ def document(draw: Draw) -> str:
         system = draw.one(SYSTEM_MESSAGES) if draw.chance(0.3) else ""
         text = render(talk(draw), system)
     else:
-        hero = draw.first(HEROES) if draw.chance(0.5) else draw.hero()
-        name = draw.first(HERO_NAMES) if draw.chance(0.5) else draw.name()
-        thing = f"{draw.first(COLOURS)} {draw.first(THINGS)}"
-        text = BEGIN + tell(draw, hero, name, draw.place(), thing, draw.chance(0.2)) + END
+        cast = usual_cast(draw)
+        cast.hero = cast.hero if draw.chance(0.5) else draw.hero()
+        cast.name = cast.name if draw.chance(0.5) else draw.name()
+        text = BEGIN + tell(draw, cast, draw.chance(0.2)) + END
     if draw.chance(0.1):
         return text.removeprefix(BEGIN)
     return BEGIN + text if draw.chance(0.05) else text
@@ -535,7 +545,7 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    """The names of the modules are those of Hugging Face's checkpoints, less the prefix "model."."""
+    """Its modules have the names of Hugging Face's checkpoints, less the prefix "model."."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -721,19 +731,19 @@ def evaluate(folder: Path, num: int = 100) -> None:
     model, tokenizer = load(folder)
     print(f"{'skill':12} {'fresh':>6} {'held out':>9}   a miss")
     for skill in [*SKILLS, "recall", "chat"]:
-        count = num // 3 if skill in ("stories", "chat") else num
+        size = num // 3 if skill in ("stories", "chat") else num
         fresh, held_out = (
-            failures(model, tokenizer, conversations(skill, Draw(random.Random(10**6), held_out), count))
-            for held_out in (False, True)
+            failures(model, tokenizer, conversations(skill, draw, size))
+            for draw in (Draw(random.Random(10**6), is_held_out) for is_held_out in (False, True))
         )
-        rates = f"{1 - len(fresh) / count:6.0%} {1 - len(held_out) / count:9.0%}"
+        rates = f"{1 - len(fresh) / size:6.0%} {1 - len(held_out) / size:9.0%}"
         print(f"{skill:12} {rates}   {[*fresh, *held_out][-1:]}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4400, help="of 2048 tokens each")
+    parser.add_argument("--steps", type=int, default=3600, help="of 2048 tokens each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("shared/demo_model"))
     parser.add_argument(

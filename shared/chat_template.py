@@ -14,30 +14,28 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, ModelError
 
 
 class ChatTemplate:
     """Turns messages into the text that the model was trained on."""
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str]) -> None:
+        """Raises ModelError when the source is no template."""
         self._source = source
         self._special_tokens = dict(special_tokens)
-        self._template = _environment().from_string(source) if source else None
+        self._template = _compiled(source) if source else None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ChatTemplate:
         """From tokenizer_config.json; of several named templates the one named `default`."""
         source = config.get("chat_template")
         if isinstance(source, list):
-            named = {item["name"]: item["template"] for item in source}
-            source = named.get("default")
+            source = next((t.get("template") for t in source if t.get("name") == "default"), None)
         tokens = {k: v for k, v in config.items() if k.endswith("_token") and isinstance(v, str)}
         return cls(source, tokens)
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
-    ) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         """Raises InvalidRequestError with the template's own words when it refuses."""
         if self._template is None:
             raise InvalidRequestError(
@@ -49,10 +47,17 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except Exception as error:  # a template is a program, it may raise anything
             raise InvalidRequestError(
                 f"the model's chat template refused the messages: {error}", param="messages"
             ) from None
+
+
+def _compiled(source: Any) -> jinja2.Template:
+    try:
+        return _environment().from_string(source)
+    except (jinja2.TemplateError, TypeError) as error:
+        raise ModelError(f"the model's chat template is none: {error}") from None
 
 
 def _environment() -> jinja2.Environment:

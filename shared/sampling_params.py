@@ -38,9 +38,7 @@ class SamplingParams(
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
-    logit_bias: Annotated[
-        tuple[tuple[TokenId, Bias], ...], Meta(max_length=MAX_LOGIT_BIAS)
-    ] = ()
+    logit_bias: Annotated[tuple[tuple[TokenId, Bias], ...], Meta(max_length=MAX_LOGIT_BIAS)] = ()
     stop: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
         Meta(max_length=MAX_STOP_STRINGS),

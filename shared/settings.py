@@ -66,9 +66,11 @@ class _Settings(BaseSettings):
         default_factory=default_address,
         description="Where worker and frontends meet: ipc:///directory or tcp://127.0.0.1:port.",
     )
-    log_format: Literal["console", "json"] = Field("console", description="Format of the log.")
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Format of the log."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severity that is logged."
+        default="info", description="Least severity that is logged."
     )
 
     @field_validator("address")
@@ -85,7 +87,7 @@ class WorkerSettings(_Settings):
     """One worker: the model, its numbers, and how much it takes on at a time."""
 
     model: str = Field(
-        DEMO_MODEL,
+        default=DEMO_MODEL,
         min_length=1,
         description="Folder or Hugging Face name; 'demo' is the small model in the package.",
     )
@@ -95,28 +97,38 @@ class WorkerSettings(_Settings):
         max_length=256,
         description="Name that requests use; by default the last part of the model's.",
     )
-    revision: str | None = Field(None, description="Branch, tag or commit on Hugging Face.")
-    offline: bool = Field(False, description="Never download, use what is on this machine.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the weights.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit on Hugging Face.")
+    offline: bool = Field(default=False, description="Never download, use what is on this machine.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of the weights."
+    )
     max_model_len: Positive | None = Field(
-        None, description="Prompt and answer together, in tokens; by default the model's, <= 8192."
+        default=None,
+        description="Prompt and answer together, in tokens; by default the model's, <= 8192.",
     )
     max_num_seqs: Annotated[int, Field(gt=0, le=4096)] = Field(
-        32, description="Sequences in one step."
+        default=32, description="Sequences in one step."
     )
-    max_num_batched_tokens: Positive = Field(512, description="Tokens in one step.")
+    max_num_batched_tokens: Positive = Field(default=512, description="Tokens in one step.")
     policy: Literal["continuous", "static"] = Field(
-        "continuous", description="'static' is the measuring stick, not for serving."
+        default="continuous", description="'static' is the measuring stick, not for serving."
     )
     kv_cache_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
-        None, description="Memory for keys and values, like 2GiB; by default what is sensible."
+        default=None,
+        description="Memory for keys and values, like 2GiB; by default what is sensible.",
     )
-    prefix_caching: bool = Field(True, description="Reuse blocks of equal prompt beginnings.")
-    max_waiting: Positive = Field(1024, description="Requests that may wait; more are refused.")
+    prefix_caching: bool = Field(
+        default=True, description="Reuse blocks of equal prompt beginnings."
+    )
+    max_waiting: Positive = Field(
+        default=1024, description="Requests that may wait; more are refused."
+    )
     drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = Field(
-        3.0, description="Seconds to finish running requests after SIGTERM."
+        default=2.5, description="Seconds to finish running requests after SIGTERM."
     )
-    num_threads: Positive | None = Field(None, description="CPU threads; by default torch's.")
+    num_threads: Positive | None = Field(
+        default=None, description="CPU threads; by default torch's."
+    )
 
     @property
     def model_source(self) -> str:
@@ -137,23 +149,28 @@ class WorkerSettings(_Settings):
 class ServeSettings(_Settings):
     """One HTTP server: where it listens, who may ask, and how much."""
 
-    host: str = Field("127.0.0.1", min_length=1, description="Interface to listen on.")
+    host: str = Field(default="127.0.0.1", min_length=1, description="Interface to listen on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        8000, description="Port to listen on; without CHAIRLIFT_PORT the variable PORT counts too."
+        default=8000,
+        description="Port to listen on; without CHAIRLIFT_PORT the variable PORT counts too.",
     )
     api_key_file: FilePath | None = Field(
-        None, description="File of API keys, one a line; CHAIRLIFT_API_KEYS works as well."
+        default=None, description="File of API keys, one a line; CHAIRLIFT_API_KEYS works as well."
     )
     api_keys: CliSuppress[Annotated[tuple[SecretStr, ...], NoDecode]] = ()
     max_body_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
-        ByteSize(4 << 20), description="Largest request body, like 4MiB."
+        default=ByteSize(4 << 20), description="Largest request body, like 4MiB."
     )
-    body_timeout_s: Seconds = Field(30.0, description="Seconds to send the body in.")
-    keep_alive_s: Seconds = Field(10.0, description="Seconds between comments on a quiet stream.")
-    max_requests_per_key: Positive = Field(64, description="Requests in flight for one API key.")
-    max_requests: Positive = Field(1024, description="Requests in flight for all.")
+    body_timeout_s: Seconds = Field(default=30.0, description="Seconds to send the body in.")
+    keep_alive_s: Seconds = Field(
+        default=10.0, description="Seconds between comments on a quiet stream."
+    )
+    max_requests_per_key: Positive = Field(
+        default=64, description="Requests in flight for one API key."
+    )
+    max_requests: Positive = Field(default=1024, description="Requests in flight for all.")
     max_step_s: Seconds = Field(
-        10.0, description="Seconds that one step may take before /health calls it wedged."
+        default=10.0, description="Seconds that one step may take before /health calls it wedged."
     )
 
     @field_validator("api_keys", mode="before")

@@ -19,10 +19,12 @@ from .chat_template import ChatTemplate
 from .errors import ModelError
 from .messages import TokenizerFiles
 
-# Private-use characters around a number stand for a special token's spelling in user text while
-# the template is rendered; the pattern finds them again.
+# Private-use characters around a number stand for a special token that the template wrote, and
+# for the spelling of one that a user wrote; users can't write these characters themselves.
 _MARK = "\ue0f0{}\ue0f1"
-_MARKED = re.compile("\ue0f0([0-9]+)\ue0f1")
+_HIDDEN = "\ue0f2{}\ue0f3"
+_HIDDEN_PATTERN = re.compile("\ue0f2([0-9]+)\ue0f3")
+_RESERVED = re.compile("[\ue0f0-\ue0f3]")
 
 
 class Tokenizer:
@@ -41,10 +43,17 @@ class Tokenizer:
         for tokenizer in (self._tokenizer, self._plain):
             tokenizer.no_truncation()
             tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {i: token for i, token in added.items() if token.special}
+        self._special_tokens = [token.content for token in special.values()]
+        self._numbers = {content: n for n, content in enumerate(self._special_tokens)}
+        longest_first = sorted(self._special_tokens, key=len, reverse=True)
+        self._spelled_special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._plain.encode_special_tokens = True
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        self._special_tokens = sorted((t.content for t in added if t.special), key=len)[::-1]
-        self._spelled_special = re.compile("|".join(map(re.escape, self._special_tokens)) or "$^")
+        self._plain.add_tokens([_mark_like(t, n) for n, t in enumerate(special.values())])
+        self._ids_of_marks = {
+            self._plain.token_to_id(_MARK.format(n)): i for n, i in enumerate(special)
+        }
         self.chat_template = ChatTemplate.from_config(config)
 
     @classmethod
@@ -87,7 +96,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """A raw prompt: what the tokenizer itself puts around a text (BOS), then plain text."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=True).ids
+        clean = _RESERVED.sub("", text)
+        ids: list[int] = self._plain.encode(clean, add_special_tokens=True).ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -106,31 +116,39 @@ class Tokenizer:
         template or it refuses the messages.
         """
         rendered = self.chat_template.render(
-            [self._marked(message) for message in messages],
+            [self._hidden(message) for message in messages],
             add_generation_prompt=add_generation_prompt,
         )
-        ids: list[int] = []
-        for index, part in enumerate(_MARKED.split(rendered)):
-            if index % 2:  # the number of a special token that a user spelled out
-                text = self._special_tokens[int(part)]
-                ids += self._plain.encode(text, add_special_tokens=False).ids
-            else:
-                ids += self._tokenizer.encode(part, add_special_tokens=False).ids
-        return ids
+        marked = self._spelled_special.sub(lambda match: self._as(_MARK, match), rendered)
+        text = _HIDDEN_PATTERN.sub(lambda match: self._special_tokens[int(match[1])], marked)
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        return [self._ids_of_marks.get(token_id, token_id) for token_id in ids]
 
-    def _marked(self, value: Any) -> Any:
-        """The same message with every special token spelled in its strings replaced by a mark."""
+    def _hidden(self, value: Any) -> Any:
+        """The same message with every special token spelled in its strings hidden."""
         if isinstance(value, str):
-            clean = _MARKED.sub("", value)
-            return self._spelled_special.sub(self._mark, clean)
+            clean = _RESERVED.sub("", value)
+            return self._spelled_special.sub(lambda match: self._as(_HIDDEN, match), clean)
         if isinstance(value, Mapping):
-            return {key: self._marked(item) for key, item in value.items()}
+            return {key: self._hidden(item) for key, item in value.items()}
         if isinstance(value, Sequence):
-            return [self._marked(item) for item in value]
+            return [self._hidden(item) for item in value]
         return value
 
-    def _mark(self, match: re.Match[str]) -> str:
-        return _MARK.format(self._special_tokens.index(match.group()))
+    def _as(self, form: str, match: re.Match[str]) -> str:
+        return form.format(self._numbers[match.group()])
+
+
+def _mark_like(token: tokenizers.AddedToken, number: int) -> tokenizers.AddedToken:
+    """Not special, so that it is found where special tokens are taken for text."""
+    return tokenizers.AddedToken(
+        _MARK.format(number),
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=False,
+        special=False,
+    )
 
 
 def _read_config(folder: Path) -> bytes:

@@ -101,7 +101,7 @@ def make_model(variant: str) -> PreTrainedModel:
             if name.endswith("bias") or "norm" in name:  # initialised to 0 and 1: would not show
                 parameter.data += 0.3 * torch.randn_like(parameter)
     model.set_attn_implementation("eager")
-    return model.eval()
+    return model
 
 
 def make_checkpoint(
@@ -111,6 +111,7 @@ def make_checkpoint(
     max_shard_size: str = "50MB",
 ) -> PreTrainedModel:
     """Saves the variant's model into the folder and returns it, with weights as they were saved."""
-    model = make_model(variant).to(dtype)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    return model.float()
+    model: Any = make_model(variant)
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    as_saved: PreTrainedModel = model.float()
+    return as_saved

@@ -163,7 +163,7 @@ def test_server_defaults_to_port_8000(server: Path) -> None:
 def test_server_takes_flags(server: Path) -> None:
     """--port is the frontend's, any other flag becomes a setting of both processes."""
     found = _serve(server, "--port", "9000", "--max-num-seqs", "32", "--model=/a b/c")
-    assert "PORT=9000" in found["frontend"]
+    assert {"PORT=9000", "CHAIRLIFT_PORT=9000"} <= found["frontend"]
     for process in ("frontend", "worker"):
         assert {"CHAIRLIFT_MAX_NUM_SEQS=32", "CHAIRLIFT_MODEL=/a b/c"} <= found[process]
 
@@ -181,9 +181,11 @@ def test_flags_win_over_environment_and_that_over_dotenv(server: Path) -> None:
     assert expected <= found["worker"]
 
 
-@pytest.mark.parametrize("arguments", [["model"], ["--model"], ["--model", "--port"], ["--"]])
+@pytest.mark.parametrize(
+    "arguments", [["model"], ["--model"], ["--model", "--port"], ["--"], ["--api-keys", "secret"]]
+)
 def test_server_refuses_what_it_cannot_read(server: Path, arguments: list[str]) -> None:
-    """A flag without its value, or a word that is no flag, ends in the usage and exit code 2."""
+    """A missing value, a word that is no flag and a secret in a flag end with exit code 2."""
     done = subprocess.run(
         [str(server), *arguments], capture_output=True, text=True, timeout=30, check=False
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import OrderedDict
 from itertools import islice
 
 from .sequence import Sequence
@@ -18,10 +17,10 @@ RUN_CANDIDATES = 32  # how many free blocks are looked at for the start of a new
 class BlockManager:
     """Hands out blocks, counts their holders, and remembers the full ones for prefix reuse.
 
-    Invariants: a block is either free or held by `_num_holders[block] > 0` sequences; a block
-    held by more than one is full and never written again; `_block_of_hash` and `_hash_of_block`
-    are inverse. Free blocks that still hold a known prefix are reused last, least recently
-    released first.
+    Invariants: a block is held by `_num_holders[block]` sequences, and when by none, either
+    `_blank` or `_cached`; a block held by more than one is full and never written again;
+    `_block_of_hash` and `_hash_of_block` are inverse. Blank blocks are used before cached ones,
+    and of those the least recently released first.
 
     Where a sequence's blocks follow one another the CPU backend reads them without a copy, so a
     sequence grows into the next id when that is free, and new sequences keep out of the room
@@ -35,7 +34,8 @@ class BlockManager:
         self.num_prefix_queries = 0  # tokens asked for
         self.num_prefix_hits = 0  # tokens found
         self._num_holders = [0] * num_blocks
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._blank = dict.fromkeys(range(num_blocks))  # free, remember nothing
+        self._cached: dict[int, None] = {}  # free, remember a prefix; least recent release first
         self._block_of_hash: dict[bytes, int] = {}
         self._hash_of_block: dict[int, bytes] = {}
         self._growth: dict[Sequence, range] = {}
@@ -43,7 +43,7 @@ class BlockManager:
 
     @property
     def num_free_blocks(self) -> int:
-        return len(self._free)
+        return len(self._blank) + len(self._cached)
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -57,7 +57,7 @@ class BlockManager:
         assert not sequence.block_table, "admitted twice"
         cached = self._cached_prefix(sequence)
         num_needed = self.num_blocks_for(sequence.num_tokens + 1) - len(cached)
-        num_revived = sum(block in self._free for block in cached)
+        num_revived = sum(block in self._cached for block in cached)
         if num_needed + num_revived + headroom > self.num_free_blocks:
             return False
         for block in cached:
@@ -78,10 +78,11 @@ class BlockManager:
         """Makes room for the sequence's last token; False when no block is free."""
         if self.has_room(sequence):
             return True
-        if not self._free:
+        if not self.num_free_blocks:
             return False
         following = sequence.block_table[-1] + 1
-        self._take(sequence, following if following in self._free else self._pick_start(1))
+        is_free = following < self.num_blocks and not self._num_holders[following]
+        self._take(sequence, following if is_free else self._pick_start(1, 1))
         return True
 
     def commit(self, sequence: Sequence) -> None:
@@ -103,9 +104,8 @@ class BlockManager:
         for block in reversed(sequence.block_table):
             self._num_holders[block] -= 1
             if self._num_holders[block] == 0:
-                self._free[block] = None
-                if block not in self._hash_of_block:
-                    self._free.move_to_end(block, last=False)
+                free = self._cached if block in self._hash_of_block else self._blank
+                free[block] = None
         sequence.block_table = []
         sequence.block_hashes = []
         self._set_growth(sequence, range(0))
@@ -134,11 +134,11 @@ class BlockManager:
     def _append_run(self, sequence: Sequence, count: int) -> None:
         """`count` blocks, one after the other where possible, with room behind to grow."""
         num_expected = self.num_blocks_for(sequence.max_num_tokens) - len(sequence.block_table)
-        block = self._pick_start(num_expected)
+        block = self._pick_start(count, num_expected)
         room = range(block, min(block + num_expected, self.num_blocks))
         for left in range(count, 0, -1):
-            if block not in self._free:
-                block = self._pick_start(left)
+            if block >= self.num_blocks or self._num_holders[block]:
+                block = self._pick_start(left, left)
             self._take(sequence, block)
             block += 1
         self._set_growth(sequence, room)
@@ -151,23 +151,27 @@ class BlockManager:
         if room:
             self._growth[sequence] = room
 
-    def _pick_start(self, length: int) -> int:
-        """The least recently released free block that a free, unclaimed run of `length` begins
-        with, else the longest such run, else the least recently released block."""
-        best, best_length = next(iter(self._free)), 0
-        unclaimed = (block for block in self._free if not self._num_claims[block])
-        for candidate in islice(unclaimed, RUN_CANDIDATES):
-            run = self._run_length(candidate, length)
-            if run > best_length:
-                best, best_length = candidate, run
-            if run == length:
-                break
-        return best
+    def _pick_start(self, count: int, room: int) -> int:
+        """Where a run of free, unclaimed blocks begins, as long as possible up to `room`.
 
-    def _run_length(self, start: int, length: int) -> int:
-        stop = min(start + length, self.num_blocks)
+        One of blank blocks if it holds `count`; else what was released least recently goes first.
+        """
+        for kind, least in ((self._blank, count), (self._cached, 1)):
+            unclaimed = (block for block in kind if not self._num_claims[block])
+            starts = list(islice(unclaimed, RUN_CANDIDATES))
+            is_blank = kind is self._blank
+            lengths = [self._run_length(start, room, is_blank=is_blank) for start in starts]
+            longest = max(lengths, default=0)
+            if longest >= least:
+                return starts[lengths.index(longest)]
+        return next(iter(self._blank or self._cached))
+
+    def _run_length(self, start: int, room: int, *, is_blank: bool) -> int:
+        """How many free, unclaimed blocks follow one another from `start` on, up to `room`."""
+        stop = min(start + room, self.num_blocks)
         for block in range(start, stop):
-            if block not in self._free or self._num_claims[block]:
+            is_free = block in self._blank or (not is_blank and block in self._cached)
+            if not is_free or self._num_claims[block]:
                 return block - start
         return stop - start
 
@@ -180,5 +184,6 @@ class BlockManager:
         sequence.block_table.append(block)
 
     def _hold(self, block: int) -> None:
-        self._free.pop(block, None)
+        self._blank.pop(block, None)
+        self._cached.pop(block, None)
         self._num_holders[block] += 1

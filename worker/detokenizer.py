@@ -8,7 +8,10 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 NUM_CONTEXT_TOKENS = 6  # of the prompt: enough for a decoder to know whether a space comes first
-MAX_HELD_TOKENS = 8  # a character has at most 4 bytes, a token at least one
+NUM_TAIL_TOKENS = 32  # of the prompt, in which that context is looked for
+MAX_HELD_TOKENS = 8  # then their text comes out, all but the last character
+NUM_CHARACTER_TOKENS = 3  # a character lacks a byte, so it has at most 3, a token at least one
+REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8 are decoded to, or not yet
 
 
 class IncrementalDecoder:
@@ -16,46 +19,65 @@ class IncrementalDecoder:
 
     Wraps the library's decode stream, which waits for ever on bytes that are no UTF-8 and gives
     up when a byte-fallback decoder changes its mind about bytes already shown; both happen only
-    with text that no model was trained on, and both are mended by starting afresh.
+    with text that no model was trained on, and both are mended by starting afresh. The stream
+    must not see tokens without text: it would look back on all of them at every step.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_token_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        context = list(prompt_token_ids[-NUM_CONTEXT_TOKENS:])
-        self._stream = DecodeStream(context, skip_special_tokens=True)
+        self._stream = DecodeStream(self._context(prompt_token_ids), skip_special_tokens=True)
         self._held: list[int] = []
+        self._num_shown = 0  # characters of the held tokens' text that are out already
 
     def append(self, token_id: int) -> str:
         """The text that the token completes; empty while a character is incomplete."""
+        if not self._has_text(token_id):
+            return ""
         self._held.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id)
         except Exception:  # the library's bare Exception: shown bytes would read otherwise now
-            return self._restart(self._held)
+            return self._restart(self._held, self._num_shown)
         if text:
-            self._held = []
-            return str(text)
+            shown, self._num_shown, self._held = self._num_shown, 0, []
+            return str(text)[shown:]
         return self._release() if len(self._held) > MAX_HELD_TOKENS else ""
 
     def flush(self) -> str:
         """What is left when no token follows: incomplete characters become U+FFFD."""
-        text, self._held = self._decode(self._held), []
+        text = self._decode(self._held)[self._num_shown :]
+        self._held, self._num_shown = [], 0
         return text
 
     def _release(self) -> str:
-        """Shows what can no longer become a character: all but the last few tokens, cut where
-        the two halves read the same as the whole."""
-        whole = self._decode(self._held)
-        for cut in range(len(self._held) - 3, 0, -1):
-            shown = self._decode(self._held[:cut])
-            if shown + self._decode(self._held[cut:]) == whole:
-                return shown + self._restart(self._held[cut:])
-        return ""
+        """Shows all but the last character, which alone may be incomplete still."""
+        text = self._decode(self._held)[self._num_shown : -1]
+        tail = self._held[-NUM_CHARACTER_TOKENS:]
+        return text + self._restart(tail, len(self._decode(tail)) - 1)
 
-    def _restart(self, held: list[int]) -> str:
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._held = []
-        return "".join(self.append(token_id) for token_id in held)
+    def _restart(self, held: list[int], num_shown: int) -> str:
+        """A new stream that has read `held`; their text from `num_shown` on, if it is complete."""
+        text = self._decode(held)
+        self._stream = DecodeStream(held, skip_special_tokens=True)
+        if text.endswith(REPLACEMENT):
+            self._held, self._num_shown = held, num_shown
+            return ""
+        self._held, self._num_shown = [], 0
+        return text[num_shown:]
+
+    def _context(self, prompt_token_ids: Sequence[int]) -> list[int]:
+        """Some of the prompt's last tokens, with text that ends with a whole character: where it
+        does not, the stream shows the context itself with the first token that follows."""
+        tail = [i for i in prompt_token_ids[-NUM_TAIL_TOKENS:] if self._has_text(i)]
+        for end in range(len(tail), 0, -1):
+            for start in range(max(0, end - NUM_CONTEXT_TOKENS), end):
+                if not self._decode(tail[start:end]).endswith(REPLACEMENT):
+                    return tail[start:end]
+        return []
+
+    def _has_text(self, token_id: int) -> bool:
+        """Not a special token. Of two, since decoders strip the space that the first may be."""
+        return bool(self._decode([token_id, token_id]))
 
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
@@ -86,8 +108,9 @@ class Detokenizer:
 
         The text then ends right before the stop string.
         """
-        self._held += self._decoder.append(token_id)
-        matched = self._cut_at_stop() if is_stop_checked else None
+        piece = self._decoder.append(token_id)
+        self._held += piece
+        matched = self._cut_at_stop(len(piece)) if is_stop_checked else None
         if matched is None:
             self._release(len(self._held) - self._num_possible_stop())
         self.released_ends.append(len(self.text))
@@ -102,26 +125,39 @@ class Detokenizer:
 
         The stop string that an incomplete character makes up after all, or None.
         """
-        self._held += self._decoder.flush()
-        matched = self._cut_at_stop() if is_stop_checked else None
+        piece = self._decoder.flush()
+        self._held += piece
+        matched = self._cut_at_stop(len(piece)) if is_stop_checked else None
         if matched is None:
             self._release(len(self._held))
         return matched
 
-    def _cut_at_stop(self) -> str | None:
-        """Cuts at the stop string that begins first; the longest of those that begin there."""
-        found = [(self._held.find(s), -len(s), s) for s in self._stop if s in self._held]
+    def _cut_at_stop(self, num_new: int) -> str | None:
+        """Cuts where a stop string begins that the last `num_new` characters complete.
+
+        It is the one that ends first, the longest of those that end there: so the text does not
+        depend on where one token ends and the next begins.
+        """
+        num_old = len(self._held) - num_new
+        starts = {s: self._held.find(s, max(0, num_old - len(s) + 1)) for s in self._stop}
+        found = [(start + len(s), start, s) for s, start in starts.items() if start >= 0]
         if not found:
             return None
-        start, _, matched = min(found)
+        _, start, matched = min(found)
         self._held = self._held[:start]
         self._release(start)
         return matched
 
     def _num_possible_stop(self) -> int:
         """Length of the longest ending that is a proper beginning of a stop string."""
+        held = self._held
         return max(
-            (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])),
+            (
+                n
+                for s in self._stop
+                for n in range(1, min(len(s), len(held) + 1))
+                if held.endswith(s[:n])
+            ),
             default=0,
         )
 

@@ -72,9 +72,9 @@ class Engine:
         return sampled
 
     def _commit(self, plan: Plan, sampled: list[Sequence], tokens: list[int | None]) -> None:
+        self.num_prompt_tokens += sum(entry.num_prompt_tokens for entry in plan.entries)
         self.scheduler.commit(plan)
         self.num_steps += 1
-        self.num_prompt_tokens += plan.num_tokens - len(sampled)
         self.num_generation_tokens += len(sampled)
         for sequence, token in zip(sampled, tokens, strict=True):
             if token is None:

@@ -40,7 +40,7 @@ class Loop:
         """Until `stop`; then the running requests have `drain_timeout_s` to finish."""
         while not self._is_stopping:
             self.turn()
-        self._publisher.state = "draining"
+        self._publisher.drain()
         deadline = self._clock() + drain_timeout_s
         while self._engine.scheduler.has_work and self._clock() < deadline:
             self.turn()

@@ -113,9 +113,11 @@ class Publisher:
         sequences = (o.streams[request_id].sequence for request_id, o in self._owners.items())
         return [sequence for sequence in sequences if sequence.finish is None]
 
-    @property
-    def has_unsent(self) -> bool:
-        return any(f.is_subscribed and f.news for f in self._frontends.values())
+    def drain(self) -> None:
+        """Every frontend hears with its next frame, and soon, that no new requests are taken."""
+        self.state = "draining"
+        for frontend in self._frontends.values():
+            frontend.last_sent = float("-inf")
 
     def subscribed(self, frontend_id: bytes, now: float) -> None:
         frontend = self._frontend(frontend_id, now)

@@ -22,6 +22,12 @@ class ScheduledSequence:
         """Whether the sequence catches up, so that the step yields its next token."""
         return self.num_tokens == self.sequence.num_uncomputed_tokens
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How many of the tokens are the prompt's."""
+        left = self.sequence.num_prompt_tokens - self.sequence.num_computed_tokens
+        return max(0, min(self.num_tokens, left))
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -87,7 +93,8 @@ class Scheduler(ABC):
         if not self.block_manager.admit(sequence, headroom=len(self.running)):
             return False
         if not sequence.is_protected:  # what a preempted one finds again is its own work
-            sequence.num_cached_tokens = sequence.num_computed_tokens
+            num_computed, num_prompt = sequence.num_computed_tokens, sequence.num_prompt_tokens
+            sequence.num_cached_tokens = min(num_computed, num_prompt)
         self.waiting.popleft()
         self.running.append(sequence)
         sequence.status = Status.RUNNING

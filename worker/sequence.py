@@ -38,7 +38,7 @@ class Sequence:
         self.token_ids = list(prompt_token_ids)
         self.detokenizer = detokenizer or NoText()
         self.num_computed_tokens = 0
-        self.num_cached_tokens = 0  # of the first admission: what the prefix cache saved
+        self.num_cached_tokens = 0  # of the prompt, found in the prefix cache when first admitted
         self.block_table: list[int] = []
         self.block_hashes: list[bytes] = []  # of the full blocks, each chained to its predecessor
         self.status = Status.WAITING

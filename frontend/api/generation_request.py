@@ -16,20 +16,8 @@ from .parameters import without_neutral
 
 MAX_N = 8
 U31 = 2**31 - 1
-# Passed on under their own names when they are given.
-SAMPLING_FIELDS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "stop",
-    "stop_token_ids",
-    "min_tokens",
-    "ignore_eos",
-)
+# Made from other fields or with a second look; the rest passes under its own name.
+COMPUTED = frozenset({"max_tokens", "seed", "top_k", "logit_bias"})
 
 TokenCount = Annotated[int, Field(ge=1, le=U31)]
 TokenId = Annotated[int, Field(ge=0, le=U31)]
@@ -141,7 +129,8 @@ class GenerationRequest(BaseModel):
         return "prompt"
 
     def _params(self, max_tokens: int, seed: int) -> SamplingParams:
-        values = {name: getattr(self, name) for name in SAMPLING_FIELDS}
+        names = set(SamplingParams.__struct_fields__) - COMPUTED
+        values = {name: getattr(self, name) for name in names}
         values["top_k"] = max(self.top_k, 0)
         values["logit_bias"] = {int(key): bias for key, bias in self.logit_bias.items()}
         return checked_sampling_params(max_tokens=max_tokens, seed=seed, **values)

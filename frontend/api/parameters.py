@@ -22,73 +22,53 @@ HARMLESS = frozenset(
     }
 )
 
+# fmt: off
+_WITHOUT_NEUTRAL_VALUE = (
+    "add_special_tokens", "allowed_token_ids", "audio", "cache_salt", "chat_template",
+    "guided_choice", "guided_decoding_backend", "guided_grammar", "guided_json", "guided_regex",
+    "json_schema", "lora_path", "prediction", "prompt_logprobs", "reasoning", "regex",
+    "structured_outputs", "truncate_prompt_tokens", "verbosity", "web_search_options",
+)
+_NEUTRAL_WHEN_FALSE = (
+    "continue_final_message", "early_stopping", "echo", "include_stop_str_in_output", "logprobs",
+    "return_token_ids", "return_tokens_as_token_ids", "store", "use_beam_search",
+)
+_NEUTRAL_WHEN_EMPTY = ("bad_words", "documents", "functions", "logits_processors", "tools")
+# fmt: on
+
 # The values under which the parameter says nothing; null always is one of them.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(_WITHOUT_NEUTRAL_VALUE, ()),
+    **dict.fromkeys(_NEUTRAL_WHEN_FALSE, (False,)),
+    **dict.fromkeys(_NEUTRAL_WHEN_EMPTY, ([],)),
     "add_generation_prompt": (True,),
-    "add_special_tokens": (),
-    "allowed_token_ids": (),
-    "audio": (),
-    "bad_words": ([],),
-    "cache_salt": (),
-    "chat_template": (),
     "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "documents": ([],),
     "dry_multiplier": (0, 0.0),
-    "early_stopping": (False,),
-    "echo": (False,),
     "function_call": ("none",),
-    "functions": ([],),
     "grammar": ("",),
-    "guided_choice": (),
-    "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "include_reasoning": (True, False),
-    "include_stop_str_in_output": (False,),
-    "json_schema": (),
     "length_penalty": (1, 1.0),
-    "logits_processors": ([],),
-    "logprobs": (False,),
-    "lora_path": (),
     "mirostat": (0,),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "prediction": (),
     "priority": (0,),
-    "prompt_logprobs": (),
-    "reasoning": (),
     "reasoning_effort": ("none",),
-    "regex": (),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
     "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "store": (False,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none",),
-    "tools": ([],),
     "top_logprobs": (0,),
-    "truncate_prompt_tokens": (),
     "typical_p": (1, 1.0),
-    "use_beam_search": (False,),
-    "verbosity": (),
-    "web_search_options": (),
     "xtc_probability": (0, 0.0),
 }
 
 # In an assistant message that a client sends back as it came.
 NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
+    **dict.fromkeys(("audio", "function_call", "refusal"), ()),
+    **dict.fromkeys(("annotations", "tool_calls"), ([],)),
     "reasoning_content": ("",),
-    "refusal": (),
-    "tool_calls": ([],),
 }
 
 

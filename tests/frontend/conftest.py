@@ -7,16 +7,19 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import cast
 
 import openai
 import pytest
+import structlog
 import tokenizers
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from tokenizers import decoders, models, pre_tokenizers
 
 from chairlift.frontend.api import create_app
+from chairlift.frontend.client import AsyncClient
 from chairlift.frontend.results import Delta
 from chairlift.shared.errors import WorkerUnavailableError
 from chairlift.shared.messages import Finish, Greeting, WorkerStats
@@ -29,6 +32,13 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MAX_MODEL_LEN = 1000
+
+
+@pytest.fixture(autouse=True)
+def quiet_log() -> Iterator[None]:
+    """Nobody reads the requests' log lines here, and tracebacks take their time to draw."""
+    with structlog.testing.capture_logs():
+        yield
 
 
 @pytest.fixture
@@ -48,8 +58,12 @@ def make_tokenizer() -> Tokenizer:
     return Tokenizer(backend.to_str().encode(), config)
 
 
+def app_over(fake: FakeClient, settings: ServeSettings) -> FastAPI:
+    return create_app(cast(AsyncClient, fake), settings)
+
+
 class FakeStream:
-    """Hands out deltas, each after a turn of the loop and, when there is a gate, its permit."""
+    """Hands out deltas, a turn of the loop apart; with a gate, all but the first need a permit."""
 
     def __init__(self, client: FakeClient, deltas: list[Delta]) -> None:
         self.request_id = b"0123456789abcdef"
@@ -73,9 +87,9 @@ class FakeStream:
         return self._iterate()
 
     async def _iterate(self) -> AsyncIterator[Delta]:
-        for delta in self._deltas:
+        for number, delta in enumerate(self._deltas):
             await asyncio.sleep(0)
-            if self._client.gate:
+            if self._client.gate and number:
                 await self._client.gate.acquire()
             if delta.finish:
                 self.ended.set()
@@ -119,6 +133,7 @@ class FakeClient:
         self.streams: list[FakeStream] = []
         self.asked: list[tuple[list[int], SamplingParams]] = []
         self.generating = asyncio.Event()
+        self.stop_server = lambda: None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -153,7 +168,7 @@ def settings() -> ServeSettings:
 @pytest.fixture
 def http(fake: FakeClient, settings: ServeSettings) -> Iterator[TestClient]:
     """The app without a socket: for what is neither a stream nor a disconnect."""
-    with TestClient(create_app(fake, settings)) as client:
+    with TestClient(app_over(fake, settings)) as client:
         yield client
 
 
@@ -161,9 +176,16 @@ def http(fake: FakeClient, settings: ServeSettings) -> Iterator[TestClient]:
 async def serving(fake: FakeClient, settings: ServeSettings) -> AsyncIterator[str]:
     """The app on a loopback port; yields its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(fake, settings), log_config=None, ws="none", http="h11")
+    config = uvicorn.Config(
+        app_over(fake, settings),
+        log_config=None,
+        ws="none",
+        http="h11",
+        timeout_graceful_shutdown=0,
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
+    fake.stop_server = lambda: setattr(server, "should_exit", True)
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
@@ -183,8 +205,3 @@ async def api(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
     """The official client, without its retries."""
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture
-def make_app() -> Callable[[FakeClient, ServeSettings], Any]:
-    return create_app  # type: ignore[return-value]  # the fake stands in for the client

@@ -25,7 +25,9 @@ async def test_completion(api: openai.AsyncOpenAI, fake: Any) -> None:
     assert [(c.index, c.text, c.finish_reason) for c in answer.choices] == [(0, " 0 1 2", "length")]
     assert answer.usage and answer.usage.prompt_tokens == 3
     assert answer.usage.completion_tokens == 3 and answer.usage.total_tokens == 6
-    assert answer.usage.prompt_tokens_details and answer.usage.prompt_tokens_details.cached_tokens == 3
+    assert (
+        answer.usage.prompt_tokens_details and answer.usage.prompt_tokens_details.cached_tokens == 3
+    )
     assert answer._request_id and answer._request_id.startswith("req-")
 
 
@@ -104,9 +106,7 @@ async def test_several_choices(api: openai.AsyncOpenAI, fake: Any) -> None:
 
 async def test_streamed_choices_by_index(api: openai.AsyncOpenAI) -> None:
     """The streams of n choices come as one, told apart by their index."""
-    stream = await api.chat.completions.create(
-        model="lift/tiny", messages=HELLO, n=3, stream=True
-    )
+    stream = await api.chat.completions.create(model="lift/tiny", messages=HELLO, n=3, stream=True)
     texts = ["", "", ""]
     async for chunk in stream:
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
@@ -178,15 +178,13 @@ async def test_models(api: openai.AsyncOpenAI) -> None:
 
 
 async def test_eight_streams_interleave(api: openai.AsyncOpenAI, fake: Any) -> None:
-    """Eight concurrent streams advance together: all have begun before any may go on."""
+    """Eight concurrent streams advance together: all have begun before any goes on."""
     fake.gate = asyncio.Semaphore(0)
     begun = asyncio.Barrier(9)
 
     async def read() -> str:
         text = ""
-        stream = await api.chat.completions.create(
-            model="lift/tiny", messages=HELLO, stream=True
-        )
+        stream = await api.chat.completions.create(model="lift/tiny", messages=HELLO, stream=True)
         async for chunk in stream:
             if chunk.choices[0].delta.content and not text:
                 await begun.wait()
@@ -195,8 +193,6 @@ async def test_eight_streams_interleave(api: openai.AsyncOpenAI, fake: Any) -> N
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         tasks = [group.create_task(read()) for _ in range(8)]
-        for _ in range(8):
-            fake.gate.release()  # one token each, since each waits for its second in line
         await begun.wait()
         for _ in range(100):
             fake.gate.release()

@@ -24,7 +24,7 @@ def chairlift(
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CHAIRLIFT_")}
     environment |= {f"CHAIRLIFT_{name.upper()}": str(value) for name, value in settings.items()}
     environment["OMP_NUM_THREADS"] = "1"
-    with (log.open("ab") if log else open(os.devnull, "ab")) as output:
+    with log.open("ab") if log else open(os.devnull, "ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "chairlift", command],
             env=environment,

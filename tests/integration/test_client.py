@@ -64,9 +64,7 @@ def test_an_answer_is_the_same_alone_and_among_others(worker_address: str) -> No
             ]
             together = await asyncio.gather(*calls)
             for i, answer in enumerate(together):
-                alone = await client.complete(
-                    f"abc {i}", max_tokens=30, seed=i, ignore_eos=True
-                )
+                alone = await client.complete(f"abc {i}", max_tokens=30, seed=i, ignore_eos=True)
                 assert alone.token_ids == answer.token_ids
                 assert alone.text == answer.text
             assert len({answer.text for answer in together}) > 1
@@ -149,7 +147,9 @@ def test_chat_goes_through_the_template(worker_address: str) -> None:
             answer = await client.chat([{"role": "user", "content": "aa"}], max_tokens=3, **GREEDY)
             ids = client.tokenizer.encode_chat([{"role": "user", "content": "aa"}])
             assert answer.num_prompt_tokens == len(ids)
-            assert answer.token_ids == (await client.complete(ids, max_tokens=3, **GREEDY)).token_ids
+            assert (
+                answer.token_ids == (await client.complete(ids, max_tokens=3, **GREEDY)).token_ids
+            )
 
     asyncio.run(run())
 

@@ -145,7 +145,7 @@ def test_rows_of_padding_come_back_as_zero() -> None:
     shape = shape_of()
     backend = TorchCpuAttention(shape, NUM_BLOCKS, torch.float32)
     segments = segments_of([(1, 1)], list(range(NUM_BLOCKS)))
-    plan = backend.plan(batch_of(segments, [torch.tensor([0, BLOCK_SIZE])]))
+    plan = backend.plan(batch_of(segments, [torch.tensor([0, backend.null_slot])]))
     k = torch.ones(2, shape.num_kv_heads, shape.head_dim)
     backend.write(0, k, k, plan)
     out = backend.attend(0, torch.ones(2, shape.num_heads, shape.head_dim), plan)

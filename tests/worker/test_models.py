@@ -44,10 +44,11 @@ class Driver:
     def step(self, counts: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
         """Computes so many more tokens of each; logits of the last rows, or of every row."""
         plan = Plan(entries=tuple(ScheduledSequence(*entry) for entry in counts))
-        batch = make_batch(plan, self.attention.block_size, 0, torch.device("cpu"))
+        attention, cpu = self.attention, torch.device("cpu")
+        batch = make_batch(plan, attention.block_size, attention.null_slot, cpu)
         if every_row:
             batch = replace(batch, logit_rows=torch.arange(batch.num_tokens))
-        logits = self.model.decoder.forward(batch, self.attention, self.attention.plan(batch))
+        logits = self.model.decoder.forward(batch, attention, attention.plan(batch))
         for sequence, count in counts:
             sequence.num_computed_tokens += count
         return logits
@@ -85,7 +86,8 @@ def shuffled_blocks() -> list[int]:
 
 @torch.no_grad()
 def oracle_logits(oracle: Any, token_ids: list[int]) -> torch.Tensor:
-    return oracle(torch.tensor([token_ids])).logits[0]
+    logits: torch.Tensor = oracle(torch.tensor([token_ids])).logits[0]
+    return logits
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -103,7 +105,9 @@ def test_logits_equal_those_of_transformers(variant: str, tmp_path: Path) -> Non
         draws = [int(torch.randint(1, 40, (), generator=generator)) for _ in running]
         counts = [(s, min(n, s.num_uncomputed_tokens)) for s, n in zip(running, draws, strict=True)]
         logits = driver.step(counts, every_row=True)
-        for (sequence, _), rows in zip(counts, logits.split([n for _, n in counts]), strict=True):
+        for (sequence, _), rows in zip(
+            counts, torch.split(logits, [n for _, n in counts]), strict=True
+        ):
             found[id(sequence)].append(rows)
         arrived = min(arrived + 1, len(sequences))
     for sequence, prompt in zip(sequences, prompts, strict=True):
@@ -126,6 +130,17 @@ def test_greedy_continuations_equal_those_of_transformers(variant: str, tmp_path
         assert sequence.token_ids[sequence.num_prompt_tokens :] == expected
 
 
+def assert_same_alone_and_together(model: LoadedModel, num_output_tokens: int) -> None:
+    prompts = make_prompts((45, 3, 64, 17, 90, 32, 1, 70))
+    together = Driver(model, shuffled_blocks())
+    in_company = together.finish([together.add(p) for p in prompts], num_output_tokens)
+    for prompt, expected in zip(prompts, in_company, strict=True):
+        alone = Driver(model, shuffled_blocks())
+        (logits,) = alone.finish([alone.add(prompt)], num_output_tokens)
+        assert torch.equal(logits, expected)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", ["llama", "mistral_window", "qwen2", "qwen3"])
 def test_a_rows_logits_do_not_depend_on_its_neighbours(
@@ -133,16 +148,16 @@ def test_a_rows_logits_do_not_depend_on_its_neighbours(
 ) -> None:
     """A sequence's logits are bitwise the same alone and in a batch of eight."""
     make_checkpoint(variant, tmp_path)
-    model = load_model(tmp_path, dtype)
-    prompts = make_prompts((45, 3, 64, 17, 90, 32, 1, 70))
-    together = Driver(model, shuffled_blocks())
-    in_company = together.finish([together.add(prompt) for prompt in prompts], 40)
-    for prompt, expected in zip(prompts, in_company, strict=True):
-        alone = Driver(model, shuffled_blocks())
-        (logits,) = alone.finish([alone.add(prompt)], 40)
-        assert torch.equal(logits, expected)
+    assert_same_alone_and_together(load_model(tmp_path, dtype), num_output_tokens=30)
 
 
+def test_nor_do_they_with_several_threads(tmp_path: Path) -> None:
+    """The same holds when the operations are shared out between all cores."""
+    make_checkpoint("llama", tmp_path)
+    assert_same_alone_and_together(load_model(tmp_path), num_output_tokens=4)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_run_of_blocks_and_scattered_blocks_give_the_same_bits(tmp_path: Path) -> None:
     """Reading a view of the pool and gathering blocks from it can't be told apart."""
     make_checkpoint("qwen2_window", tmp_path)

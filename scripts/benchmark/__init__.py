@@ -1,0 +1,1 @@
+"""Measures chairlift: continuous against static batching, in process and over HTTP."""

@@ -1,0 +1,159 @@
+"""What a run is reduced to: a few figures, and the course of its steps."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+
+from .errors import BenchmarkError
+from .machine import Load, Memory
+from .workload import Request
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request as its caller saw it; times in seconds of one clock.
+
+    In process an arrival is a token. Over HTTP it is an event, which carries more than one token
+    when the reader was slower than the model.
+    """
+
+    request: Request
+    submitted_s: float
+    arrivals_s: list[float] = field(default_factory=list)
+    num_output_tokens: int = 0
+
+    @property
+    def ttft_ms(self) -> float:
+        return 1000 * (self.arrivals_s[0] - self.submitted_s)
+
+    @property
+    def gaps_ms(self) -> list[float]:
+        return [1000 * (later - earlier) for earlier, later in pairwise(self.arrivals_s)]
+
+
+@dataclass(slots=True)
+class Steps:
+    """One entry a step: when it ended, since the start, and what it carried."""
+
+    end_s: list[float] = field(default_factory=list)
+    num_running: list[int] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Of one run, or the medians of several. None is what the mode can't see."""
+
+    num_requests: float
+    num_prompt_tokens: float
+    num_output_tokens: float
+    duration_s: float
+    output_tokens_per_s: float
+    total_tokens_per_s: float
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    itl_p50_ms: float
+    itl_p99_ms: float
+    tokens_per_arrival: float
+    num_steps: float
+    tokens_per_step: float
+    outside_forward_percent: float | None = None
+    worker_peak_mib: float
+    worker_end_mib: float
+    frontend_peak_mib: float | None = None
+    frontend_end_mib: float | None = None
+    foreign_cpu_percent: float
+    load_average: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All that was seen of one run."""
+
+    exchanges: list[Exchange]
+    num_steps: int
+    load: Load
+    worker: Memory
+    frontend: Memory | None = None
+    outside_forward_percent: float | None = None
+
+    def figures(self) -> Figures:
+        """Raises BenchmarkError when a request got fewer or more tokens than it asked for."""
+        check_complete(self.exchanges)
+        num_prompt = sum(len(exchange.request.prompt_token_ids) for exchange in self.exchanges)
+        num_output = sum(exchange.num_output_tokens for exchange in self.exchanges)
+        num_computed = num_prompt + num_output - len(self.exchanges)  # the last is only sampled
+        ttfts = [exchange.ttft_ms for exchange in self.exchanges]
+        gaps = [gap for exchange in self.exchanges for gap in exchange.gaps_ms] or [0.0]
+        return Figures(
+            num_requests=len(self.exchanges),
+            num_prompt_tokens=num_prompt,
+            num_output_tokens=num_output,
+            duration_s=self.duration_s,
+            output_tokens_per_s=num_output / self.duration_s,
+            total_tokens_per_s=(num_prompt + num_output) / self.duration_s,
+            ttft_p50_ms=percentile(ttfts, 50),
+            ttft_p99_ms=percentile(ttfts, 99),
+            itl_p50_ms=percentile(gaps, 50),
+            itl_p99_ms=percentile(gaps, 99),
+            tokens_per_arrival=num_output / sum(len(e.arrivals_s) for e in self.exchanges),
+            num_steps=self.num_steps,
+            tokens_per_step=num_computed / self.num_steps,
+            outside_forward_percent=self.outside_forward_percent,
+            worker_peak_mib=self.worker.peak_mib,
+            worker_end_mib=self.worker.now_mib,
+            frontend_peak_mib=self.frontend.peak_mib if self.frontend else None,
+            frontend_end_mib=self.frontend.now_mib if self.frontend else None,
+            foreign_cpu_percent=self.load.foreign_cpu_percent,
+            load_average=self.load.load_average,
+        )
+
+    @property
+    def duration_s(self) -> float:
+        """From the first request to the last token."""
+        first = min(exchange.submitted_s for exchange in self.exchanges)
+        return max(exchange.arrivals_s[-1] for exchange in self.exchanges) - first
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One measurement of one policy."""
+
+    policy: str
+    figures: Figures
+    num_threads: int | None  # None: as many as torch takes by itself
+    steps: Steps | None  # seen in process only
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear between the two nearest values."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def medians(runs: Sequence[Run]) -> Figures:
+    """Figure by figure."""
+    columns = {f.name: [getattr(run.figures, f.name) for run in runs] for f in fields(Figures)}
+    return Figures(
+        **{
+            name: None if None in values else statistics.median(values)
+            for name, values in columns.items()
+        }
+    )
+
+
+def check_complete(exchanges: Sequence[Exchange]) -> None:
+    """Raises BenchmarkError when a request got fewer or more tokens than it asked for."""
+    for exchange in exchanges:
+        asked = exchange.request.num_output_tokens
+        if exchange.num_output_tokens != asked:
+            raise BenchmarkError(
+                f"a request asked for {asked} tokens and got {exchange.num_output_tokens}: the "
+                "figures would be worthless"
+            )

@@ -1,0 +1,122 @@
+"""A client of POST /v1/completions that takes next to nothing of the cores it shares.
+
+It notes when bytes came and looks at them afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from .errors import BenchmarkError
+from .figures import Exchange
+from .workload import Request
+
+# JSON has no line breaks, so this is never inside of one; an event lies within one HTTP chunk.
+EVENT = re.compile(rb"(?<=\n)data: (.*)\n\n")
+DONE = b"[DONE]"
+
+
+class RawExchange(asyncio.Protocol):
+    """Sends one request and keeps the answer as it comes, until the server hangs up."""
+
+    def __init__(self, request: Request, message: bytes) -> None:
+        self.submitted_s = time.perf_counter()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._message = message
+        self._pieces: list[bytes] = []
+        self._times_s: list[float] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.write(self._message)
+
+    def data_received(self, data: bytes) -> None:
+        self._times_s.append(time.perf_counter())
+        self._pieces.append(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def read(self) -> Exchange:
+        """What the bytes mean; raises BenchmarkError for anything but a whole stream."""
+        answer = b"".join(self._pieces)
+        if not answer.startswith(b"HTTP/1.1 200 "):
+            raise BenchmarkError(f"a request was refused: {answer[:500].decode(errors='replace')}")
+        exchange = Exchange(self._request, self.submitted_s)
+        ends = list(accumulate(map(len, self._pieces)))
+        events = list(EVENT.finditer(answer))
+        if not events or events[-1][1] != DONE:
+            raise BenchmarkError("a stream broke off before its end")
+        for event in events[:-1]:
+            arrived_s = self._times_s[bisect_left(ends, event.end())]
+            _take(exchange, json.loads(event[1]), arrived_s)
+        if not exchange.arrivals_s:
+            raise BenchmarkError("a stream brought no text")
+        return exchange
+
+
+def _take(exchange: Exchange, event: dict[str, Any], arrived_s: float) -> None:
+    if "error" in event:
+        raise BenchmarkError(f"a request failed: {event['error']}")
+    if any(choice["text"] for choice in event["choices"]):
+        exchange.arrivals_s.append(arrived_s)
+    if event["usage"]:
+        exchange.num_output_tokens = event["usage"]["completion_tokens"]
+
+
+async def exchange_all(
+    port: int, requests: Sequence[Request], concurrency: int
+) -> list[RawExchange]:
+    """All requests, `concurrency` at a time; what is answered is replaced at once."""
+    waiting = [(request, _message(request)) for request in reversed(requests)]
+    answers: list[RawExchange] = []
+
+    async def client() -> None:
+        while waiting:
+            answers.append(await _exchange(port, *waiting.pop()))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(client())
+    return answers
+
+
+async def _exchange(port: int, request: Request, message: bytes) -> RawExchange:
+    loop = asyncio.get_running_loop()
+    raw = RawExchange(request, message)
+    transport, _ = await loop.create_connection(lambda: raw, "127.0.0.1", port)
+    try:
+        await raw.ended
+    finally:
+        transport.close()
+    return raw
+
+
+def _message(request: Request) -> bytes:
+    body = json.dumps(
+        {
+            "prompt": request.prompt_token_ids,
+            "max_tokens": request.num_output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\n"
+        "Host: 127.0.0.1\r\n"
+        "Connection: close\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body

@@ -1,0 +1,68 @@
+"""One measurement to be made; crosses processes as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from . import workload
+from .workload import Request, Workload
+
+Policy = Literal["continuous", "static"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A model, a workload and what the worker is told."""
+
+    folder: str  # of the checkpoint
+    workload_name: str
+    policy: Policy
+    limit: int | None  # of requests
+    max_num_batched_tokens: int
+    max_model_len: int
+    num_threads: int | None
+    dtype: Dtype
+    timeout_s: float
+
+    @property
+    def workload(self) -> Workload:
+        return workload.WORKLOADS[self.workload_name]
+
+    @property
+    def concurrency(self) -> int:
+        return self.workload.concurrency
+
+    def requests(self) -> list[Request]:
+        """Raises BenchmarkError when the model can't take them."""
+        requests = workload.draw(self.workload, self._config["vocab_size"], self.limit)
+        workload.check_fits(requests, self._model_len)
+        return requests
+
+    def warm_up(self) -> list[Request]:
+        return workload.warm_up(self.workload, self._config["vocab_size"])
+
+    def settings(self) -> dict[str, Any]:
+        """WorkerSettings by name; those left at their default are not in it."""
+        values = {
+            "model": self.folder,
+            "policy": self.policy,
+            "dtype": self.dtype,
+            "max_num_seqs": self.concurrency,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "max_model_len": self._model_len,
+            "num_threads": self.num_threads,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def _model_len(self) -> int:
+        return min(self.max_model_len, int(self._config["max_position_embeddings"]))
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads((Path(self.folder) / "config.json").read_bytes())
+        return config

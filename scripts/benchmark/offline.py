@@ -1,0 +1,135 @@
+"""In process: the engine alone, driven step by step, without sockets and HTTP.
+
+Run as a program it makes one measurement, so that each has a process and its memory to itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+
+import msgspec
+import torch
+
+from chairlift.shared.errors import ChairliftError
+from chairlift.shared.sampling_params import SamplingParams
+from chairlift.shared.settings import WorkerSettings
+from chairlift.shared.tokenizer import Tokenizer
+from chairlift.worker.detokenizer import Detokenizer
+from chairlift.worker.engine import Engine, StepTimes
+from chairlift.worker.main import build_engine
+from chairlift.worker.memory import keep_freed_memory
+from chairlift.worker.models.loader import load_model
+from chairlift.worker.sequence import Sequence as EngineSequence
+
+from .errors import BenchmarkError
+from .figures import Exchange, Measured, Run, Steps
+from .job import Job
+from .machine import LoadMeter, Memory
+from .workload import Request
+
+
+class Driver:
+    """Keeps `concurrency` requests in flight: what ends is replaced before the next step."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, concurrency: int) -> None:
+        self.steps = Steps()
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._concurrency = concurrency
+        self._live: dict[bytes, Exchange] = {}
+
+    def run(self, requests: Sequence[Request]) -> list[Exchange]:
+        """Until the last has ended; raises BenchmarkError if the engine gets stuck."""
+        self.steps = Steps()
+        started_s = time.perf_counter()
+        waiting, exchanges = list(reversed(requests)), list[Exchange]()
+        while waiting or self._live:
+            while waiting and len(self._live) < self._concurrency:
+                exchanges.append(self._submit(waiting.pop()))
+            self._step(started_s)
+        return exchanges
+
+    def _submit(self, request: Request) -> Exchange:
+        request_id = os.urandom(16)
+        prompt = request.prompt_token_ids
+        params = SamplingParams(
+            max_tokens=request.num_output_tokens, temperature=0.0, ignore_eos=True
+        )
+        exchange = self._live[request_id] = Exchange(request, time.perf_counter())
+        detokenizer = Detokenizer(self._tokenizer.backend, prompt)
+        self._engine.add(EngineSequence(request_id, prompt, params, detokenizer))
+        return exchange
+
+    def _step(self, started_s: float) -> None:
+        engine, steps = self._engine, self.steps
+        before = engine.num_steps, engine.num_prompt_tokens + engine.num_generation_tokens
+        sampled = engine.step()
+        now = time.perf_counter()
+        if engine.num_steps == before[0]:
+            raise BenchmarkError("the engine has requests and plans nothing for them")
+        ended = [sequence for sequence in sampled if sequence.finish is not None]
+        steps.end_s.append(now - started_s)
+        steps.num_running.append(len(engine.scheduler.running) + len(ended))
+        steps.num_tokens.append(engine.num_prompt_tokens + engine.num_generation_tokens - before[1])
+        for sequence in sampled:
+            exchange = self._live[sequence.request_id]
+            exchange.arrivals_s.append(now)
+            exchange.num_output_tokens = sequence.num_output_tokens
+        for sequence in ended:
+            del self._live[sequence.request_id]
+
+
+def measure(job: Job) -> Run:
+    """Loads the model, warms up, and times the workload."""
+    requests = job.requests()
+    driver, engine = _prepare(job)
+    driver.run(job.warm_up())
+    num_steps, times = engine.num_steps, astuple(engine.times)
+    meter = LoadMeter([os.getpid()])
+    exchanges = driver.run(requests)
+    measured = Measured(
+        exchanges,
+        engine.num_steps - num_steps,
+        meter.read(),
+        Memory.of(os.getpid()),
+        outside_forward_percent=_outside_forward_percent(engine.times, StepTimes(*times)),
+    )
+    return Run(job.policy, measured.figures(), torch.get_num_threads(), driver.steps)
+
+
+def _prepare(job: Job) -> tuple[Driver, Engine]:
+    """What a worker does at its start, less the sockets."""
+    if job.num_threads:
+        torch.set_num_threads(job.num_threads)
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
+    settings = WorkerSettings(**job.settings())
+    folder = Path(job.folder)
+    model = load_model(folder, settings.dtype, settings.max_model_len)
+    engine, _ = build_engine(model, settings)
+    return Driver(engine, Tokenizer.from_folder(folder), job.concurrency), engine
+
+
+def _outside_forward_percent(after: StepTimes, before: StepTimes) -> float:
+    seconds = {f.name: getattr(after, f.name) - getattr(before, f.name) for f in fields(StepTimes)}
+    return 100 * (1 - seconds["forward_s"] / sum(seconds.values()))
+
+
+def main(job_file: Path, result_file: Path) -> int:
+    """Measures the job in one file and writes the Run to the other."""
+    try:
+        run = measure(msgspec.json.decode(job_file.read_bytes(), type=Job))
+    except (BenchmarkError, ChairliftError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    result_file.write_bytes(msgspec.json.encode(run))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*map(Path, sys.argv[1:])))

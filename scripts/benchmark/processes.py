@@ -1,0 +1,148 @@
+"""The processes that are measured. Whatever happens, none is left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .errors import BenchmarkError
+from .figures import Run
+from .job import Job
+
+STOP_S = 10.0
+POLL_S = 0.1
+LOG_TAIL_BYTES = 3000
+
+
+def measure_offline(job: Job) -> Run:
+    """In a process of its own; raises BenchmarkError when it fails or takes too long."""
+    with tempfile.TemporaryDirectory(prefix="chairlift-bench-") as name:
+        job_file, result_file, log = (Path(name) / n for n in ("job.json", "run.json", "log"))
+        job_file.write_bytes(msgspec.json.encode(job))
+        command = ["-m", f"{__package__}.offline", str(job_file), str(result_file)]
+        with _running(command, log) as process:
+            try:
+                status = process.wait(job.timeout_s)
+            except subprocess.TimeoutExpired:
+                raise BenchmarkError(
+                    f"not done after {job.timeout_s:g} s: raise --timeout or lower --limit"
+                ) from None
+        if status:
+            raise BenchmarkError(f"the measurement failed:\n{_tail(log)}")
+        return msgspec.json.decode(result_file.read_bytes(), type=Run)
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """A worker and a frontend that answer."""
+
+    port: int
+    worker_pid: int
+    frontend_pid: int
+
+
+@contextmanager
+def servers(job: Job) -> Iterator[Servers]:
+    """Starts both, waits until /health is fine, and stops both when the block is left."""
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="chairlift-bench-"))
+        logs = {command: Path(name) / f"{command}.log" for command in ("worker", "serve")}
+        port, address = _free_port(), f"ipc://{name}/sockets"
+        worker_flags = _flags({**job.settings(), "address": address})
+        serve_flags = _flags({"address": address, "port": port})
+        worker = stack.enter_context(
+            _running(["-m", "chairlift", "worker", *worker_flags], logs["worker"])
+        )
+        frontend = stack.enter_context(
+            _running(["-m", "chairlift", "serve", *serve_flags], logs["serve"])
+        )
+        deadline = time.monotonic() + job.timeout_s
+        while not _is_healthy(port):
+            if worker.poll() is not None or frontend.poll() is not None:
+                raise BenchmarkError(
+                    f"the server can't start:\n{''.join(map(_tail, logs.values()))}"
+                )
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"the server is not ready after {job.timeout_s:g} s")
+            time.sleep(POLL_S)
+        yield Servers(port, worker.pid, frontend.pid)
+
+
+def fetch(port: int, path: str) -> str:
+    """The body of a GET; raises OSError."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=STOP_S) as response:
+        body: bytes = response.read()
+    return body.decode()
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        fetch(port, "/health")
+    except OSError:  # refused, or a status of 503
+        return False
+    return True
+
+
+@contextmanager
+def _running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs in the log's folder, away from any `.env`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=log.parent,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except BaseException:  # late, or the user has lost patience
+        process.kill()
+        process.wait()
+        raise
+
+
+def _environment() -> dict[str, str]:
+    """Ours, less what would change chairlift's settings, and with this package to be found."""
+    kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+    return {**kept, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+
+
+def _is_setting(name: str) -> bool:
+    return name == "PORT" or name.upper().startswith("CHAIRLIFT_")
+
+
+def _flags(settings: Mapping[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _tail(log: Path) -> str:
+    return log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")

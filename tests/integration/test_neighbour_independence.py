@@ -1,0 +1,146 @@
+"""The engine with a real model: what a request gives does not depend on who rides along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chairlift.shared.sampling_params import SamplingParams
+from chairlift.shared.settings import WorkerSettings
+from chairlift.worker.engine import Engine
+from chairlift.worker.main import build_engine
+from chairlift.worker.model_runner import ModelRunner
+from chairlift.worker.models.loader import LoadedModel, load_model
+from chairlift.worker.scheduler import Plan
+from chairlift.worker.sequence import Sequence
+
+TOLERANCE = 1e-4
+NUM_OUTPUT_TOKENS = 40
+
+
+class Recorder:
+    """Runs the model and keeps the logits of every request's every output token."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self.logits: dict[bytes, list[torch.Tensor]] = {}
+
+    def run(self, plan: Plan) -> torch.Tensor:
+        logits = self._runner.run(plan)
+        sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
+        for sequence, row in zip(sampled, logits, strict=True):
+            self.logits.setdefault(sequence.request_id, []).append(row.clone())
+        return logits
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> LoadedModel:
+    return load_model(tiny_model, "float32")
+
+
+def engine_for(model: LoadedModel, **settings: object) -> tuple[Engine, Recorder]:
+    values = {"max_num_seqs": 8, "max_num_batched_tokens": 4096, "prefix_caching": False}
+    engine, _ = build_engine(model, WorkerSettings(**{**values, **settings}))  # type: ignore[arg-type]
+    recorder = Recorder(engine._runner)
+    engine._runner = recorder  # type: ignore[assignment]
+    return engine, recorder
+
+
+def sequence(number: int, length: int, *, temperature: float) -> Sequence:
+    prompt = [1 + (number * 37 + i * i) % 500 for i in range(length)]
+    params = SamplingParams(
+        max_tokens=NUM_OUTPUT_TOKENS, temperature=temperature, seed=number, ignore_eos=True
+    )
+    return Sequence(bytes([number]) * 16, prompt, params)
+
+
+def riders(temperature: float) -> list[Sequence]:
+    lengths = (3, 100, 33, 64, 17, 150, 1, 40)
+    return [sequence(i, length, temperature=temperature) for i, length in enumerate(lengths)]
+
+
+def run(engine: Engine, sequences: list[Sequence], *, stagger: int = 0) -> None:
+    """Adds one every `stagger` steps (0: all at once) and runs to the end."""
+    waiting, step = list(sequences), 0
+    while waiting or engine.scheduler.has_work:
+        if waiting and (not stagger or step % stagger == 0):
+            for arrival in waiting[: 1 if stagger else None]:
+                engine.add(arrival)
+                waiting.remove(arrival)
+        engine.step()
+        step += 1
+        assert step < 5000, "the engine does not come to an end"
+
+
+def alone(
+    model: LoadedModel, temperature: float, **settings: object
+) -> tuple[list[Sequence], dict[bytes, list[torch.Tensor]]]:
+    """Every rider in an engine of its own."""
+    sequences, logits = riders(temperature), {}
+    for rider in sequences:
+        engine, recorder = engine_for(model, **settings)
+        run(engine, [rider])
+        logits |= recorder.logits
+    return sequences, logits
+
+
+def max_difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_are_bitwise_those_of_a_lonely_run(model: LoadedModel, temperature: float) -> None:
+    """Alone or in a batch of 8, whole prompts: not a bit of the logits differs."""
+    expected, expected_logits = alone(model, temperature)
+    engine, recorder = engine_for(model)
+    sequences = riders(temperature)
+    run(engine, sequences)
+    for rider, lonely in zip(sequences, expected, strict=True):
+        assert rider.token_ids == lonely.token_ids
+        for got, wanted in zip(
+            recorder.logits[rider.request_id], expected_logits[rider.request_id], strict=True
+        ):
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("settings", "stagger"),
+    [
+        pytest.param({"max_num_batched_tokens": 40}, 0, id="chunked"),
+        pytest.param({"max_num_batched_tokens": 64}, 3, id="staggered arrivals"),
+        pytest.param({"max_model_len": 256, "kv_cache_bytes": 15 << 14}, 0, id="preempted"),
+    ],
+)
+def test_tokens_are_those_of_a_lonely_run(
+    model: LoadedModel, temperature: float, settings: dict[str, object], stagger: int
+) -> None:
+    """Other chunks, other arrivals, preemption: equal tokens, logits within 1e-4."""
+    expected, expected_logits = alone(model, temperature)
+    engine, recorder = engine_for(model, **settings)
+    sequences = riders(temperature)
+    run(engine, sequences, stagger=stagger)
+    for rider, lonely in zip(sequences, expected, strict=True):
+        assert rider.token_ids == lonely.token_ids
+        rid = rider.request_id
+        assert max_difference(recorder.logits[rid], expected_logits[rid]) < TOLERANCE
+    if "kv_cache_bytes" in settings:
+        assert engine.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_cached_prefixes_change_no_token(model: LoadedModel, temperature: float) -> None:
+    """The second run of the same requests finds its prompts in the cache and says the same."""
+    expected, expected_logits = alone(model, temperature)
+    engine, recorder = engine_for(model, prefix_caching=True)
+    run(engine, riders(temperature))
+    recorder.logits.clear()
+    again = riders(temperature)
+    run(engine, again)
+    for rider, lonely in zip(again, expected, strict=True):
+        assert rider.token_ids == lonely.token_ids
+        rid = rider.request_id
+        assert max_difference(recorder.logits[rid], expected_logits[rid]) < TOLERANCE
+    assert sum(rider.num_cached_tokens for rider in again) > 300
