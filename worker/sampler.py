@@ -52,6 +52,7 @@ class Sampler:
         `logits` is float32 [len(sequences), vocab_size] and is overwritten.
         """
         adjust_logits(logits, sequences, self.eos_token_ids)
+        is_number = torch.isfinite(logits.amax(dim=-1)).tolist()
         buckets: dict[Callable[..., torch.Tensor], list[int]] = {}
         for row, sequence in enumerate(sequences):
             buckets.setdefault(_method(sequence), []).append(row)
@@ -60,7 +61,6 @@ class Sampler:
             is_all = len(rows) == len(sequences)
             chosen = method(logits if is_all else logits[rows], [sequences[row] for row in rows])
             tokens[rows] = chosen.cpu().numpy()
-        is_number = torch.isfinite(logits.amax(dim=-1)).tolist()
         return [int(t) if ok else None for t, ok in zip(tokens, is_number, strict=True)]
 
 
@@ -192,8 +192,9 @@ def _top(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _scaled(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+    """Differences to the highest logit, which is 0 then, over the temperature; in place."""
     (temperature,) = _columns(sequences, "temperature")
-    return logits.div_(temperature.float()[:, None])
+    return logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature.float()[:, None])
 
 
 def _weights(scaled: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,9 @@ async def until_idle(client: chairlift.AsyncClient) -> None:
         while True:
             await asyncio.sleep(0.02)
             stats = client.stats
-            if not stats.num_running + stats.num_waiting:
-                if stats.num_free_blocks == stats.num_blocks:
-                    return
+            is_idle = not stats.num_running + stats.num_waiting
+            if is_idle and stats.num_free_blocks == stats.num_blocks:
+                return
 
 
 def test_an_answer_is_the_same_alone_and_among_others(worker_address: str) -> None:
@@ -84,7 +85,7 @@ def test_streams_interleave(worker_address: str) -> None:
                     order.append(number)
 
             await asyncio.gather(*(one(i) for i in range(4)))
-            changes = sum(a != b for a, b in zip(order, order[1:], strict=False))
+            changes = sum(a != b for a, b in pairwise(order))
             assert changes > 20, order
 
     asyncio.run(run())

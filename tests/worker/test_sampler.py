@@ -123,7 +123,7 @@ def assert_is_right(token: int | None, logits: torch.Tensor, sequence: Sequence)
     assert low - slack <= target <= high + slack
 
 
-@pytest.mark.parametrize(("vocab_size", "num_examples"), [(983, 150), (4096, 150), (32000, 25)])
+@pytest.mark.parametrize(("vocab_size", "num_examples"), [(983, 150), (4096, 80), (32000, 20)])
 def test_tokens_are_those_of_the_slow_sampler(vocab_size: int, num_examples: int) -> None:
     """Any mix of parameters picks the token that float64 arithmetic picks."""
 
@@ -142,13 +142,13 @@ def test_tokens_are_those_of_the_slow_sampler(vocab_size: int, num_examples: int
     check()
 
 
-@pytest.mark.parametrize(("vocab_size", "num_examples"), [(983, 100), (4096, 100), (32000, 25)])
+@pytest.mark.parametrize(("vocab_size", "num_examples"), [(983, 100), (4096, 50), (32000, 12)])
 def test_neighbours_do_not_change_a_token(vocab_size: int, num_examples: int) -> None:
     """Each row of a batch gets the token that it gets alone, and in reverse order."""
 
     @settings(max_examples=num_examples)
     @given(
-        rows=st.lists(sequences(vocab_size), min_size=2, max_size=9),
+        rows=st.lists(sequences(vocab_size), min_size=2, max_size=6),
         seed=st.integers(0, 2**31),
     )
     def check(rows: list[Sequence], seed: int) -> None:
@@ -195,9 +195,15 @@ def test_tokens_come_as_often_as_they_should(params: dict[str, Any], vocab_size:
 
 def test_uniform_is_what_it_always_was() -> None:
     """Golden values: a resumed request must draw the same numbers in any version."""
-    assert [uniform(*key) for key in [(0, 0), (0, 1), (1, 0), (42, 7), (MAX_SEED, 2**31 - 1)]] == [
-        GOLDEN
-    ]
+    golden = {
+        (0, 0): 0.6524484863740322,
+        (0, 1): 0.7012121095215252,
+        (1, 0): 0.36818951565166946,
+        (42, 7): 0.7347204584623639,
+        (MAX_SEED, 0): 0.41323623306268253,
+        (MAX_SEED, 2**31 - 1): 0.2594983389879858,
+    }
+    assert {key: uniform(*key) for key in golden} == golden
 
 
 def test_uniform_numbers_are_even_and_independent() -> None:
@@ -292,12 +298,12 @@ def test_greedy_takes_the_lowest_of_equal_tokens(vocab_size: int) -> None:
 def test_equal_tokens_are_drawn_equally_often() -> None:
     """Ties among the candidates of top_k and top_p: as many as allowed, none of them favoured."""
     num_rows = 2000
-    logits = torch.zeros(num_rows, 4096)
-    logits[:, [5, 77, 1000, 4095]] = 8.0
+    logits = torch.zeros(num_rows, 320)
+    logits[:, [5, 77, 100, 319]] = 5.0
     for params in ({"top_k": 4}, {"top_p": 0.2}, {"min_p": 0.5}):
         rows = [make_sequence([1], [], seed=n, **params) for n in range(num_rows)]
         tokens = sample(logits, rows, eos=frozenset())
-        counts = [tokens.count(token) for token in (5, 77, 1000, 4095)]
+        counts = [tokens.count(token) for token in (5, 77, 100, 319)]
         assert sum(counts) == num_rows
         if params != {"top_p": 0.2}:
             assert all(abs(c - num_rows / 4) < 5 * math.sqrt(num_rows / 4) for c in counts)
