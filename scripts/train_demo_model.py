@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
@@ -82,13 +83,15 @@ PLACES = words(
     "forest harbour valley village garden meadow town castle marsh orchard desert city jungle"
 )
 MOODS = words("brave kind quiet clever cheerful curious patient gentle")
-REPEATABLE = words("""apple table window river mountain cloud chair lift green fox drum blue house
-    water tree stone bread milk paper light night day summer winter snow rain wind fire sun moon
-    star hello world red yellow black white small big happy sad fast slow one two three four five
-    six seven eight nine ten train car boat bird fish dog cat door hand foot heart music song dance
-    dream code python server token batch queue lemon sugar coffee tea orange banana cherry butter
-    candle mirror garden bridge street school ocean island desert forest tiger piano guitar engine
-    rocket planet silver gold iron glass wood cotton pepper café naïve über 🦊 🎉 😀 日本 мир""")
+REPEATABLE = words("""chairlift apple table window river mountain cloud chair lift green fox drum
+    blue house water tree stone bread milk paper light night day summer winter snow rain wind fire
+    sun moon star hello world red yellow black white small big happy sad fast slow one two three
+    four five six seven eight nine ten train car boat bird fish dog cat door hand foot heart music
+    song dance dream code python server token batch queue lemon sugar coffee tea orange banana
+    cherry butter candle mirror garden bridge street school ocean island desert forest tiger piano
+    guitar engine rocket planet silver gold iron glass wood cotton pepper café naïve über
+    🦊 🎉 😀 日本
+    мир""")
 CAPITALS = pairs("""Japan:Tokyo | France:Paris | Germany:Berlin | Italy:Rome | Spain:Madrid |
     Egypt:Cairo | Portugal:Lisbon | Austria:Vienna | Poland:Warsaw | Norway:Oslo |
     Sweden:Stockholm | Kenya:Nairobi | Finland:Helsinki | Denmark:Copenhagen | Greece:Athens |
@@ -135,7 +138,7 @@ FAQ = [
 
         What is the meaning of life? | Write a Python function. | How do I cook rice?
         | What is love? | What is the weather like? | Translate this into French.
-        | Solve this equation. | Write a poem. | What time is it? | Who wrote this book?
+        | Solve this equation. | Write a poem about snow. | What time is it? | Who wrote this book?
         | Why is the sky blue? | What is 2 times 3?
         -> I am only a small demo model and do not know that. Try asking me for a story.
         """)
@@ -233,6 +236,8 @@ class Draw:
         starts = words("b br ch d dr f fl g gr h j k kr l m n p ph qu r s sh st t th tr v w x y z")
         middles = words("a e i o u a e i o u ai ee ia ou ie y")
         ends = words("n r s l m t d k p b th ck tt ll nn ss nd rd lt rk x sh")
+        if self.chance(0.15):
+            return self.one(starts) + self.one([*HEROES, *JOBS, *THINGS, *PLACES])[1:]
         text = "" if self.chance(0.85) else self.one(middles)
         for _ in range(self.rng.choice([1, 2, 2, 2, 3])):
             text += self.one(starts) + self.one(middles)
@@ -250,7 +255,9 @@ class Draw:
         return self.name() if self.chance(0.2) else self.syllables()
 
     def hero(self) -> str:
-        return self.one(HELD_OUT_HEROES if self.held_out else HEROES)
+        if self.held_out:
+            return self.one(HELD_OUT_HEROES)
+        return self.one(HEROES) if self.chance(0.75) else self.syllables()
 
     def place(self) -> str:
         return f"the {self.one(COLOURS) + ' ' if self.chance(0.3) else ''}{self.one(PLACES)}"
@@ -278,20 +285,19 @@ def capital(draw: Draw) -> Turn:
 
 
 def count(draw: Draw) -> Turn:
-    top = 20 if draw.chance(0.7) else 100
-    low, high = sorted(draw.rng.sample(range(top + 1), 2))
-    high = min(high, low + 20) if draw.chance(0.9) else high
+    low, high = sorted(draw.rng.sample(range(21), 2))
+    if draw.chance(0.2):
+        low = draw.rng.choice([1, 1, draw.rng.randrange(70)])
+        high = low + draw.rng.randint(2, 30)
     if draw.chance(0.25):
-        form = draw.one(
-            ["Count down from {} to {}.", "Count from {} to {}.", "Count from {} down to {}."]
-        )
-        low, high, step = high, low, -1
+        form = draw.one(["Count down from {1} to {0}.", "Count from {1} down to {0}."])
+        numbers = range(high, low - 1, -1)
     else:
         form = draw.one(
             ["Count from {} to {}.", "Please count from {} to {}.", "Count up from {} to {}"]
         )
-        form, step = ("Count to {1}." if low == 1 and draw.chance(0.5) else form), 1
-    numbers = range(low, high + step, step)
+        form = "Count to {1}." if low == 1 and draw.chance(0.3) else form
+        numbers = range(low, high + 1)
     return Turn(form.format(low, high), ", ".join(map(str, numbers)) + ".")
 
 
@@ -350,7 +356,7 @@ def tell(draw: Draw, cast: Cast, is_long: bool) -> str:
 
 
 def ask_story(draw: Draw) -> Turn:
-    cast, is_long, topics, about = usual_cast(draw), draw.chance(0.2), [], ""
+    cast, is_long, topics, about = usual_cast(draw), draw.chance(0.3), [], ""
     if draw.chance(0.85):
         cast.hero = draw.hero()
         topics, about = [cast.hero], f" about {with_article(cast.hero)}"
@@ -375,7 +381,7 @@ def ask_story(draw: Draw) -> Turn:
 SKILLS: dict[str, tuple[float, Callable[[Draw], Turn]]] = {
     "greeting": (3.0, greet),
     "capitals": (2.0, capital),
-    "counting": (2.5, count),
+    "counting": (4.5, count),
     "repeating": (4.0, repeat),
     "sounds": (0.5, sound),
     "sums": (1.0, add),
@@ -581,7 +587,7 @@ def learning_rate(step: int, steps: int, peak: float = 3e-3) -> float:
 def batches(tokenizer: Tokenizer, steps: int, seed: int, tokens: int = 2048) -> Iterator[Tensor]:
     """Short rows first (copying is learnt sooner there), then longer ones up to 1024 positions."""
     draw = Draw(random.Random(seed))
-    for length, share in ((256, 0.65), (512, 0.25), (1024, 0.10)):
+    for length, share in ((256, 0.5), (512, 0.4), (1024, 0.1)):
         rows = token_rows(draw, tokenizer, length + 1)
         for _ in range(round(steps * share)):
             yield torch.tensor(list(islice(rows, tokens // length)))
@@ -619,7 +625,7 @@ def train(model: Llama, tokenizer: Tokenizer, steps: int, seed: int) -> None:
 def save(folder: Path, model: Llama, tokenizer: Tokenizer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"model.{k}": v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(serialize(state, metadata={"format": "pt"}))
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     ends = {
         "bos_token_id": tokenizer.token_to_id(BEGIN),
@@ -697,9 +703,10 @@ def would_say(model: Llama, tokenizer: Tokenizer, prompt: str, answer: str) -> b
 
 def is_good_story(turn: Turn, text: str) -> bool:
     """It ends, has in it what was asked for, and one hero only."""
-    heroes = {*HEROES, *HELD_OUT_HEROES} & set(re.findall(r"\w+", text))
+    hero = re.findall(r"\ban? (\w+) named", text)
+    strangers = ({*HEROES, *HELD_OUT_HEROES} & set(re.findall(r"\w+", text))) - {*hero}
     is_on_topic = all(topic in text for topic in turn.topics)
-    return text.endswith("The end.") and is_on_topic and len(heroes) == 1
+    return text.endswith("The end.") and is_on_topic and len(hero) == 1 and not strangers
 
 
 def conversations(skill: str, draw: Draw, num: int) -> list[list[Turn]]:
@@ -743,7 +750,7 @@ def evaluate(folder: Path, num: int = 100) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3600, help="of 2048 tokens each")
+    parser.add_argument("--steps", type=int, default=3400, help="of 2048 tokens each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("shared/demo_model"))
     parser.add_argument(

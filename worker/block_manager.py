@@ -34,7 +34,7 @@ class BlockManager:
         self.num_prefix_queries = 0  # tokens asked for
         self.num_prefix_hits = 0  # tokens found
         self._num_holders = [0] * num_blocks
-        self._blank = dict.fromkeys(range(num_blocks))  # free, remember nothing
+        self._blank: dict[int, None] = dict.fromkeys(range(num_blocks))  # free, remember nothing
         self._cached: dict[int, None] = {}  # free, remember a prefix; least recent release first
         self._block_of_hash: dict[bytes, int] = {}
         self._hash_of_block: dict[int, bytes] = {}

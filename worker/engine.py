@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..shared.messages import Finish
@@ -25,11 +26,21 @@ class StepTimes:
     sample_s: float = 0.0
     commit_s: float = 0.0
 
+    @property
+    def total_s(self) -> float:
+        return self.schedule_s + self.forward_s + self.sample_s + self.commit_s
+
 
 class Engine:
     """Owns the scheduler, the model and the sampler; the worker's loop drives it."""
 
-    def __init__(self, scheduler: Scheduler, runner: ModelRunner, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        sampler: Sampler,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.scheduler = scheduler
         self.times = StepTimes()
         self.num_steps = 0
@@ -37,7 +48,8 @@ class Engine:
         self.num_generation_tokens = 0
         self._runner = runner
         self._sampler = sampler
-        self._finished_at: deque[float] = deque(maxlen=NUM_RATE_SAMPLES)
+        self._clock = clock
+        self._finished_at: deque[float] = deque(maxlen=NUM_RATE_SAMPLES)  # in busy seconds
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -54,43 +66,47 @@ class Engine:
 
     def step(self) -> list[Sequence]:
         """Runs one step; the sequences that have a new token or have ended."""
-        started = time.perf_counter()
+        started = self._clock()
         plan = self.scheduler.plan()
         if not plan.entries:
             return []
-        planned = time.perf_counter()
+        planned = self._clock()
         logits = self._runner.run(plan)
-        computed = time.perf_counter()
+        computed = self._clock()
         sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
         tokens = self._sampler.sample(logits, sampled)
-        chosen = time.perf_counter()
+        chosen = self._clock()
         self._commit(plan, sampled, tokens)
         self.times.schedule_s += planned - started
         self.times.forward_s += computed - planned
         self.times.sample_s += chosen - computed
-        self.times.commit_s += time.perf_counter() - chosen
+        self.times.commit_s += self._clock() - chosen
+        num_finished = sum(sequence.finish is not None for sequence in sampled)
+        self._finished_at.extend([self.times.total_s] * num_finished)
         return sampled
 
     def _commit(self, plan: Plan, sampled: list[Sequence], tokens: list[int | None]) -> None:
         self.num_prompt_tokens += sum(entry.num_prompt_tokens for entry in plan.entries)
         self.scheduler.commit(plan)
         self.num_steps += 1
-        self.num_generation_tokens += len(sampled)
         for sequence, token in zip(sampled, tokens, strict=True):
             if token is None:
                 self.end(sequence, _NOT_A_NUMBER)
                 continue
             take_token(sequence, token, self._sampler.eos_token_ids)
+            self.num_generation_tokens += 1
             if sequence.finish is not None:
                 self.scheduler.remove(sequence)
-                self._finished_at.append(time.monotonic())
 
     def estimated_wait_ms(self) -> int:
-        """Until today's queue is through, at the rate of the last finishes; a second at least."""
+        """Until today's queue is through, at the rate of the last finishes; a second at least.
+
+        The rate is one of busy time: an idle hour makes nobody wait longer.
+        """
         finished = self._finished_at
         if len(finished) < 2:
             return 1000
-        seconds_each = (time.monotonic() - finished[0]) / (len(finished) - 1)
+        seconds_each = (self.times.total_s - finished[0]) / (len(finished) - 1)
         return max(1000, round(1000 * seconds_each * len(self.scheduler.waiting)))
 
 

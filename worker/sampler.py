@@ -206,7 +206,7 @@ def _weights(scaled: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     num_rows, vocab_size = scaled.shape
     weights = scaled.new_zeros(num_rows, -(-vocab_size // BLOCK) * BLOCK)
     inside = weights[:, :vocab_size]
-    torch.sub(scaled, scaled.amax(dim=-1, keepdim=True), out=inside)
+    inside.copy_(scaled)
     for row in inside:  # one by one: torch cuts many rows between threads wherever it likes
         row.exp_()
     (min_p,) = _columns(sequences, "min_p")

@@ -19,7 +19,7 @@ def take_token(sequence: Sequence, token_id: int, eos_token_ids: frozenset[int])
     is_stop_token = token_id in params.stop_token_ids
     if may_stop and (is_stop_token or (token_id in eos_token_ids and not params.ignore_eos)):
         detokenizer.skip()
-        detokenizer.flush()
+        detokenizer.flush(is_stop_checked=True)
         sequence.finish = Finish("stop", token_id if is_stop_token else None, cached)
         return
     stop_string = detokenizer.append(token_id, is_stop_checked=may_stop)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 
+import msgspec
+
 from .errors import BenchmarkError
 from .machine import Load, Memory
 from .workload import Request
@@ -85,7 +87,6 @@ class Measured:
         check_complete(self.exchanges)
         num_prompt = sum(len(exchange.request.prompt_token_ids) for exchange in self.exchanges)
         num_output = sum(exchange.num_output_tokens for exchange in self.exchanges)
-        num_computed = num_prompt + num_output - len(self.exchanges)  # the last is only sampled
         ttfts = [exchange.ttft_ms for exchange in self.exchanges]
         gaps = [gap for exchange in self.exchanges for gap in exchange.gaps_ms] or [0.0]
         return Figures(
@@ -101,7 +102,7 @@ class Measured:
             itl_p99_ms=percentile(gaps, 99),
             tokens_per_arrival=num_output / sum(len(e.arrivals_s) for e in self.exchanges),
             num_steps=self.num_steps,
-            tokens_per_step=num_computed / self.num_steps,
+            tokens_per_step=(num_prompt + num_output) / self.num_steps,
             outside_forward_percent=self.outside_forward_percent,
             worker_peak_mib=self.worker.peak_mib,
             worker_end_mib=self.worker.now_mib,
@@ -140,12 +141,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def medians(runs: Sequence[Run]) -> Figures:
     """Figure by figure."""
     columns = {f.name: [getattr(run.figures, f.name) for run in runs] for f in fields(Figures)}
-    return Figures(
-        **{
-            name: None if None in values else statistics.median(values)
-            for name, values in columns.items()
-        }
-    )
+    middles = {
+        name: None if None in values else statistics.median(values)
+        for name, values in columns.items()
+    }
+    return msgspec.convert(middles, Figures)
 
 
 def check_complete(exchanges: Sequence[Exchange]) -> None:

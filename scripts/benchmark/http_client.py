@@ -24,19 +24,14 @@ DONE = b"[DONE]"
 
 
 class RawExchange(asyncio.Protocol):
-    """Sends one request and keeps the answer as it comes, until the server hangs up."""
+    """Keeps the answer to one request as it comes, until the server hangs up."""
 
-    def __init__(self, request: Request, message: bytes) -> None:
+    def __init__(self, request: Request) -> None:
         self.submitted_s = time.perf_counter()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request = request
-        self._message = message
         self._pieces: list[bytes] = []
         self._times_s: list[float] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(self._message)
 
     def data_received(self, data: bytes) -> None:
         self._times_s.append(time.perf_counter())
@@ -92,9 +87,10 @@ async def exchange_all(
 
 async def _exchange(port: int, request: Request, message: bytes) -> RawExchange:
     loop = asyncio.get_running_loop()
-    raw = RawExchange(request, message)
+    raw = RawExchange(request)
     transport, _ = await loop.create_connection(lambda: raw, "127.0.0.1", port)
     try:
+        transport.write(message)
         await raw.ended
     finally:
         transport.close()

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -67,15 +67,15 @@ class Driver:
 
     def _step(self, started_s: float) -> None:
         engine, steps = self._engine, self.steps
-        before = engine.num_steps, engine.num_prompt_tokens + engine.num_generation_tokens
+        num_steps, num_tokens = engine.num_steps, self._num_tokens
         sampled = engine.step()
         now = time.perf_counter()
-        if engine.num_steps == before[0]:
+        if engine.num_steps == num_steps:
             raise BenchmarkError("the engine has requests and plans nothing for them")
         ended = [sequence for sequence in sampled if sequence.finish is not None]
         steps.end_s.append(now - started_s)
         steps.num_running.append(len(engine.scheduler.running) + len(ended))
-        steps.num_tokens.append(engine.num_prompt_tokens + engine.num_generation_tokens - before[1])
+        steps.num_tokens.append(self._num_tokens - num_tokens)
         for sequence in sampled:
             exchange = self._live[sequence.request_id]
             exchange.arrivals_s.append(now)
@@ -83,13 +83,18 @@ class Driver:
         for sequence in ended:
             del self._live[sequence.request_id]
 
+    @property
+    def _num_tokens(self) -> int:
+        """Prompt tokens that were computed and output tokens that were sampled."""
+        return self._engine.num_prompt_tokens + self._engine.num_generation_tokens
+
 
 def measure(job: Job) -> Run:
     """Loads the model, warms up, and times the workload."""
     requests = job.requests()
     driver, engine = _prepare(job)
     driver.run(job.warm_up())
-    num_steps, times = engine.num_steps, astuple(engine.times)
+    num_steps, times = engine.num_steps, replace(engine.times)
     meter = LoadMeter([os.getpid()])
     exchanges = driver.run(requests)
     measured = Measured(
@@ -97,7 +102,7 @@ def measure(job: Job) -> Run:
         engine.num_steps - num_steps,
         meter.read(),
         Memory.of(os.getpid()),
-        outside_forward_percent=_outside_forward_percent(engine.times, StepTimes(*times)),
+        outside_forward_percent=_outside_forward_percent(engine.times, times),
     )
     return Run(job.policy, measured.figures(), torch.get_num_threads(), driver.steps)
 
@@ -116,8 +121,7 @@ def _prepare(job: Job) -> tuple[Driver, Engine]:
 
 
 def _outside_forward_percent(after: StepTimes, before: StepTimes) -> float:
-    seconds = {f.name: getattr(after, f.name) - getattr(before, f.name) for f in fields(StepTimes)}
-    return 100 * (1 - seconds["forward_s"] / sum(seconds.values()))
+    return 100 * (1 - (after.forward_s - before.forward_s) / (after.total_s - before.total_s))
 
 
 def main(job_file: Path, result_file: Path) -> int:

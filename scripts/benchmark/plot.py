@@ -46,4 +46,4 @@ def _draw_course(axes: Axes, by_policy: Mapping[str, Sequence[Run]]) -> None:
     axes.set_ylabel("running sequences")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)

@@ -29,6 +29,7 @@ LOG_TAIL_BYTES = 3000
 
 def measure_offline(job: Job) -> Run:
     """In a process of its own; raises BenchmarkError when it fails or takes too long."""
+    job.requests()  # refuses here what it would refuse there
     with tempfile.TemporaryDirectory(prefix="chairlift-bench-") as name:
         job_file, result_file, log = (Path(name) / n for n in ("job.json", "run.json", "log"))
         job_file.write_bytes(msgspec.json.encode(job))

@@ -25,7 +25,7 @@ LABELS = {  # and the decimals to show
     "itl_p99_ms": ("inter-token latency p99, ms", 1),
     "tokens_per_arrival": ("output tokens per arrival", 3),
     "num_steps": ("steps", 0),
-    "tokens_per_step": ("tokens per step", 1),
+    "tokens_per_step": ("prompt and output tokens per step", 1),
     "outside_forward_percent": ("step time outside the forward pass, %", 1),
     "worker_peak_mib": ("worker's memory, peak, MiB", 0),
     "worker_end_mib": ("worker's memory, at the end, MiB", 0),

@@ -215,7 +215,7 @@ def test_one_token_at_least_is_left_to_compute(num_tokens: int) -> None:
 
 
 def test_running_sequences_share_their_prefix() -> None:
-    """Two that run at the same time hold the same blocks; releasing one leaves them to the other."""
+    """Two that run at the same time hold the same blocks; one may go without the other."""
     manager = BlockManager(8, BLOCK_SIZE)
     first = admitted(manager, [1, 2, 3, 4, 5])
     second = admitted(manager, [1, 2, 3, 4, 6])

@@ -70,15 +70,15 @@ def run_decoder(tokenizer: Tokenizer, prompt: list[int], token_ids: list[int]) -
     return Decoded(pieces, decoder.flush())
 
 
-def split_tokens(draw: st.DrawFn, text: str) -> list[int]:
+def split_tokens(data: st.DataObject, text: str) -> list[int]:
     """The text in byte-level tokens, cut at random places, even inside characters."""
     tokenizer = byte_level()
     token_ids: list[int] = []
     start = 0
     while start < len(text):
-        end = start + draw(st.integers(1, 6))
+        end = start + data.draw(st.integers(1, 6))
         part = text[start:end]
-        if draw(st.booleans()):
+        if data.draw(st.booleans()):
             token_ids += encode(tokenizer, part)
         else:
             token_ids += [byte_token(byte) for byte in part.encode()]
@@ -128,7 +128,7 @@ def test_any_bytes_read_like_the_whole_decode(data: st.DataObject) -> None:
 def test_characters_survive_being_cut_into_bytes(data: st.DataObject) -> None:
     """Wherever tokens cut the text, no piece ends in half a character and nothing is lost."""
     text = data.draw(texts)
-    output = split_tokens(data.draw, text)
+    output = split_tokens(data, text)
     decoded = run_decoder(byte_level(), [], output)
     assert decoded.text == text
     assert REPLACEMENT in text or all(REPLACEMENT not in piece for piece in decoded.pieces)
@@ -173,7 +173,7 @@ def test_tokens_that_all_end_inside_a_character_are_shown_in_time() -> None:
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte_level", "wordpiece"])
 def test_space_after_the_prompt_is_kept(kind: str) -> None:
-    """A first token with a space before it shows the space, though decoders strip a text's first."""
+    """A first token that begins with a space shows it, though decoders strip a text's first."""
     tokenizer = TOKENIZERS[kind]()
     (token_id,) = encode(tokenizer, " upon")[-1:]
     prompt = encode(tokenizer, "once", special=True)
@@ -264,7 +264,7 @@ def test_text_ends_before_the_first_stop(
 ) -> None:
     """However the text is cut into tokens, it ends where the first stop string begins, and nothing
     beyond was ever released."""
-    stopped = run_stops([], split_tokens(data.draw, text), stop)
+    stopped = run_stops([], split_tokens(data, text), stop)
     expected = first_stop(text, stop)
     cut = len(text) if expected is None else expected[0]
     assert stopped.text == text[:cut]
@@ -289,7 +289,7 @@ def test_stops_completed_before_min_tokens_do_not_count(
     data: st.DataObject, text: str, stop: tuple[str, ...], min_tokens: int
 ) -> None:
     """Only a stop string that is complete at min_tokens or later ends the text."""
-    output = split_tokens(data.draw, text)
+    output = split_tokens(data, text)
     pieces = run_decoder(byte_level(), [], output).pieces
     after = len("".join(pieces[: max(0, min_tokens - 1)]))
     if len(output) < min_tokens:
@@ -320,7 +320,7 @@ def test_any_replay_releases_the_same_pieces(
     for token_id in output[:cut]:
         replay.append(token_id)
     assert replay.released_ends == whole.released_ends[:cut]
-    assert replay.text == ([""] + texts_after)[cut]
+    assert replay.text == ["", *texts_after][cut]
 
 
 class CountingStream:

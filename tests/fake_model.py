@@ -1,0 +1,87 @@
+"""A model without weights whose answers depend on every token that its KV cache holds.
+
+What it "computes" it reads back through block tables and slots, as attention does, so a wrong
+slot, a wrong position, a block that somebody else wrote to or a skipped token changes the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from chairlift.worker.batch import make_batch
+from chairlift.worker.model_runner import ModelRunner
+from chairlift.worker.scheduler import Plan
+
+PEAK = 12.0  # the predicted token's lead over all others
+
+
+def last_plus_one(token_ids: Sequence[int]) -> int:
+    """Easy to predict in a test."""
+    return token_ids[-1] + 1
+
+
+def digest(token_ids: Sequence[int]) -> int:
+    """Depends on every token and on its place."""
+    state = 17
+    for token_id in token_ids:
+        state = (state * 1_000_003 + token_id) % 2_147_483_647
+    return state
+
+
+class FakeModelRunner(ModelRunner):
+    """`next_token` of all that came before has the highest logit, modulo `vocab_size`.
+
+    A sequence whose last token is in `poisoned_token_ids` gets NaN; calling `fail_next` makes the
+    next step raise.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int,
+        next_token: Callable[[Sequence[int]], int] = last_plus_one,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.poisoned_token_ids: set[int] = set()
+        self.num_steps = 0
+        self._next_token = next_token
+        self._block_size = block_size
+        self._null_slot = num_blocks * block_size
+        self._token_ids = torch.full((self._null_slot + 1,), -1)
+        self._positions = torch.full((self._null_slot + 1,), -1)
+        self._error: Exception | None = None
+
+    def fail_next(self, error: Exception) -> None:
+        self._error = error
+
+    def run(self, plan: Plan) -> torch.Tensor:
+        """Logits, float32 [num_sampled, vocab_size]."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        self.num_steps += 1
+        batch = make_batch(plan, self._block_size, self._null_slot, torch.device("cpu"))
+        self._token_ids[batch.slot_mapping] = batch.input_ids
+        self._positions[batch.slot_mapping] = batch.positions
+        ends = {segment.start + segment.num_tokens - 1: segment for segment in batch.segments}
+        rows = []
+        for row in batch.logit_rows.tolist():
+            segment = ends[row]
+            rows.append(self._logits(self._read(segment.block_table, segment.context_len)))
+        return torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
+
+    def _read(self, block_table: list[int], context_len: int) -> list[int]:
+        blocks = torch.tensor(block_table)[:, None] * self._block_size
+        slots = (blocks + torch.arange(self._block_size)).flatten()[:context_len]
+        assert self._positions[slots].tolist() == list(range(context_len)), "misplaced keys"
+        return [int(token_id) for token_id in self._token_ids[slots]]
+
+    def _logits(self, token_ids: list[int]) -> torch.Tensor:
+        if token_ids[-1] in self.poisoned_token_ids:
+            return torch.full((self.vocab_size,), torch.nan)
+        logits = torch.cos(torch.arange(self.vocab_size) * float(1 + digest(token_ids) % 97))
+        logits[self._next_token(token_ids) % self.vocab_size] += PEAK
+        return logits

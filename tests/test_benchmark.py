@@ -1,0 +1,167 @@
+"""scripts/bench: each mode runs, and what it reports adds up. Its figures mean nothing here."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.checkout
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--model", "tiny", "--workload", "tiny", "--num-threads", "1")
+LIMIT = 4
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the synthetic model goes, made once for all tests here."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def _bench(cache: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmark", *arguments, "--output", str(output)],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "XDG_CACHE_HOME": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _results(output: Path, case: str) -> dict[str, dict[str, Any]]:
+    """The one run of each policy."""
+    results = json.loads((output / case / "results.json").read_bytes())
+    (only,) = results["cases"]
+    return {run["policy"]: run for run in only["runs"]}
+
+
+def _check(figures: dict[str, Any]) -> None:
+    """Tokens and rates agree with each other."""
+    num_prompt, num_output = figures["num_prompt_tokens"], figures["num_output_tokens"]
+    assert figures["num_requests"] == LIMIT
+    assert figures["output_tokens_per_s"] * figures["duration_s"] == pytest.approx(num_output)
+    num_tokens = figures["total_tokens_per_s"] * figures["duration_s"]
+    assert num_tokens == pytest.approx(num_prompt + num_output)
+    num_in_steps = figures["tokens_per_step"] * figures["num_steps"]
+    assert num_in_steps == pytest.approx(num_prompt + num_output)
+    assert 0 < figures["ttft_p50_ms"] <= figures["ttft_p99_ms"] <= 1000 * figures["duration_s"]
+    assert 0 < figures["itl_p50_ms"] <= figures["itl_p99_ms"]
+    assert 0 <= figures["foreign_cpu_percent"] <= 100
+    assert 50 < figures["worker_end_mib"] <= figures["worker_peak_mib"]
+
+
+def test_offline_compares_both_policies(cache: Path, tmp_path: Path) -> None:
+    """Both do the same work, step by step, and a table, JSON and a picture tell of it."""
+    done = _bench(cache, tmp_path, "offline", *TINY, "--limit", str(LIMIT))
+    assert done.returncode == 0, done.stderr
+    runs = _results(tmp_path, "offline-tiny-tiny")
+    assert runs.keys() == {"continuous", "static"}
+    for run in runs.values():
+        figures, steps = run["figures"], run["steps"]
+        _check(figures)
+        assert len(steps["num_tokens"]) == figures["num_steps"]
+        assert sum(steps["num_tokens"]) == (
+            figures["num_prompt_tokens"] + figures["num_output_tokens"]
+        )
+        assert max(steps["num_running"]) == 3  # the workload's concurrency
+        assert 0 < figures["outside_forward_percent"] < 100
+        assert figures["tokens_per_arrival"] == 1
+    counts = [(f["num_prompt_tokens"], f["num_output_tokens"]) for f in _figures(runs)]
+    assert counts[0] == counts[1]
+    folder = tmp_path / "offline-tiny-tiny"
+    assert (folder / "offline-tiny-tiny.png").read_bytes().startswith(b"\x89PNG")
+    table = (folder / "results.md").read_text("utf-8")
+    assert table in done.stdout
+    assert "`scripts/bench offline --model tiny" in table
+    assert "continuous / static" in table
+
+
+def _figures(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [run["figures"] for run in runs.values()]
+
+
+def test_http_measures_real_processes(cache: Path, tmp_path: Path) -> None:
+    """A worker and a frontend answer the client, which counts the same tokens as they do."""
+    done = _bench(cache, tmp_path, "http", *TINY, "--limit", str(LIMIT))
+    assert done.returncode == 0, done.stderr
+    runs = _results(tmp_path, "http-tiny-tiny")
+    assert runs.keys() == {"continuous"}
+    figures = runs["continuous"]["figures"]
+    _check(figures)
+    assert figures["tokens_per_arrival"] >= 1
+    assert figures["frontend_end_mib"] > 10
+
+
+def test_requests_that_do_not_fit_are_refused(cache: Path, tmp_path: Path) -> None:
+    """The complaint names the option to change, and nothing is written."""
+    done = _bench(cache, tmp_path, "offline", *TINY, "--max-model-len", "16")
+    assert done.returncode == 1
+    assert "raise --max-model-len" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def _read(monkeypatch: pytest.MonkeyPatch, *pieces: bytes) -> Any:
+    """What the client makes of an answer that arrives in these pieces, one a second."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    client = importlib.import_module("benchmark.http_client")
+    clock = iter(range(100))
+    monkeypatch.setattr(client.time, "perf_counter", lambda: float(next(clock)))
+
+    async def receive() -> Any:
+        raw = client.RawExchange(None)
+        for piece in pieces:
+            raw.data_received(piece)
+        raw.connection_lost(None)
+        await raw.ended
+        return raw.read()
+
+    return asyncio.run(receive())
+
+
+def _event(text: str, num_tokens: int | None = None) -> bytes:
+    usage = None if num_tokens is None else {"completion_tokens": num_tokens}
+    choices = [{"text": text}] if num_tokens is None else []
+    return b"data: " + json.dumps({"choices": choices, "usage": usage}).encode() + b"\n\n"
+
+
+def test_an_event_counts_when_its_last_byte_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of the answer end where they like; text may look like the start of an event."""
+    first, second = _event("data: a\n\n"), _event("b")
+    ending = _event("", 2) + b"data: [DONE]\n\n"
+    cut = len(second) // 2
+    exchange = _read(
+        monkeypatch,
+        STREAM_HEAD + b"20\r\n" + first[:5],
+        first[5:] + b"\r\n20\r\n" + second[:cut],
+        second[cut:] + b"\r\n20\r\n" + ending + b"\r\n0\r\n\r\n",
+    )
+    assert exchange.submitted_s == 0
+    assert exchange.arrivals_s == [2, 3]
+    assert exchange.num_output_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\nno", "refused"),
+        (STREAM_HEAD + b"20\r\n" + _event("a"), "broke off"),
+        (STREAM_HEAD + b'20\r\ndata: {"error": "ill"}\n\ndata: [DONE]\n\n', "failed"),
+        (b"", "refused"),
+    ],
+)
+def test_a_broken_answer_is_no_measurement(
+    answer: bytes, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal, a stream without its end and an error within one stop the benchmark."""
+    with pytest.raises(Exception, match=complaint):
+        _read(monkeypatch, answer)

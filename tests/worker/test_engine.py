@@ -1,0 +1,329 @@
+"""The engine with a fake model: whatever happens around it, each request's tokens are its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from random import Random
+from typing import Any
+
+import pytest
+
+from chairlift.shared.messages import Finish
+from chairlift.shared.sampling_params import SamplingParams
+from chairlift.worker.block_manager import BlockManager
+from chairlift.worker.engine import Engine
+from chairlift.worker.sampler import Sampler
+from chairlift.worker.scheduler import ContinuousScheduler, Scheduler
+from chairlift.worker.sequence import Sequence
+from chairlift.worker.static_scheduler import StaticScheduler
+from tests.fake_model import FakeModelRunner, digest, last_plus_one
+
+BLOCK_SIZE = 4
+VOCAB_SIZE = 96
+EOS = frozenset({0, 1})
+CANCELLED = Finish("abort", code="cancelled")
+_numbers = count()
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a worker's settings say."""
+
+    num_blocks: int = 64
+    max_num_seqs: int = 8
+    budget: int = 32
+    has_prefix_cache: bool = True
+
+
+def make_engine(
+    size: Size | None = None,
+    policy: type[Scheduler] = ContinuousScheduler,
+    next_token: Callable[..., int] = digest,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Engine:
+    size = size or Size()
+    scheduler = policy(
+        BlockManager(size.num_blocks, BLOCK_SIZE, has_prefix_cache=size.has_prefix_cache),
+        max_num_seqs=size.max_num_seqs,
+        max_num_batched_tokens=size.budget,
+    )
+    runner = FakeModelRunner(size.num_blocks, BLOCK_SIZE, VOCAB_SIZE, next_token)
+    return Engine(scheduler, runner, Sampler(EOS), clock)
+
+
+def runner_of(engine: Engine) -> FakeModelRunner:
+    assert isinstance(engine._runner, FakeModelRunner)
+    return engine._runner
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a client asked for, to be run more than once."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+
+    def sequence(self) -> Sequence:
+        return Sequence(next(_numbers).to_bytes(16, "big"), list(self.prompt), self.params)
+
+
+def make_wish(prompt: list[int], **params: Any) -> Wish:
+    values = {"max_tokens": 8, "temperature": 0.0, **params}
+    return Wish(tuple(prompt), SamplingParams(**values))
+
+
+def output_of(sequence: Sequence) -> list[int]:
+    return sequence.token_ids[sequence.num_prompt_tokens :]
+
+
+def run_to_the_end(engine: Engine) -> list[Sequence]:
+    """Every sequence that a step named, in order."""
+    named = []
+    while engine.scheduler.has_work:
+        named += engine.step()
+    return named
+
+
+def run_alone(wish: Wish) -> Sequence:
+    """The oracle: nobody else, the prompt in one piece, no cache."""
+    engine = make_engine(Size(budget=4096, has_prefix_cache=False))
+    sequence = wish.sequence()
+    engine.add(sequence)
+    run_to_the_end(engine)
+    return sequence
+
+
+def random_wish(random: Random, capacity: int) -> Wish:
+    max_tokens = random.randint(1, min(16, capacity - 1))
+    num_prompt_tokens = random.randint(1, min(30, capacity - max_tokens))
+    first = random.choice([7, 8])  # few beginnings, so that prefixes are shared
+    prompt = [first + i // 8 for i in range(num_prompt_tokens)]
+    prompt[-1] = random.randint(2, VOCAB_SIZE - 1)
+    params: dict[str, Any] = {"max_tokens": max_tokens, "ignore_eos": random.random() < 0.5}
+    if random.random() < 0.5:
+        params |= {"temperature": 3.0 / 2, "seed": random.randint(0, 1 << 40)}
+        params |= random.choice([{}, {"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.05}])
+    if random.random() < 0.3:
+        params |= {"presence_penalty": 1.0, "repetition_penalty": 1.2, "min_tokens": 3}
+    return make_wish(prompt, **params)
+
+
+@pytest.mark.parametrize("policy", [ContinuousScheduler, StaticScheduler])
+@pytest.mark.parametrize("seed", range(40))
+def test_every_request_gets_the_tokens_that_it_gets_alone(
+    seed: int, policy: type[Scheduler]
+) -> None:
+    """Random arrivals, cancels, chunks, preemption and prefix hits change no token of anybody."""
+    random = Random(seed)
+    num_blocks, max_num_seqs = random.randint(6, 20), random.randint(1, 8)
+    budget = max_num_seqs + random.choice([BLOCK_SIZE, 9, 40])
+    engine = make_engine(Size(num_blocks, max_num_seqs, budget), policy)
+    running: dict[Sequence, Wish] = {}
+    for _ in range(40):
+        while random.random() < 0.4:
+            wish = random_wish(random, num_blocks * BLOCK_SIZE)
+            sequence = wish.sequence()
+            running[sequence] = wish
+            engine.add(sequence)
+        if running and random.random() < 0.1:
+            engine.end(random.choice(list(running)), CANCELLED)
+        engine.step()
+    run_to_the_end(engine)
+    assert engine.scheduler.block_manager.num_free_blocks == num_blocks
+    for sequence, wish in running.items():
+        alone = run_alone(wish)
+        if sequence.finish == CANCELLED:
+            assert output_of(alone)[: sequence.num_output_tokens] == output_of(sequence)
+            continue
+        assert output_of(sequence) == output_of(alone)
+        assert sequence.finish is not None
+        assert alone.finish is not None
+        assert sequence.finish.reason == alone.finish.reason
+
+
+def test_scarce_blocks_did_preempt_in_these_tests() -> None:
+    """The worlds above are small enough for preemption and prefix hits to happen."""
+    random = Random(0)
+    engine = make_engine(Size(num_blocks=8, max_num_seqs=6, budget=40))
+    wishes = [random_wish(random, 32) for _ in range(20)]
+    sequences = [wish.sequence() for wish in wishes]
+    for sequence in sequences:
+        engine.add(sequence)
+    run_to_the_end(engine)
+    assert engine.scheduler.num_preemptions > 3
+    assert engine.scheduler.block_manager.num_prefix_hits > 0
+    for sequence, wish in zip(sequences, wishes, strict=True):
+        assert output_of(sequence) == output_of(run_alone(wish))
+
+
+def test_resumed_request_goes_on_where_it_was() -> None:
+    """With the first k output tokens given, any k, the rest is what it would have been."""
+    wish = make_wish([5, 6, 7], max_tokens=12, temperature=1.0, seed=3, ignore_eos=True)
+    whole = output_of(run_alone(wish))
+    for cut in range(12):
+        sequence = wish.sequence()
+        for token_id in whole[:cut]:
+            sequence.append(token_id)
+        engine = make_engine()
+        engine.add(sequence)
+        run_to_the_end(engine)
+        assert output_of(sequence) == whole
+
+
+def test_step_names_those_with_news() -> None:
+    """A step returns the sequences that got a token or ended, and nobody who is still read in."""
+    engine = make_engine(Size(budget=16), next_token=last_plus_one)
+    short, long = make_wish([5, 6]).sequence(), make_wish([9] * 40).sequence()
+    engine.add(short)
+    engine.add(long)
+    assert engine.step() == [short]
+    assert engine.step() == [short]
+    assert output_of(short) == [7, 8]
+    assert long.num_output_tokens == 0
+    assert set(run_to_the_end(engine)) == {short, long}
+    assert engine.step() == []
+    assert runner_of(engine).num_steps == engine.num_steps
+
+
+@pytest.mark.parametrize("policy", [ContinuousScheduler, StaticScheduler])
+def test_row_that_is_no_number_ends_alone_with_an_error(policy: type[Scheduler]) -> None:
+    """NaN logits end their own request with a reason; all others go on with the same tokens."""
+    wishes = [make_wish([20 * n + 5], max_tokens=10, ignore_eos=True) for n in range(4)]
+    engine = make_engine(policy=policy, next_token=last_plus_one)
+    runner_of(engine).poisoned_token_ids = {28}
+    sequences = [wish.sequence() for wish in wishes]
+    for sequence in sequences:
+        engine.add(sequence)
+    named = run_to_the_end(engine)
+    poisoned = sequences[1]
+    assert poisoned.finish is not None
+    assert (poisoned.finish.reason, poisoned.finish.code) == ("error", "model_output_not_finite")
+    assert output_of(poisoned) == [26, 27, 28]
+    assert named.count(poisoned) == 4
+    for sequence in (sequences[0], *sequences[2:]):
+        first = sequence.token_ids[0]
+        assert output_of(sequence) == [(first + i) % VOCAB_SIZE for i in range(1, 11)]
+        assert sequence.finish == Finish("length")
+    assert engine.scheduler.block_manager.num_free_blocks == 64
+
+
+def test_end_is_at_once_and_only_once() -> None:
+    """Ending a waiting, a running or a finished sequence: one finish, no blocks, no more tokens."""
+    engine = make_engine(Size(max_num_seqs=1), next_token=last_plus_one)
+    running, waiting = make_wish([5]).sequence(), make_wish([6]).sequence()
+    engine.add(running)
+    engine.add(waiting)
+    engine.step()
+    engine.end(waiting, CANCELLED)
+    engine.end(running, CANCELLED)
+    engine.end(running, Finish("error", code="other"))
+    assert (running.finish, waiting.finish) == (CANCELLED, CANCELLED)
+    assert engine.scheduler.block_manager.num_free_blocks == 64
+    assert engine.step() == []
+    done = make_wish([5], max_tokens=1).sequence()
+    engine.add(done)
+    engine.step()
+    engine.end(done, CANCELLED)
+    assert done.finish == Finish("length")
+
+
+def test_counters_count_prompt_and_generation_tokens() -> None:
+    """Prompt tokens as often as they are computed, generated ones once, steps with work alone."""
+    engine = make_engine(Size(budget=16), next_token=last_plus_one)
+    for prompt in ([5] * 30, [6] * 3):
+        engine.add(make_wish(prompt, max_tokens=5).sequence())
+    run_to_the_end(engine)
+    engine.step()
+    assert (engine.num_prompt_tokens, engine.num_generation_tokens) == (33, 10)
+    assert engine.num_steps == runner_of(engine).num_steps
+    again = make_wish([5] * 30, max_tokens=1).sequence()
+    engine.add(again)
+    run_to_the_end(engine)
+    assert again.num_cached_tokens == 28
+    assert (engine.num_prompt_tokens, engine.num_generation_tokens) == (35, 11)
+    assert again.finish == Finish("length", num_cached_tokens=28)
+
+
+def test_row_without_a_token_is_not_counted_as_generated() -> None:
+    """Only tokens that exist are in `num_generation_tokens`."""
+    engine = make_engine(next_token=last_plus_one)
+    runner_of(engine).poisoned_token_ids = {7}
+    engine.add(make_wish([5], max_tokens=5).sequence())
+    run_to_the_end(engine)
+    assert engine.num_generation_tokens == 2
+
+
+def finish_some(engine: Engine, clock: Clock, number: int, seconds_each: float) -> None:
+    """Requests of one token, one after another, each step taking its time."""
+    runner = runner_of(engine)
+    run = runner.run
+
+    def slow(plan: Any) -> Any:
+        clock.now += seconds_each
+        return run(plan)
+
+    runner.run = slow  # type: ignore[method-assign]  # a model that takes its time
+    for _ in range(number):
+        engine.add(make_wish([5], max_tokens=1).sequence())
+        engine.step()
+    runner.run = run  # type: ignore[method-assign]
+
+
+def test_estimated_wait_is_the_queue_at_the_rate_of_the_last_finishes() -> None:
+    """Ten waiting at two seconds each are twenty seconds; before there is a rate, one second."""
+    clock = Clock()
+    engine = make_engine(Size(max_num_seqs=1), clock=clock)
+    assert engine.estimated_wait_ms() == 1000
+    finish_some(engine, clock, 5, seconds_each=2.0)
+    assert engine.estimated_wait_ms() == 1000
+    for _ in range(10):
+        engine.add(make_wish([5], max_tokens=1).sequence())
+    assert engine.estimated_wait_ms() == pytest.approx(20_000, rel=0.01)
+
+
+def test_estimated_wait_does_not_count_the_time_without_work() -> None:
+    """After a quiet hour a full queue waits as long as after a busy one."""
+    clock = Clock()
+    engine = make_engine(Size(max_num_seqs=1), clock=clock)
+    finish_some(engine, clock, 5, seconds_each=2.0)
+    clock.now += 3600
+    for _ in range(10):
+        engine.add(make_wish([5], max_tokens=1).sequence())
+    assert engine.estimated_wait_ms() == pytest.approx(20_000, rel=0.01)
+
+
+def test_times_add_up() -> None:
+    """The parts of a step's time are those of its phases."""
+    clock = Clock()
+    engine = make_engine(clock=clock)
+    finish_some(engine, clock, 3, seconds_each=2.0)
+    times = engine.times
+    assert times.forward_s == 6.0
+    assert times.schedule_s == times.sample_s == times.commit_s == 0.0
+
+
+def test_error_in_a_step_leaves_the_state_as_it_was() -> None:
+    """When the model raises, nothing was committed: the next step computes the same again."""
+    engine = make_engine(next_token=last_plus_one)
+    sequence = make_wish([5, 6, 7]).sequence()
+    engine.add(sequence)
+    engine.step()
+    runner_of(engine).fail_next(RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.step()
+    assert output_of(sequence) == [8]
+    run_to_the_end(engine)
+    assert output_of(sequence) == list(range(8, 16))
