@@ -57,7 +57,10 @@ class FakeModelRunner(ModelRunner):
     def fail_next(self, error: Exception) -> None:
         self._error = error
 
-    def run(self, plan: Plan) -> torch.Tensor:
+    def prepare(self, plan: Plan) -> Plan:  # type: ignore[override]  # there is nothing to prepare
+        return plan
+
+    def run(self, plan: Plan) -> torch.Tensor:  # type: ignore[override]
         """Logits, float32 [num_sampled, vocab_size]."""
         if self._error is not None:
             error, self._error = self._error, None

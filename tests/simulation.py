@@ -36,6 +36,9 @@ def next_token(prompt_seed: int, position: int) -> int:
 class FakeRunner:
     """Stands in for the ModelRunner; a sequence's first token is its seed."""
 
+    def prepare(self, plan: Plan) -> Plan:
+        return plan
+
     def run(self, plan: Plan) -> torch.Tensor:
         sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
         logits = torch.zeros(len(sampled), VOCAB_SIZE)

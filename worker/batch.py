@@ -41,7 +41,8 @@ class Batch:
 
 
 def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device) -> Batch:
-    """Lays the plan's sequences end to end; padding rows come last and write to `null_slot`."""
+    """Lays the plan's sequences end to end; what is computed for nobody comes last and writes to
+    `null_slot`."""
     segments, ids, positions, slots, logit_rows = [], [], [], [], []
     start = 0
     for entry in plan.entries:
@@ -58,19 +59,18 @@ def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device
         if entry.is_sampled:
             logit_rows.append(start - 1)
 
-    if plan.num_padding_tokens:
-        padding = np.zeros(plan.num_padding_tokens, dtype=np.int64)
-        ids.append(padding)
-        positions.append(padding)
-        slots.append(padding + null_slot)
+    for row, sequence in enumerate(plan.finished, start):
+        segments.append(Segment(row, 1, sequence.num_computed_tokens, sequence.block_table))
+    num_wasted = len(plan.finished) + plan.num_padding_tokens
+    wasted = np.zeros(num_wasted, dtype=np.int64)
 
     def on_device(parts: list[NDArray[np.int64]]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
 
     return Batch(
-        input_ids=on_device(ids),
-        positions=on_device(positions),
-        slot_mapping=on_device(slots),
+        input_ids=on_device([*ids, wasted]),
+        positions=on_device([*positions, wasted]),
+        slot_mapping=on_device([*slots, wasted + null_slot]),
         logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         segments=tuple(segments),
     )

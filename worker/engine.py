@@ -70,8 +70,9 @@ class Engine:
         plan = self.scheduler.plan()
         if not plan.entries:
             return []
+        prepared = self._runner.prepare(plan)
         planned = self._clock()
-        logits = self._runner.run(plan)
+        logits = self._runner.run(prepared)
         computed = self._clock()
         sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
         tokens = self._sampler.sample(logits, sampled)

@@ -33,10 +33,12 @@ class ScheduledSequence:
 class Plan:
     """The work of one step.
 
-    `num_padding_tokens` are rows without a sequence, which only static batching has.
+    Only static batching has rows of which nobody reads the result: those of finished sequences,
+    which attend over what they have, and padding, which belongs to no sequence.
     """
 
     entries: tuple[ScheduledSequence, ...]
+    finished: tuple[Sequence, ...] = ()
     num_padding_tokens: int = 0
 
     @property

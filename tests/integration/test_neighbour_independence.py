@@ -11,7 +11,7 @@ from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
 from chairlift.worker.engine import Engine
 from chairlift.worker.main import build_engine
-from chairlift.worker.model_runner import ModelRunner
+from chairlift.worker.model_runner import ModelRunner, PreparedStep
 from chairlift.worker.models.loader import LoadedModel, load_model
 from chairlift.worker.scheduler import Plan
 from chairlift.worker.sequence import Sequence
@@ -25,12 +25,16 @@ class Recorder:
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
+        self._sampled: list[Sequence] = []
         self.logits: dict[bytes, list[torch.Tensor]] = {}
 
-    def run(self, plan: Plan) -> torch.Tensor:
-        logits = self._runner.run(plan)
-        sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
-        for sequence, row in zip(sampled, logits, strict=True):
+    def prepare(self, plan: Plan) -> PreparedStep:
+        self._sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
+        return self._runner.prepare(plan)
+
+    def run(self, step: PreparedStep) -> torch.Tensor:
+        logits = self._runner.run(step)
+        for sequence, row in zip(self._sampled, logits, strict=True):
             self.logits.setdefault(sequence.request_id, []).append(row.clone())
         return logits
 
