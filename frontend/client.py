@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ..shared.addresses import Endpoints, default_address
 from ..shared.errors import (
@@ -19,19 +19,19 @@ from ..shared.errors import (
     WorkerUnavailableError,
 )
 from ..shared.messages import Finish, Greeting, TokenizerFiles, WorkerStats
-from ..shared.sampling_params import MAX_SEED, SamplingParams, checked_sampling_params
+from ..shared.sampling_params import MAX_SEED, SamplingParams, checked, checked_sampling_params
 from ..shared.tokenizer import Tokenizer
 from . import tokenizer_cache
 from .connection import Connection
-from .protocol import CANCELLED, Event, Output
+from .protocol import CANCELLED, News, Output
 from .results import Completion, Delta, error_of
 
 MAX_LIVE_REQUESTS = 2048
-AWAY_AFTER_S = 3.0  # a worker without work speaks four times a second
-MAX_STEP_S = 10.0  # ... and one with work after every step
+MAX_IDLE_SILENCE_S = 3.0  # a worker without work speaks four times a second
 
-Message = Mapping[str, Any]  # of a chat: role and content
-Prompt = str | Sequence[int] | Sequence[Message]
+ChatMessage = Mapping[str, Any]  # role and content
+Prompt = str | Sequence[int] | Sequence[ChatMessage]
+Condition = Literal["ok", "starting", "away", "wedged", "draining"]
 
 
 class TokenStream:
@@ -97,11 +97,14 @@ class AsyncClient:
         *,
         tokenizer: Tokenizer | None = None,
         connect_timeout_s: float = 10.0,
+        max_step_s: float = 10.0,
     ) -> None:
         """`address` as the worker's, by default this user's own. Without a `tokenizer` the
-        worker's is taken; one that differs from it makes `connect` raise."""
+        worker's is taken; one that differs from it makes `connect` raise. A worker whose step
+        takes longer than `max_step_s` counts as wedged."""
         self._endpoints = Endpoints.parse(address or default_address())
         self._connect_timeout_s = connect_timeout_s
+        self._max_step_s = max_step_s
         self._given_tokenizer = tokenizer
         self._tokenizer: Tokenizer | None = None
         self._connection: Connection | None = None
@@ -129,18 +132,19 @@ class AsyncClient:
         return asyncio.get_running_loop().time() - self._connection.protocol.last_heard
 
     @property
-    def is_draining(self) -> bool:
-        return self._connection is not None and self._connection.protocol.state == "draining"
+    def condition(self) -> Condition:
+        """How the worker is. Its loop alone speaks, so its silence is the age of its step."""
+        if self._connection is None or self.worker is None:
+            return "starting"
+        has_work = bool(self.stats.num_running or self.stats.num_waiting or self.num_live)
+        if self.silence_s > (self._max_step_s if has_work else MAX_IDLE_SILENCE_S):
+            return "wedged" if has_work else "away"
+        return "draining" if self._connection.protocol.state == "draining" else "ok"
 
     @property
     def is_ready(self) -> bool:
         """Whether the worker has been met and takes requests."""
-        return self.worker is not None and not self.is_draining and not self._is_away
-
-    @property
-    def _is_away(self) -> bool:
-        is_busy = self.stats.num_running or self.stats.num_waiting
-        return self.silence_s > (MAX_STEP_S if is_busy else AWAY_AFTER_S)
+        return self.condition == "ok"
 
     @property
     def num_live(self) -> int:
@@ -163,13 +167,14 @@ class AsyncClient:
         self._open()
         try:
             async with asyncio.timeout(timeout_s or self._connect_timeout_s):
-                while self._tokenizer is None:
+                while self._tokenizer is None and not self._is_closed:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             raise WorkerUnavailableError(
                 f"no worker answered at {self._where}: start one with `chairlift worker`"
             ) from None
+        self._open()
         self._check_tokenizer()
 
     def generate(self, prompt_token_ids: list[int], params: SamplingParams) -> TokenStream:
@@ -179,11 +184,11 @@ class AsyncClient:
         ClientClosedError at once; what the worker itself refuses arrives as the first Delta.
         """
         connection = self._open()
-        self._check_can_take(len(prompt_token_ids), params)
+        self._check_can_take(prompt_token_ids, checked(params))
         self._check_tokenizer()
         stream = TokenStream(self, secrets.token_bytes(16))
-        self._streams[stream.request_id] = stream
         connection.protocol.submit(stream.request_id, prompt_token_ids, params)
+        self._streams[stream.request_id] = stream
         connection.flush()
         return stream
 
@@ -220,13 +225,14 @@ class AsyncClient:
             stop_reason=finish.stop_reason,
         )
 
-    async def chat(self, messages: Sequence[Message], **params: Any) -> Completion:
+    async def chat(self, messages: Sequence[ChatMessage], **params: Any) -> Completion:
         """The whole answer to a conversation: `[{"role": "user", "content": "Hello"}]`."""
         return await self.complete(messages, **params)
 
     async def close(self) -> None:
         """Ends every stream with an abort and lets go of the sockets; idempotent."""
         self._is_closed = True
+        self._changed.set()
         for stream in list(self._streams.values()):
             stream.cancel()
         if self._connection is not None:
@@ -259,16 +265,16 @@ class AsyncClient:
             raise ClientClosedError(f"the client belongs to another {what}: make one here")
         if self._connection is None:
             self._owner = here
-            self._connection = Connection(self._endpoints, self._on_event)
+            self._connection = Connection(self._endpoints, self._on_news)
         return self._connection
 
-    def _on_event(self, event: Event) -> None:
-        if isinstance(event, Output):
-            self._on_output(event)
-        elif isinstance(event, Greeting):
-            self._on_greeting(event)
+    def _on_news(self, news: News) -> None:
+        if isinstance(news, Output):
+            self._on_output(news)
+        elif isinstance(news, Greeting):
+            self._on_greeting(news)
         else:
-            self._take_tokenizer(event)
+            self._take_tokenizer(news)
 
     def _on_output(self, output: Output) -> None:
         stream = self._streams.get(output.request_id)
@@ -301,22 +307,29 @@ class AsyncClient:
                 "the client the model's own, or none"
             )
 
-    def _check_can_take(self, num_prompt_tokens: int, params: SamplingParams) -> None:
-        if self.worker is None or self._is_away:
-            raise WorkerUnavailableError(f"no worker answers at {self._where}")
-        if self.is_draining:
+    def _check_can_take(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        condition, worker = self.condition, self.worker
+        if condition == "draining":
             raise OverloadedError("the worker is shutting down", retry_after_s=5)
+        if condition != "ok" or worker is None:
+            raise WorkerUnavailableError(f"the worker at {self._where} is {condition}")
         if self.num_live >= MAX_LIVE_REQUESTS:
             raise OverloadedError(
                 f"this client has {MAX_LIVE_REQUESTS} unfinished requests, its limit",
                 retry_after_s=1,
             )
-        if num_prompt_tokens == 0:
+        if not prompt_token_ids:
             raise InvalidRequestError("the prompt is empty", param="prompt")
-        if num_prompt_tokens + params.max_tokens > self.worker.max_model_len:
+        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < worker.vocab_size:
+            raise InvalidRequestError(
+                f"a token id of the prompt is outside the vocabulary of {worker.vocab_size}",
+                param="prompt",
+            )
+        num_prompt_tokens = len(prompt_token_ids)
+        if num_prompt_tokens + params.max_tokens > worker.max_model_len:
             raise ContextLengthError(
                 f"{num_prompt_tokens} prompt tokens and up to {params.max_tokens} output tokens "
-                f"are more than the {self.worker.max_model_len} that fit: shorten one of them"
+                f"are more than the {worker.max_model_len} that fit: shorten one of them"
             )
 
     def _encode(self, prompt: Prompt) -> list[int]:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import structlog
 import zmq
 
-from ..shared.addresses import Endpoints
+from ..shared.addresses import Endpoints, make_private_directory
 from ..shared.codec import MAX_REPLY_BYTES
 from ..shared.errors import ProtocolError
-from .protocol import SYNC_INTERVAL_S, Event, FrontendProtocol
+from .protocol import SYNC_INTERVAL_S, FrontendProtocol, News
 
 log = structlog.get_logger(__name__)
 
@@ -24,15 +24,17 @@ TICK_S = SYNC_INTERVAL_S / 4
 
 
 class Connection:
-    """Moves bytes between the sockets and the protocol; hands events to `on_event`.
+    """Moves bytes between the sockets and the protocol; hands news to `on_news`.
 
     Belongs to the event loop that it was made in. Never waits: what the worker doesn't take now is
-    kept and tried again.
+    kept and tried again. Raises AddressError when the address is not ours alone.
     """
 
-    def __init__(self, endpoints: Endpoints, on_event: Callable[[Event], None]) -> None:
+    def __init__(self, endpoints: Endpoints, on_news: Callable[[News], None]) -> None:
+        if endpoints.directory is not None:
+            make_private_directory(endpoints.directory)
         self._loop = asyncio.get_running_loop()
-        self._on_event = on_event
+        self._on_news = on_news
         self.protocol = FrontendProtocol(secrets.token_bytes(8), self._loop.time())
         self._context = zmq.Context()
         self._sub = self._context.socket(zmq.SUB)
@@ -44,6 +46,7 @@ class Connection:
         self._push.immediate = True  # nothing queues for a worker that isn't there
         for socket, endpoint in ((self._sub, endpoints.tokens), (self._push, endpoints.requests)):
             socket.linger = 0
+            socket.ipv6 = "[" in endpoint
             socket.reconnect_ivl = 20
             socket.reconnect_ivl_max = 200
             socket.connect(endpoint)
@@ -98,9 +101,9 @@ class Connection:
 
     def _take(self, data: bytes) -> None:
         try:
-            events = self.protocol.receive(data, self._loop.time())
+            news = self.protocol.receive(data, self._loop.time())
         except (ProtocolError, ValueError) as error:
             log.warning("malformed message from the worker dropped", why=str(error))
             return
-        for event in events:
-            self._on_event(event)
+        for item in news:
+            self._on_news(item)

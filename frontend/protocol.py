@@ -45,7 +45,7 @@ class Output:
     finish: Finish | None = None
 
 
-Event = Greeting | TokenizerFiles | Output
+News = Greeting | TokenizerFiles | Output
 
 
 @dataclass(slots=True)
@@ -82,10 +82,6 @@ class FrontendProtocol:
         self._has_gap = False
         self._has_finished = False  # something that the worker still keeps for us
 
-    @property
-    def num_live(self) -> int:
-        return len(self._requests)
-
     def submit(
         self, request_id: bytes, prompt_token_ids: list[int], params: SamplingParams
     ) -> None:
@@ -100,7 +96,7 @@ class FrontendProtocol:
         if self._requests.pop(request_id, None) is not None:
             self.outgoing.append(encode(Cancel(self.frontend_id, request_id)))
 
-    def receive(self, data: bytes, now: float) -> list[Event]:
+    def receive(self, data: bytes, now: float) -> list[News]:
         """Takes one message; raises ProtocolError if it is none."""
         message = decode_reply(data)
         if isinstance(message, TokenizerFiles):
@@ -124,7 +120,7 @@ class FrontendProtocol:
         if has_something_to_say and now - self._last_sync >= SYNC_INTERVAL_S:
             self._sync(now)
 
-    def _take_greeting(self, greeting: Greeting, now: float) -> list[Event]:
+    def _take_greeting(self, greeting: Greeting, now: float) -> list[News]:
         """A first connection, a connection made again, or another worker process."""
         is_same_worker = self.greeting is not None and self.greeting.epoch == greeting.epoch
         if is_same_worker:
@@ -143,13 +139,14 @@ class FrontendProtocol:
             self._sync(now)
         return [greeting]
 
-    def _take_frame(self, frame: Frame, now: float) -> list[Event]:
+    def _take_frame(self, frame: Frame, now: float) -> list[News]:
+        rows = list(frame.rows())  # all of them are good, or the frame counts for nothing
         self.state, self.stats = frame.state, frame.stats
         expected = self._frame_number if frame.is_heartbeat else self._frame_number + 1
         self._has_gap |= frame.number > expected
         self._frame_number = max(self._frame_number, frame.number)
-        events: list[Event] = []
-        for row in frame.rows():
+        events: list[News] = []
+        for row in rows:
             output = self._take_row(row)
             if output is not None:
                 events.append(output)

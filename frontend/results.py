@@ -42,7 +42,7 @@ def error_of(finish: Finish) -> ChairliftError | None:
     """The exception that this end deserves; None for a normal one."""
     if finish.reason in ("stop", "length"):
         return None
-    if finish.code in ("overloaded", "draining"):
+    if finish.code in ("overloaded", "draining", "shutting_down"):
         return OverloadedError(finish.message, retry_after_s=finish.retry_after_ms / 1000)
     if finish.code == "context_length_exceeded":
         return ContextLengthError(finish.message)

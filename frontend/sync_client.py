@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 from ..shared.errors import ClientClosedError
 from ..shared.tokenizer import Tokenizer
-from .client import AsyncClient, Message, Prompt
+from .client import AsyncClient, ChatMessage, Prompt
 from .results import Completion, Delta
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Client:
         """See AsyncClient.complete."""
         return self._run(self._client.complete(prompt, **params))
 
-    def chat(self, messages: Sequence[Message], **params: Any) -> Completion:
+    def chat(self, messages: Sequence[ChatMessage], **params: Any) -> Completion:
         """See AsyncClient.chat."""
         return self._run(self._client.chat(messages, **params))
 
@@ -74,10 +74,18 @@ class Client:
         if not is_ours or was_closed:
             return
         assert self._loop is not None and self._thread is not None
-        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result(CLOSE_TIMEOUT_S)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(CLOSE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_TIMEOUT_S)
         self._loop.close()
+
+    async def _end(self) -> None:
+        """Whoever still waits in another thread must not wait for ever."""
+        await self._client.close()
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     def __enter__(self) -> Self:
         return self

@@ -78,9 +78,15 @@ def _is_loopback(host: str) -> bool:
 
 
 def make_private_directory(directory: Path) -> None:
-    """Creates the sockets' directory, mode 0700; refuses one that others own or can enter."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.lstat()
+    """Creates the sockets' directory, mode 0700; refuses one that others own or can enter.
+
+    Both sides do it: whoever else made the directory could read the prompts.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+    except OSError as error:
+        raise AddressError(f"{directory} can't be used: {error.strerror}") from None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise AddressError(f"{directory} belongs to somebody else: choose another address")
     if status.st_mode & 0o077:

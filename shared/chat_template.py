@@ -22,7 +22,7 @@ class ChatTemplate:
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str]) -> None:
         """Raises ModelError when the source is no template."""
-        self._source = source
+        self._knows_developer = "developer" in str(source)
         self._special_tokens = dict(special_tokens)
         self._template = _compiled(source) if source else None
 
@@ -36,14 +36,17 @@ class ChatTemplate:
         return cls(source, tokens)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
-        """Raises InvalidRequestError with the template's own words when it refuses."""
+        """A developer's message is a system message to templates that know no developer.
+
+        Raises InvalidRequestError with the template's own words when it refuses.
+        """
         if self._template is None:
             raise InvalidRequestError(
                 "this model has no chat template: use /v1/completions", code="no_chat_template"
             )
         try:
             return self._template.render(
-                messages=messages,
+                messages=messages if self._knows_developer else _without_developer(messages),
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
@@ -53,11 +56,18 @@ class ChatTemplate:
             ) from None
 
 
+def _without_developer(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [
+        {**message, "role": "system"} if message.get("role") == "developer" else message
+        for message in messages
+    ]
+
+
 def _compiled(source: Any) -> jinja2.Template:
     try:
         return _environment().from_string(source)
     except (jinja2.TemplateError, TypeError) as error:
-        raise ModelError(f"the model's chat template is none: {error}") from None
+        raise ModelError(f"the model's chat template can't be compiled: {error}") from None
 
 
 def _environment() -> jinja2.Environment:

@@ -24,7 +24,7 @@ class SamplingParams(
 ):
     """Immutable; the same type is checked by the client and again by the worker.
 
-    Filters apply in this order: logit_bias and min_tokens, penalties, temperature, min_p, top_k,
+    Filters apply in this order: logit_bias, penalties, min_tokens, temperature, min_p, top_k,
     top_p. `top_k` 0 and `temperature` 0 mean no limit and greedy. `seed` and the index of the
     output token are all the randomness there is.
     """
@@ -74,12 +74,17 @@ def checked_sampling_params(**values: Any) -> SamplingParams:
     if isinstance(values.get("logit_bias"), dict):
         values["logit_bias"] = tuple(values["logit_bias"].items())
     try:
-        params = SamplingParams(**values)
+        return checked(SamplingParams(**values))
+    except TypeError as error:
+        raise InvalidRequestError(str(error)) from None
+
+
+def checked(params: SamplingParams) -> SamplingParams:
+    """The same, since a constructor checks nothing; raises InvalidRequestError."""
+    try:
         return msgspec.convert(msgspec.to_builtins(params), SamplingParams)
     except msgspec.ValidationError as error:
         raise _named(error) from None
-    except TypeError as error:
-        raise InvalidRequestError(str(error)) from None
 
 
 def _named(error: msgspec.ValidationError) -> InvalidRequestError:

@@ -1,13 +1,14 @@
 """What a worker and a server can be told, from flags, the environment and `.env`.
 
 A flag beats the environment, the environment beats `.env`. Every variable is the flag's name in
-capitals after CHAIRLIFT_; nothing else in chairlift reads the environment.
+capitals after CHAIRLIFT_; no other part of chairlift reads settings from the environment.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from .errors import AddressError
 ENV_PREFIX = "CHAIRLIFT_"
 ENV_FILE = ".env"
 DEMO_MODEL = "demo"
+MIN_CHUNK_TOKENS = 32  # a block of the KV cache: prompts are cut where blocks end
 DEMO_MODEL_FOLDER = Path(__file__).parent / "demo_model"
 
 Positive = Annotated[int, Field(gt=0)]
@@ -44,7 +46,8 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 def _name_of_model(values: dict[str, Any]) -> str:
-    return Path(str(values.get("model", DEMO_MODEL))).name
+    model = Path(str(values.get("model", DEMO_MODEL)))
+    return model.name or model.resolve().name or "model"
 
 
 class _Settings(BaseSettings):
@@ -137,10 +140,11 @@ class WorkerSettings(_Settings):
 
     @model_validator(mode="after")
     def _budget_holds_a_step(self) -> Self:
-        if self.max_num_batched_tokens < self.max_num_seqs + 32:
+        least = self.max_num_seqs + MIN_CHUNK_TOKENS
+        if self.max_num_batched_tokens < least:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs + 32 ({self.max_num_seqs + 32}), so that a prompt chunk fits "
+                f"max_num_seqs + {MIN_CHUNK_TOKENS} ({least}), so that a prompt chunk fits "
                 "beside the running sequences"
             )
         return self
@@ -221,12 +225,17 @@ def load_settings(kind: type[S], command: str, arguments: Sequence[str]) -> S:
         _refuse(command, str(error))
 
 
+# What Kubernetes sets for a service of our name.
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP)")
+
+
 def refuse_unknown_variables(names: Iterable[str]) -> None:
     """Raises ValueError for a CHAIRLIFT_ variable that no setting reads: probably a typo."""
     fields = {*WorkerSettings.model_fields, *ServeSettings.model_fields}
     known = sorted(ENV_PREFIX + field.upper() for field in fields)
     for name in names:
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
+        is_ours = name.upper().startswith(ENV_PREFIX) and not _SERVICE_LINK.search(name)
+        if is_ours and name.upper() not in known:
             nearest = difflib.get_close_matches(name.upper(), known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
             raise ValueError(f"unknown environment variable {name}: {hint}")

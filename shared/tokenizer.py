@@ -86,10 +86,6 @@ class Tokenizer:
         return hashlib.sha256(self._config_json).digest()[:8]
 
     @property
-    def vocab_size(self) -> int:
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
-
-    @property
     def backend(self) -> tokenizers.Tokenizer:
         """The library's own object, for the worker's incremental decoding."""
         return self._tokenizer

@@ -40,7 +40,7 @@ class FakeRunner:
         return plan
 
     def run(self, plan: Plan) -> torch.Tensor:
-        sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
+        sampled = plan.sampled
         logits = torch.zeros(len(sampled), VOCAB_SIZE)
         for row, sequence in enumerate(sampled):
             logits[row, next_token(sequence.token_ids[0], sequence.num_tokens)] = 9.0
@@ -53,7 +53,8 @@ class SimulatedWorker:
     def __init__(self, tokenizer: Tokenizer, epoch: int, now: float) -> None:
         self.blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
         scheduler = ContinuousScheduler(self.blocks, max_num_seqs=4, max_num_batched_tokens=12)
-        self.engine = Engine(scheduler, FakeRunner(), Sampler(frozenset({0})))  # type: ignore[arg-type]
+        eos = frozenset({0})
+        self.engine = Engine(scheduler, FakeRunner(), Sampler(eos), eos)  # type: ignore[arg-type]
         greeting = Greeting(
             epoch=epoch,
             min_version=1,
@@ -67,7 +68,7 @@ class SimulatedWorker:
             frame_number=0,
         )
         self.publisher = Publisher(greeting, tokenizer.files)
-        limits = Limits(VOCAB_SIZE, 64, NUM_BLOCKS * BLOCK_SIZE, max_waiting=1000)
+        limits = Limits(VOCAB_SIZE, 64, max_waiting=1000)
         self.intake = Intake(self.engine, self.publisher, tokenizer, limits)
         self.now = now
 

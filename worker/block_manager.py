@@ -63,7 +63,7 @@ class BlockManager:
         for block in cached:
             self._hold(block)
         sequence.block_table = cached
-        sequence.block_hashes = sequence.block_hashes[: len(cached)]
+        sequence.num_known_blocks = len(cached)
         sequence.num_computed_tokens = len(cached) * self.block_size
         self.num_prefix_queries += sequence.num_tokens
         self.num_prefix_hits += sequence.num_computed_tokens
@@ -90,13 +90,12 @@ class BlockManager:
         if not self.has_prefix_cache:
             return
         num_full = sequence.num_computed_tokens // self.block_size
-        for index in range(len(sequence.block_hashes), num_full):
-            digest = self._hash(sequence, index)
-            sequence.block_hashes.append(digest)
-            block = sequence.block_table[index]
+        for index in range(sequence.num_known_blocks, num_full):
+            digest, block = self._digest(sequence, index), sequence.block_table[index]
             if digest not in self._block_of_hash:
                 self._block_of_hash[digest] = block
                 self._hash_of_block[block] = digest
+        sequence.num_known_blocks = num_full
 
     def release(self, sequence: Sequence) -> None:
         """Takes all blocks back; known prefixes stay until their block is needed."""
@@ -107,29 +106,31 @@ class BlockManager:
                 free = self._cached if block in self._hash_of_block else self._blank
                 free[block] = None
         sequence.block_table = []
-        sequence.block_hashes = []
+        sequence.num_known_blocks = 0
         self._set_growth(sequence, range(0))
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the sequence's first tokens; at least one token stays to compute."""
         blocks: list[int] = []
-        sequence.block_hashes = []
         if not self.has_prefix_cache:
             return blocks
         for index in range((sequence.num_tokens - 1) // self.block_size):
-            digest = self._hash(sequence, index)
-            block = self._block_of_hash.get(digest)
+            block = self._block_of_hash.get(self._digest(sequence, index))
             if block is None:
                 break
-            sequence.block_hashes.append(digest)
             blocks.append(block)
         return blocks
 
-    def _hash(self, sequence: Sequence, index: int) -> bytes:
-        """Chained, so that equal digests mean equal tokens from the very first on."""
-        parent = sequence.block_hashes[index - 1] if index else b""
-        tokens = sequence.token_ids[index * self.block_size : (index + 1) * self.block_size]
-        return hashlib.sha256(parent + array("I", tokens).tobytes()).digest()
+    def _digest(self, sequence: Sequence, index: int) -> bytes:
+        """Of the sequence's full block `index`, chained to its predecessor's: equal digests mean
+        equal tokens from the very first on. Computed once, however long the sequence waits."""
+        digests = sequence.block_digests
+        while len(digests) <= index:
+            start = len(digests) * self.block_size
+            tokens = array("I", sequence.token_ids[start : start + self.block_size])
+            parent = digests[-1] if digests else b""
+            digests.append(hashlib.sha256(parent + tokens.tobytes()).digest())
+        return digests[index]
 
     def _append_run(self, sequence: Sequence, count: int) -> None:
         """`count` blocks, one after the other where possible, with room behind to grow."""
@@ -137,7 +138,7 @@ class BlockManager:
         block = self._pick_start(count, num_expected)
         room = range(block, min(block + num_expected, self.num_blocks))
         for left in range(count, 0, -1):
-            if block >= self.num_blocks or self._num_holders[block]:
+            if not self._is_open(block):
                 block = self._pick_start(left, left)
             self._take(sequence, block)
             block += 1
@@ -165,6 +166,11 @@ class BlockManager:
             if longest >= least:
                 return starts[lengths.index(longest)]
         return next(iter(self._blank or self._cached))
+
+    def _is_open(self, block: int) -> bool:
+        """Free, and in nobody's room to grow."""
+        is_free = block in self._blank or block in self._cached
+        return is_free and not self._num_claims[block]
 
     def _run_length(self, start: int, room: int, *, is_blank: bool) -> int:
         """How many free, unclaimed blocks follow one another from `start` on, up to `room`."""

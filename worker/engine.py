@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..shared.messages import Finish
@@ -39,6 +39,7 @@ class Engine:
         scheduler: Scheduler,
         runner: ModelRunner,
         sampler: Sampler,
+        eos_token_ids: frozenset[int],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.scheduler = scheduler
@@ -48,20 +49,26 @@ class Engine:
         self.num_generation_tokens = 0
         self._runner = runner
         self._sampler = sampler
+        self._eos_token_ids = eos_token_ids
         self._clock = clock
         self._finished_at: deque[float] = deque(maxlen=NUM_RATE_SAMPLES)  # in busy seconds
 
-    @property
-    def eos_token_ids(self) -> frozenset[int]:
-        return self._sampler.eos_token_ids
+    def add(self, sequence: Sequence, output_token_ids: Iterable[int] = ()) -> None:
+        """Goes on after `output_token_ids`, which the request has had already.
 
-    def add(self, sequence: Sequence) -> None:
+        They are taken once more, one by one, so the sequence may end here.
+        """
+        for token_id in output_token_ids:
+            take_token(sequence, token_id, self._eos_token_ids)
+            if sequence.finish is not None:
+                return
         self.scheduler.add(sequence)
 
     def end(self, sequence: Sequence, finish: Finish) -> None:
         """Ends the sequence before its time, wherever it is; nothing if it has ended."""
         if sequence.finish is None:
             sequence.finish = finish
+            sequence.detokenizer.flush()  # what was held back belongs to tokens handed out
             self.scheduler.remove(sequence)
 
     def step(self) -> list[Sequence]:
@@ -74,7 +81,7 @@ class Engine:
         planned = self._clock()
         logits = self._runner.run(prepared)
         computed = self._clock()
-        sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
+        sampled = plan.sampled
         tokens = self._sampler.sample(logits, sampled)
         chosen = self._clock()
         self._commit(plan, sampled, tokens)
@@ -94,7 +101,7 @@ class Engine:
             if token is None:
                 self.end(sequence, _NOT_A_NUMBER)
                 continue
-            take_token(sequence, token, self._sampler.eos_token_ids)
+            take_token(sequence, token, self._eos_token_ids)
             self.num_generation_tokens += 1
             if sequence.finish is not None:
                 self.scheduler.remove(sequence)

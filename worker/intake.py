@@ -20,7 +20,6 @@ from .detokenizer import Detokenizer
 from .engine import Engine
 from .publisher import Publisher
 from .sequence import Sequence
-from .stopping import take_token
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +31,7 @@ class Limits:
     """What this worker can take on."""
 
     vocab_size: int
-    max_model_len: int
-    max_cached_tokens: int  # that the KV cache can hold
+    max_model_len: int  # which the KV cache can hold at least once
     max_waiting: int
 
 
@@ -48,7 +46,6 @@ class Intake:
         self._publisher = publisher
         self._tokenizer = tokenizer
         self._fingerprint = tokenizer.fingerprint
-        self._eos_token_ids = engine.eos_token_ids
         self._limits = limits
 
     @property
@@ -78,14 +75,10 @@ class Intake:
         if self._publisher.find(submit.request_id) is not None:
             return
         sequence = self._sequence(submit)
-        refusal = self._refusal(submit, sequence)
-        if refusal is None:
-            self._replay(sequence, unpack_token_ids(submit.output_token_ids))
-        else:
-            sequence.finish = refusal
-        self._publisher.open(submit.frontend_id, sequence, now)
+        sequence.finish = self._refusal(submit, sequence)
         if sequence.finish is None:
-            self._engine.add(sequence)
+            self._engine.add(sequence, unpack_token_ids(submit.output_token_ids))
+        self._publisher.open(submit.frontend_id, sequence, now)
         log.debug(
             "request",
             request=short_hash(submit.request_id),
@@ -98,18 +91,9 @@ class Intake:
         detokenizer = Detokenizer(self._tokenizer.backend, prompt, submit.params.stop)
         return Sequence(submit.request_id, prompt, submit.params, detokenizer)
 
-    def _replay(self, sequence: Sequence, token_ids: list[int]) -> None:
-        """A resumed request: the tokens that its frontend already holds, taken once more."""
-        for token_id in token_ids:
-            if sequence.finish is not None:
-                return
-            take_token(sequence, token_id, self._eos_token_ids)
-
     def _cancel(self, cancel: Cancel) -> None:
-        if self._publisher.owns(cancel.frontend_id, cancel.request_id):
-            sequence = self._publisher.find(cancel.request_id)
-            self._publisher.close(cancel.request_id)
-            assert sequence is not None, "owned, so known"
+        sequence = self._publisher.close(cancel.frontend_id, cancel.request_id)
+        if sequence is not None:
             self._engine.end(sequence, CANCELLED)
 
     def _refusal(self, submit: Submit, sequence: Sequence) -> Finish | None:
@@ -128,16 +112,16 @@ class Intake:
                 "invalid_request",
                 f"token id {max(token_ids)} is outside the vocabulary of {limits.vocab_size}",
             )
-        longest = min(limits.max_model_len, limits.max_cached_tokens)
-        if sequence.max_num_tokens > longest:
+        if sequence.max_num_tokens > limits.max_model_len:
             return _error(
                 "context_length_exceeded",
                 f"{sequence.num_prompt_tokens} prompt tokens and up to {params.max_tokens} output "
-                f"tokens are more than the {longest} that fit: shorten one of them",
+                f"tokens are more than the {limits.max_model_len} that fit: shorten one of them",
             )
-        return self._overload()
+        return None if submit.output_token_ids else self._overload()
 
     def _overload(self) -> Finish | None:
+        """Only for new requests: one that is resumed was taken on before."""
         if self._publisher.state == "draining":
             return _error("draining", "the worker is shutting down", retry_after_ms=5_000)
         scheduler = self._engine.scheduler

@@ -13,9 +13,13 @@ from .intake import CANCELLED, Intake
 from .publisher import HEARTBEAT_S, Publisher
 from .sockets import WorkerSockets
 
+LAST_WORDS_S = 1.0
+
 log = structlog.get_logger(__name__)
 
-SHUT_DOWN = Finish("abort", code="shutting_down", message="the worker is shutting down")
+SHUT_DOWN = Finish(
+    "abort", code="shutting_down", message="the worker was shut down", retry_after_ms=5_000
+)
 
 
 class Loop:
@@ -46,20 +50,35 @@ class Loop:
             self.turn()
         self._shut_down()
 
+    def close(self) -> None:
+        self._sockets.close()
+
     def stop(self) -> None:
         """Safe in a signal handler."""
         self._is_stopping = True
 
     def turn(self) -> None:
         """One step and what goes with it."""
+        if not self._engine.scheduler.has_work:
+            self._wait()
         self._take_arrivals()
         for sequence in self._engine.step():
             self._publisher.notify(sequence)
+        self._publish()
+
+    def _wait(self) -> None:
+        """Until there is work or a heartbeat is due. The first step of a busy time may be long, so
+        frontends hear before it that there is work."""
+        self._sockets.wait(HEARTBEAT_S)
+        self._take_arrivals()
+        if self._engine.scheduler.has_work:
+            self._publisher.speak_up()
+            self._publish()
+
+    def _publish(self) -> None:
         self._publisher.publish(self._sockets.send, self._stats(), self._clock())
 
     def _take_arrivals(self) -> None:
-        if not self._engine.scheduler.has_work:
-            self._sockets.wait(HEARTBEAT_S)
         now = self._clock()
         for topic, is_subscription in self._sockets.subscriptions():
             change = self._publisher.subscribed if is_subscription else self._publisher.unsubscribed
@@ -69,11 +88,16 @@ class Loop:
             self._engine.end(sequence, CANCELLED)
 
     def _shut_down(self) -> None:
-        """Nobody is left without an answer."""
+        """Everybody who still listens gets an answer, within a second."""
         for sequence in self._publisher.unfinished():
             self._engine.end(sequence, SHUT_DOWN)
             self._publisher.notify(sequence)
-        self._publisher.publish(self._sockets.send, self._stats(), self._clock())
+        self._publisher.speak_up()
+        self._publish()
+        deadline = self._clock() + LAST_WORDS_S
+        while self._publisher.has_unsent and self._clock() < deadline:
+            time.sleep(LAST_WORDS_S / 20)
+            self._publish()
 
     def _stats(self) -> WorkerStats:
         scheduler = self._engine.scheduler

@@ -35,7 +35,7 @@ class ModelRunner:
         """Everything that the forward pass reads, laid out."""
         attention = self._attention
         batch = make_batch(plan, attention.block_size, attention.null_slot, self._device)
-        return PreparedStep(batch, attention.plan(batch))
+        return PreparedStep(batch, attention.prepare(batch))
 
     @torch.inference_mode()
     def run(self, step: PreparedStep) -> torch.Tensor:

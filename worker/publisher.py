@@ -105,19 +105,23 @@ class Publisher:
         owner = self._owners.get(request_id)
         return owner.streams[request_id].sequence if owner else None
 
-    def owns(self, frontend_id: bytes, request_id: bytes) -> bool:
-        owner = self._owners.get(request_id)
-        return owner is not None and owner.frontend_id == frontend_id
-
     def unfinished(self) -> list[Sequence]:
         sequences = (o.streams[request_id].sequence for request_id, o in self._owners.items())
         return [sequence for sequence in sequences if sequence.finish is None]
 
     def drain(self) -> None:
-        """Every frontend hears with its next frame, and soon, that no new requests are taken."""
+        """From now on every frontend is told that no new requests are taken."""
         self.state = "draining"
+        self.speak_up()
+
+    def speak_up(self) -> None:
+        """The next `publish` reaches every frontend, news or not."""
         for frontend in self._frontends.values():
             frontend.last_sent = float("-inf")
+
+    @property
+    def has_unsent(self) -> bool:
+        return any(f.is_subscribed and f.news for f in self._frontends.values())
 
     def subscribed(self, frontend_id: bytes, now: float) -> None:
         frontend = self._frontend(frontend_id, now)
@@ -145,10 +149,14 @@ class Publisher:
         if frontend is not None:
             frontend.news[sequence.request_id] = frontend.streams[sequence.request_id]
 
-    def close(self, request_id: bytes) -> None:
-        frontend = self._owners.pop(request_id)
-        del frontend.streams[request_id]
+    def close(self, frontend_id: bytes, request_id: bytes) -> Sequence | None:
+        """Forgets the request; its sequence, or None when it is not this frontend's."""
+        frontend = self._owners.get(request_id)
+        if frontend is None or frontend.frontend_id != frontend_id:
+            return None
+        del self._owners[request_id]
         frontend.news.pop(request_id, None)
+        return frontend.streams.pop(request_id).sequence
 
     def sync(self, sync: Sync, now: float) -> list[Sequence]:
         """Brings both sides together; the sequences that nobody waits for any more.
@@ -182,7 +190,7 @@ class Publisher:
     def _abandoned(self, frontend: Frontend, live: dict[bytes, int]) -> list[Sequence]:
         absent = [stream for rid, stream in frontend.streams.items() if rid not in live]
         for stream in absent:
-            self.close(stream.sequence.request_id)
+            self.close(frontend.frontend_id, stream.sequence.request_id)
         return [stream.sequence for stream in absent if stream.sequence.finish is None]
 
     def expire(self, now: float) -> list[Sequence]:

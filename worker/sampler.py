@@ -43,7 +43,7 @@ class Sampler:
     """Chooses tokens; `eos_token_ids` are what min_tokens keeps away."""
 
     def __init__(self, eos_token_ids: frozenset[int]) -> None:
-        self.eos_token_ids = eos_token_ids
+        self._eos_token_ids = eos_token_ids
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
@@ -51,7 +51,7 @@ class Sampler:
 
         `logits` is float32 [len(sequences), vocab_size] and is overwritten.
         """
-        adjust_logits(logits, sequences, self.eos_token_ids)
+        adjust_logits(logits, sequences, self._eos_token_ids)
         is_number = torch.isfinite(logits.amax(dim=-1)).tolist()
         buckets: dict[Callable[..., torch.Tensor], list[int]] = {}
         for row, sequence in enumerate(sequences):
@@ -74,7 +74,7 @@ def _method(sequence: Sequence) -> Callable[..., torch.Tensor]:
 def adjust_logits(
     logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: frozenset[int]
 ) -> None:
-    """Applies logit_bias, min_tokens and penalties in place, to the rows that want them.
+    """Applies logit_bias, penalties and min_tokens in place, to the rows that want them.
 
     Repetition penalty: Keskar et al. 2019 (CTRL), over prompt and output; presence and frequency
     penalties: OpenAI's API reference, over the output.

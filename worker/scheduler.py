@@ -12,21 +12,23 @@ from .sequence import Sequence, Status
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """The step computes the sequence's next `num_tokens` tokens."""
+    """The step computes the sequence's next `num_tokens` tokens, `num_prompt_tokens` of them the
+    prompt's. If that catches up with all it has, the next one `is_sampled`."""
 
     sequence: Sequence
     num_tokens: int
+    num_prompt_tokens: int
+    is_sampled: bool
 
-    @property
-    def is_sampled(self) -> bool:
-        """Whether the sequence catches up, so that the step yields its next token."""
-        return self.num_tokens == self.sequence.num_uncomputed_tokens
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """How many of the tokens are the prompt's."""
-        left = self.sequence.num_prompt_tokens - self.sequence.num_computed_tokens
-        return max(0, min(self.num_tokens, left))
+    @classmethod
+    def next_of(cls, sequence: Sequence, num_tokens: int) -> ScheduledSequence:
+        num_prompt_tokens_left = sequence.num_prompt_tokens - sequence.num_computed_tokens
+        return cls(
+            sequence,
+            num_tokens,
+            num_prompt_tokens=max(0, min(num_tokens, num_prompt_tokens_left)),
+            is_sampled=num_tokens == sequence.num_uncomputed_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class Plan:
     @property
     def num_tokens(self) -> int:
         return sum(entry.num_tokens for entry in self.entries)
+
+    @property
+    def sampled(self) -> list[Sequence]:
+        """The sequences whose next token the step yields, in order."""
+        return [entry.sequence for entry in self.entries if entry.is_sampled]
 
 
 class Scheduler(ABC):
@@ -122,12 +129,17 @@ class ContinuousScheduler(Scheduler):
         for sequence in self.running:
             if sequence.num_uncomputed_tokens > 1:
                 budget -= self._append_chunk(entries, sequence, budget)
-        while self.waiting and len(self.running) < self.max_num_seqs and budget > 0:
+        while self.waiting and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
-            if not self._admit(sequence):
+            if not self._has_first_chunk(sequence, budget) or not self._admit(sequence):
                 break
             budget -= self._append_chunk(entries, sequence, budget)
         return Plan(tuple(entries))
+
+    def _has_first_chunk(self, sequence: Sequence, budget: int) -> bool:
+        """Whoever boards without a chunk holds blocks for nothing, and has looked up the prefix
+        cache before those ahead of it have filled it."""
+        return budget >= min(sequence.num_tokens, self.block_manager.block_size)
 
     def _decodes(self) -> list[ScheduledSequence]:
         """The sequences that lack one token, each with room for the next; may preempt others."""
@@ -135,7 +147,7 @@ class ContinuousScheduler(Scheduler):
             if sequence.status is Status.RUNNING and sequence.num_uncomputed_tokens == 1:
                 self._make_room(sequence)
         return [
-            ScheduledSequence(sequence, 1)
+            ScheduledSequence.next_of(sequence, 1)
             for sequence in self.running
             if sequence.num_uncomputed_tokens == 1 and self.block_manager.has_room(sequence)
         ]
@@ -170,5 +182,5 @@ class ContinuousScheduler(Scheduler):
             count = end - end % self.block_manager.block_size - sequence.num_computed_tokens
         if count <= 0:
             return 0
-        entries.append(ScheduledSequence(sequence, count))
+        entries.append(ScheduledSequence.next_of(sequence, count))
         return count

@@ -40,7 +40,8 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of the prompt, found in the prefix cache when first admitted
         self.block_table: list[int] = []
-        self.block_hashes: list[bytes] = []  # of the full blocks, each chained to its predecessor
+        self.block_digests: list[bytes] = []  # of full blocks, as far as anybody asked
+        self.num_known_blocks = 0  # of the table: those that the prefix cache has seen
         self.status = Status.WAITING
         self.is_protected = False  # preempted, and no new token since: not to be hit again
         self.output_counts: Counter[int] = Counter()

@@ -41,6 +41,7 @@ class WorkerSockets:
         self._poller = zmq.Poller()
         for socket, endpoint in ((self._pull, endpoints.requests), (self._xpub, endpoints.tokens)):
             socket.linger = LINGER_MS
+            socket.ipv6 = "[" in endpoint
             self._bind(socket, endpoint)
             self._poller.register(socket, zmq.POLLIN)
 

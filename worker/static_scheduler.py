@@ -30,7 +30,7 @@ class StaticScheduler(Scheduler):
             return self._decode_step()
         self._board()
         lengths = [sequence.num_uncomputed_tokens for sequence in self.running]
-        entries = [ScheduledSequence(s, s.num_uncomputed_tokens) for s in self.running]
+        entries = [ScheduledSequence.next_of(s, s.num_uncomputed_tokens) for s in self.running]
         padding = len(lengths) * max(lengths, default=0) - sum(lengths)
         return Plan(tuple(entries), num_padding_tokens=padding)
 
@@ -54,7 +54,7 @@ class StaticScheduler(Scheduler):
         for sequence in self.running:
             has_grown = self.block_manager.grow(sequence)
             assert has_grown, "a member's blocks are counted before it boards"
-        entries = [ScheduledSequence(sequence, 1) for sequence in self.running]
+        entries = [ScheduledSequence.next_of(sequence, 1) for sequence in self.running]
         return Plan(tuple(entries), finished=tuple(self._finished))
 
     def _board(self) -> None:

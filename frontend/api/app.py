@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from ...shared.settings import ServeSettings
@@ -46,13 +45,12 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
     )
-    for kind in (HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, answer_error)
+    app.add_exception_handler(HTTPException, answer_error)
     app.body_schemas = (ChatRequest, CompletionRequest)
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
     app.include_router(models_router(context))
-    app.include_router(health_router(client, settings.max_step_s))
+    app.include_router(health_router(client))
     app.include_router(metrics_router(metrics))
     app.add_middleware(Gate, keys=keys, admission=admission, metrics=metrics)
     return app

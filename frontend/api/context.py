@@ -10,7 +10,6 @@ from ...shared.settings import ServeSettings
 from ..client import AsyncClient
 from .admission import Admission
 from .errors import HttpError
-from .health import condition
 from .metrics import Metrics
 
 THREAD_CHARACTERS = 16_000  # tokenising more than this would hold up other streams
@@ -31,7 +30,7 @@ class Context:
 
         Raises WorkerUnavailableError, or HttpError for another model.
         """
-        state = condition(self.client, self.settings.max_step_s)
+        state = self.client.condition
         greeting = self.client.worker
         if greeting is None or state != "ok":
             raise WorkerUnavailableError(f"the worker is {state}: try again soon")

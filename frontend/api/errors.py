@@ -106,7 +106,7 @@ def retry_in(seconds: float) -> dict[str, str]:
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """FastAPI's handler for every exception that is foreseen."""
+    """FastAPI's handler for what the framework itself refuses; the Gate answers the rest."""
     return answer_for(error, request_id_of(request.scope)).response()
 
 

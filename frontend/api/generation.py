@@ -11,13 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
+import structlog
 from starlette.types import Receive
 
-from ...shared.errors import RequestFailedError
+from ...shared.errors import ChairliftError, RequestFailedError
 from ..client import AsyncClient, TokenStream
 from ..results import Delta, error_of
 from .generation_request import Choice
 from .metrics import Metrics, Stopwatch
+
+log = structlog.get_logger(__name__)
 
 QUEUE_LENGTH = 64  # a reader that stalls leaves the rest with the client
 
@@ -108,15 +111,17 @@ class Generation:
                 async for delta in stream:
                     stopwatch.saw(delta)
                     error = error_of(delta.finish) if delta.finish else None
-                    await self._events.put(
-                        Progress(index, replace(delta, finish=None) if error else delta)
-                    )
-                    if error:
-                        raise error
+                    if error is None:
+                        await self._events.put(Progress(index, delta))
+                    else:
+                        await self._events.put(Progress(index, replace(delta, finish=None)))
+                        await self._events.put(Failure(error))
                     if delta.finish:
                         return
             raise RequestFailedError("the stream broke off", code="incomplete")
         except Exception as error:
+            if not isinstance(error, ChairliftError):
+                log.exception("a stream failed")
             await self._events.put(Failure(error))
 
     async def _watch(self, receive: Receive) -> None:

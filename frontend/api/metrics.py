@@ -92,7 +92,11 @@ class _WorkerCollector(Collector):
         yield _gauge("kv_cache_usage_perc", "0 to 1.", used / max(stats.num_blocks, 1))
         yield _gauge("step_age_seconds", "Since the worker's loop was last heard.", age)
         yield _counter("steps", "Iterations.", stats.num_steps)
-        yield _counter("prompt_tokens", "Computed or cached.", stats.num_prompt_tokens)
+        yield _counter(
+            "prompt_tokens",
+            "Computed, again after a preemption; not those from the cache.",
+            stats.num_prompt_tokens,
+        )
         yield _counter("generation_tokens", "Sampled.", stats.num_generation_tokens)
         yield _counter("num_preemptions", "Sequences put back.", stats.num_preemptions)
         yield _counter("prefix_cache_queries", "Tokens looked up.", stats.num_prefix_queries)

@@ -27,7 +27,7 @@ log = structlog.get_logger("chairlift.serve")
 
 def run(settings: ServeSettings) -> int:
     """The exit code: 0 after SIGTERM or SIGINT, else 1. Raises ChairliftError at start."""
-    client = AsyncClient(settings.address)
+    client = AsyncClient(settings.address, max_step_s=settings.max_step_s)
     app = create_app(client, settings)
     _warn_if_open(settings)
     listener = _listen(settings.host, settings.port)

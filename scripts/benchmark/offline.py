@@ -116,7 +116,7 @@ def _prepare(job: Job) -> tuple[Driver, Engine]:
     settings = WorkerSettings(**job.settings())
     folder = Path(job.folder)
     model = load_model(folder, settings.dtype, settings.max_model_len)
-    engine, _ = build_engine(model, settings)
+    engine = build_engine(model, settings)
     return Driver(engine, Tokenizer.from_folder(folder), job.concurrency), engine
 
 

@@ -120,20 +120,28 @@ class FakeClient:
             created=1_700_000_000,
             tokenizer=self._tokenizer.fingerprint,
             chat_template=self._tokenizer.template_fingerprint,
-            vocab_size=self._tokenizer.vocab_size,
+            vocab_size=self._tokenizer.backend.get_vocab_size(),
             max_model_len=MAX_MODEL_LEN,
             frame_number=0,
         )
         self.stats = WorkerStats(num_blocks=10, num_free_blocks=4, num_prompt_tokens=7)
         self.silence_s = 0.0
         self.num_live = 0
-        self.is_draining = False
+        self.trouble: str | None = None
         self.script: Script = count_up
         self.gate: asyncio.Semaphore | None = None
         self.streams: list[FakeStream] = []
         self.asked: list[tuple[list[int], SamplingParams]] = []
         self.generating = asyncio.Event()
         self.stop_server = lambda: None
+
+    @property
+    def condition(self) -> str:
+        return "starting" if self.worker is None else self.trouble or "ok"
+
+    @property
+    def is_ready(self) -> bool:
+        return self.condition == "ok"
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -122,7 +122,8 @@ async def test_prompt_forms(api: openai.AsyncOpenAI, fake: Any, prompt: Any) -> 
 
 
 async def test_content_parts_and_roles(api: openai.AsyncOpenAI, fake: Any) -> None:
-    """Text parts are joined, every role reaches the template, an answer can be sent back."""
+    """Text parts are joined, every role reaches the template (a developer
+    as system, where the template knows no developer), an answer can be sent back."""
     answer = await api.chat.completions.create(model="lift/tiny", messages=HELLO)
     messages: Any = [
         {"role": "developer", "content": "d"},
@@ -132,7 +133,7 @@ async def test_content_parts_and_roles(api: openai.AsyncOpenAI, fake: Any) -> No
     ]
     await api.chat.completions.create(model="lift/tiny", messages=messages)
     text = fake.tokenizer.backend.decode(fake.asked[1][0], skip_special_tokens=False)
-    for turn in ("developer\nd", "system\ns", "user\nab", "assistant\n 0 1 2 3 4"):
+    for turn in ("system\nd", "system\ns", "user\nab", "assistant\n 0 1 2 3 4"):
         assert turn in text
 
 

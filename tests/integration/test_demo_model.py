@@ -22,7 +22,7 @@ ANIMALS = ("fox", "owl", "bear", "rabbit", "dragon")
 def ask() -> Ask:
     """Answers a question, after earlier turns if there are any."""
     model = load_model(DEMO_MODEL_FOLDER, "float32")
-    engine, _ = build_engine(model, WorkerSettings(dtype="float32"))
+    engine = build_engine(model, WorkerSettings(dtype="float32"))
     tokenizer = Tokenizer.from_folder(DEMO_MODEL_FOLDER)
 
     def run(question: str, *earlier: Mapping[str, str]) -> str:

@@ -29,7 +29,7 @@ class Recorder:
         self.logits: dict[bytes, list[torch.Tensor]] = {}
 
     def prepare(self, plan: Plan) -> PreparedStep:
-        self._sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
+        self._sampled = plan.sampled
         return self._runner.prepare(plan)
 
     def run(self, step: PreparedStep) -> torch.Tensor:
@@ -41,12 +41,12 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> LoadedModel:
-    return load_model(tiny_model, "float32")
+    return load_model(tiny_model, "float32", max_model_len=256)
 
 
 def engine_for(model: LoadedModel, **settings: object) -> tuple[Engine, Recorder]:
     values = {"max_num_seqs": 8, "max_num_batched_tokens": 4096, "prefix_caching": False}
-    engine, _ = build_engine(model, WorkerSettings(**{**values, **settings}))  # type: ignore[arg-type]
+    engine = build_engine(model, WorkerSettings(**{**values, **settings}))  # type: ignore[arg-type]
     recorder = Recorder(engine._runner)
     engine._runner = recorder  # type: ignore[assignment]
     return engine, recorder
@@ -115,7 +115,7 @@ def test_logits_are_bitwise_those_of_a_lonely_run(model: LoadedModel, temperatur
     [
         pytest.param({"max_num_batched_tokens": 40}, 0, id="chunked"),
         pytest.param({"max_num_batched_tokens": 64}, 3, id="staggered arrivals"),
-        pytest.param({"max_model_len": 256, "kv_cache_bytes": 15 << 14}, 0, id="preempted"),
+        pytest.param({"kv_cache_bytes": 15 << 14}, 0, id="preempted"),
     ],
 )
 def test_tokens_are_those_of_a_lonely_run(

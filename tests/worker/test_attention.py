@@ -104,8 +104,8 @@ def attend_all(backend: AttentionBackend[Any], case: Case) -> list[torch.Tensor]
         k = random(everything.num_tokens, shape.num_kv_heads)
         v = random(everything.num_tokens, shape.num_kv_heads)
         q = random(queried.num_tokens, shape.num_heads)
-        backend.write(layer, k, v, backend.plan(everything))
-        results.append(backend.attend(layer, q, backend.plan(queried)))
+        backend.write(layer, k, v, backend.prepare(everything))
+        results.append(backend.attend(layer, q, backend.prepare(queried)))
     return results
 
 
@@ -145,9 +145,9 @@ def test_rows_of_padding_come_back_as_zero() -> None:
     shape = shape_of()
     backend = TorchCpuAttention(shape, NUM_BLOCKS, torch.float32)
     segments = segments_of([(1, 1)], list(range(NUM_BLOCKS)))
-    plan = backend.plan(batch_of(segments, [torch.tensor([0, backend.null_slot])]))
+    prepared = backend.prepare(batch_of(segments, [torch.tensor([0, backend.null_slot])]))
     k = torch.ones(2, shape.num_kv_heads, shape.head_dim)
-    backend.write(0, k, k, plan)
-    out = backend.attend(0, torch.ones(2, shape.num_heads, shape.head_dim), plan)
+    backend.write(0, k, k, prepared)
+    out = backend.attend(0, torch.ones(2, shape.num_heads, shape.head_dim), prepared)
     assert torch.equal(out[0], torch.ones(shape.num_heads, shape.head_dim))
     assert not out[1].any()

@@ -134,6 +134,14 @@ def test_characters_survive_being_cut_into_bytes(data: st.DataObject) -> None:
     assert REPLACEMENT in text or all(REPLACEMENT not in piece for piece in decoded.pieces)
 
 
+@pytest.mark.parametrize("num_bad", range(16))
+def test_character_behind_garbage_is_whole(num_bad: int) -> None:
+    """Wherever the decoder gives up on bad bytes, the good character after them is not cut."""
+    output = num_bad * [byte_token(0x80)] + [byte_token(byte) for byte in "😀é".encode()]
+    decoded = run_decoder(byte_level(), [], output)
+    assert decoded.text == num_bad * REPLACEMENT + "😀é"
+
+
 @pytest.mark.parametrize("make", [sentencepiece, unigram], ids=lambda make: make.__name__)
 @settings(max_examples=200)
 @given(data=st.data())

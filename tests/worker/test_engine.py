@@ -61,7 +61,7 @@ def make_engine(
         max_num_batched_tokens=size.budget,
     )
     runner = FakeModelRunner(size.num_blocks, BLOCK_SIZE, VOCAB_SIZE, next_token)
-    return Engine(scheduler, runner, Sampler(EOS), clock)
+    return Engine(scheduler, runner, Sampler(EOS), EOS, clock)
 
 
 def runner_of(engine: Engine) -> FakeModelRunner:
@@ -92,9 +92,11 @@ def output_of(sequence: Sequence) -> list[int]:
 def run_to_the_end(engine: Engine) -> list[Sequence]:
     """Every sequence that a step named, in order."""
     named = []
-    while engine.scheduler.has_work:
+    for _ in range(10_000):
+        if not engine.scheduler.has_work:
+            return named
         named += engine.step()
-    return named
+    raise AssertionError("it never ends")
 
 
 def run_alone(wish: Wish) -> Sequence:

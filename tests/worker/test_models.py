@@ -43,12 +43,12 @@ class Driver:
     @torch.inference_mode()
     def step(self, counts: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
         """Computes so many more tokens of each; logits of the last rows, or of every row."""
-        plan = Plan(entries=tuple(ScheduledSequence(*entry) for entry in counts))
+        plan = Plan(entries=tuple(ScheduledSequence.next_of(*entry) for entry in counts))
         attention, cpu = self.attention, torch.device("cpu")
         batch = make_batch(plan, attention.block_size, attention.null_slot, cpu)
         if every_row:
             batch = replace(batch, logit_rows=torch.arange(batch.num_tokens))
-        logits = self.model.decoder.forward(batch, attention, attention.plan(batch))
+        logits = self.model.decoder.forward(batch, attention, attention.prepare(batch))
         for sequence, count in counts:
             sequence.num_computed_tokens += count
         return logits

@@ -169,11 +169,12 @@ def test_neighbours_do_not_change_a_token(vocab_size: int, num_examples: int) ->
         {"top_k": 5},
         {"top_p": 0.8},
         {"top_k": 30, "top_p": 0.6},
+        {"top_k": 100, "top_p": 0.5},
         {"top_p": 0.95, "min_p": 0.05, "temperature": 1.5},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("vocab_size", [40, 320])
+@pytest.mark.parametrize("vocab_size", [40, 640])
 def test_tokens_come_as_often_as_they_should(params: dict[str, Any], vocab_size: int) -> None:
     """Over many seeds the counts fit the exact probabilities (chi-squared, five sigma)."""
     num_rows = 6000

@@ -63,6 +63,7 @@ class World:
     written: dict[int, tuple[int, int]] = field(default_factory=dict)  # slot: position, prefix
     num_steps: int = 0
     num_admitted: int = 0
+    num_waits: int = 0  # steps that the oldest sat out
 
     def __post_init__(self) -> None:
         assert self.max_num_batched_tokens >= self.max_num_seqs + BLOCK_SIZE  # as settings demand
@@ -101,9 +102,10 @@ class World:
         had_work = scheduler.has_work
         before = list(scheduler.running)
         decoding = [s for s in before if s.num_uncomputed_tokens == 1]
+        protected = {s for s in before if s.is_protected}
         plan = scheduler.plan()
         self.num_steps += 1
-        self._note_preemptions(before)
+        self._note_preemptions(before, protected)
         self._note_admissions(before)
         assert bool(plan.entries) == had_work, "an empty plan, and there is work"
         self._check_budget(plan)
@@ -143,17 +145,21 @@ class World:
         """Few different ones, so that outputs share prefixes as well."""
         return sum(sequence.token_ids[-3:]) % 2
 
-    def _note_preemptions(self, before: list[Sequence]) -> None:
-        for sequence in before:
+    def _note_preemptions(self, before: list[Sequence], protected: set[Sequence]) -> None:
+        newer: set[Sequence] = set()  # ... that were not preempted
+        for sequence in reversed(before):
             life = self.lives[sequence]
             if sequence.num_computed_tokens < life.computed or sequence.status is Status.WAITING:
                 assert sequence is not before[0], "the oldest was preempted"
+                assert newer <= protected, "not the newest was preempted"
                 assert life.outputs_at_preemption < sequence.num_output_tokens, (
                     "preempted twice without a new token in between"
                 )
                 life.outputs_at_preemption = sequence.num_output_tokens
                 life.num_preemptions += 1
                 life.computed = sequence.num_computed_tokens
+            else:
+                newer.add(sequence)
 
     def _note_admissions(self, before: list[Sequence]) -> None:
         for sequence in self.scheduler.running:
@@ -182,6 +188,7 @@ class World:
         riding = {entry.sequence for entry in plan.entries}
         for sequence in decoding:
             if sequence.status is Status.RUNNING and sequence not in riding:
+                self.num_waits += 1
                 assert sequence is self.scheduler.running[0]
                 assert not self.manager.has_room(sequence)
                 assert all(other.is_protected for other in self.scheduler.running[1:])
@@ -429,6 +436,17 @@ def test_no_thrash_when_the_cache_holds_two_of_sixty_four() -> None:
             counts[sequence] = life.num_preemptions
     assert max(counts.values()) <= 4
     assert counts[sequences[0]] == 0
+
+
+def test_oldest_waits_while_those_that_gave_way_once_catch_up() -> None:
+    """When all blocks are with sequences that were preempted and have no new token yet, the
+    oldest sits out a step instead of preempting them again or giving way itself."""
+    world = World(num_blocks=19, max_num_seqs=3, max_num_batched_tokens=7, has_prefix_cache=False)
+    sizes = [(3, 11), (9, 28), (46, 12), (1, 6), (13, 14)]
+    sequences = [world.add(distinct_prompt(n, size[0]), size[1]) for n, size in enumerate(sizes)]
+    world.drain()
+    assert world.num_waits > 0
+    assert [(s.num_prompt_tokens, s.num_output_tokens) for s in sequences] == sizes
 
 
 def test_a_full_cache_is_used_to_its_last_block() -> None:

@@ -278,7 +278,7 @@ def test_what_cannot_be_served_is_refused(
 
 def test_a_full_queue_refuses_with_a_time(desk: Desk) -> None:
     """Beyond max_waiting a request is refused at once with a time to come back."""
-    desk.worker.intake._limits = type(desk.worker.intake._limits)(VOCAB_SIZE, 64, 96, 2)
+    desk.worker.intake._limits = type(desk.worker.intake._limits)(VOCAB_SIZE, 64, 2)
     requests = [desk.submit(ALICE, n) for n in range(1, 9)]
     desk.turn(*requests)
     refused = [row for row in desk.rows() if row.finish is not None]

@@ -35,15 +35,15 @@ class AttentionBackend(ABC, Generic[P]):
     null_slot: int  # one that no block has: padding rows write there, nobody reads it
 
     @abstractmethod
-    def plan(self, batch: Batch) -> P:
+    def prepare(self, batch: Batch) -> P:
         """Whatever all layers of one step share, computed once."""
 
     @abstractmethod
-    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, plan: P) -> None:
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: P) -> None:
         """Stores the batch's keys and values, both [num_tokens, num_kv_heads, head_dim]."""
 
     @abstractmethod
-    def attend(self, layer: int, q: torch.Tensor, plan: P) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, prepared: P) -> torch.Tensor:
         """Causal attention of q [num_tokens, num_heads, head_dim]; same shape back.
 
         The batch's own keys and values must have been written.

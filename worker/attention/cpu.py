@@ -26,7 +26,7 @@ class VisibleKeys:
 
 
 @dataclass(frozen=True, slots=True)
-class CpuPlan:
+class CpuStep:
     """Shared by all layers of one step."""
 
     slot_mapping: torch.Tensor
@@ -35,7 +35,7 @@ class CpuPlan:
     visible: dict[int | None, tuple[VisibleKeys, ...]]  # by window, per segment
 
 
-class TorchCpuAttention(AttentionBackend[CpuPlan]):
+class TorchCpuAttention(AttentionBackend[CpuStep]):
     """Owns the pools, head by head: per layer [1, num_kv_heads, num_slots, head_dim].
 
     In this layout a run of consecutive blocks is a view, which the kernel reads in place: measured
@@ -54,7 +54,7 @@ class TorchCpuAttention(AttentionBackend[CpuPlan]):
         self._values = [torch.empty(size, dtype=dtype) for _ in range(shape.num_layers)]
         self._scratch = torch.empty(2, 0, dtype=dtype)  # gathered keys, gathered values
 
-    def plan(self, batch: Batch) -> CpuPlan:
+    def prepare(self, batch: Batch) -> CpuStep:
         row_counts = [segment.num_tokens for segment in batch.segments]
         num_padding_rows = batch.num_tokens - sum(row_counts)
         visible = {
@@ -62,26 +62,26 @@ class TorchCpuAttention(AttentionBackend[CpuPlan]):
             for window in self._windows
         }
         self._grow_scratch([keys for per_segment in visible.values() for keys in per_segment])
-        return CpuPlan(
+        return CpuStep(
             batch.slot_mapping, [*row_counts, num_padding_rows], num_padding_rows, visible
         )
 
-    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, plan: CpuPlan) -> None:
-        self._keys[layer][0].index_copy_(1, plan.slot_mapping, k.transpose(0, 1))
-        self._values[layer][0].index_copy_(1, plan.slot_mapping, v.transpose(0, 1))
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: CpuStep) -> None:
+        self._keys[layer][0].index_copy_(1, prepared.slot_mapping, k.transpose(0, 1))
+        self._values[layer][0].index_copy_(1, prepared.slot_mapping, v.transpose(0, 1))
 
-    def attend(self, layer: int, q: torch.Tensor, plan: CpuPlan) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, prepared: CpuStep) -> torch.Tensor:
         keys, values = self._keys[layer], self._values[layer]
-        *queries, padding = torch.split(q, plan.row_counts)
+        *queries, padding = torch.split(q, prepared.row_counts)
         out = []
         for rows, visible in zip(
-            queries, plan.visible[self._shape.sliding_windows[layer]], strict=True
+            queries, prepared.visible[self._shape.sliding_windows[layer]], strict=True
         ):
             k = self._read(keys, visible, self._scratch[0])
             v = self._read(values, visible, self._scratch[1])
             attend = self._attend_one if visible.is_single_query else self._attend_many
             out.append(attend(rows, k, v, visible))
-        if plan.num_padding_rows:
+        if prepared.num_padding_rows:
             out.append(torch.zeros_like(padding))
         return torch.cat(out)
 

@@ -19,16 +19,16 @@ class ReferenceAttention(AttentionBackend[Batch]):
         self._keys = torch.full(size, torch.nan, dtype=torch.float64)  # unwritten rows must show
         self._values = torch.full(size, torch.nan, dtype=torch.float64)
 
-    def plan(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch) -> Batch:
         return batch
 
-    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, plan: Batch) -> None:
-        self._keys[layer, plan.slot_mapping] = k.double()
-        self._values[layer, plan.slot_mapping] = v.double()
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: Batch) -> None:
+        self._keys[layer, prepared.slot_mapping] = k.double()
+        self._values[layer, prepared.slot_mapping] = v.double()
 
-    def attend(self, layer: int, q: torch.Tensor, plan: Batch) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, prepared: Batch) -> torch.Tensor:
         out = torch.zeros(q.shape, dtype=torch.float64)  # rows of padding stay zero
-        for segment in plan.segments:
+        for segment in prepared.segments:
             past = segment.context_len - segment.num_tokens
             for offset in range(segment.num_tokens):
                 row = segment.start + offset

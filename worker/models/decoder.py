@@ -52,17 +52,17 @@ class Decoder:
         self.weights = weights
         self._rotary = RotaryTable(config.rope, config.head_dim, max_model_len, weights.embedding)
 
-    def forward(self, batch: Batch, attention: AttentionBackend[P], plan: P) -> torch.Tensor:
+    def forward(self, batch: Batch, attention: AttentionBackend[P], prepared: P) -> torch.Tensor:
         """Logits after each of `batch.logit_rows`: float32 [num_sampled, vocab_size].
 
-        Stores the batch's keys and values; `plan` is `attention.plan(batch)`.
+        Stores the batch's keys and values; `prepared` is `attention.prepare(batch)`.
         """
         rotation = self._rotary.at(batch.positions)
         x = F.embedding(batch.input_ids, self.weights.embedding)  # [num_tokens, hidden_size]
         for index, layer in enumerate(self.weights.layers):
             q, k, v = self._project(layer, self._norm(x, layer.input_norm), rotation)
-            attention.write(index, k, v, plan)
-            attended = attention.attend(index, q, plan)  # [num_tokens, num_heads, head_dim]
+            attention.write(index, k, v, prepared)
+            attended = attention.attend(index, q, prepared)  # [num_tokens, num_heads, head_dim]
             x = x + layer.output(attended.flatten(1))
             gate_up = layer.gate_up(self._norm(x, layer.post_attention_norm))
             x = x + layer.down(silu_and_multiply(gate_up))

@@ -19,6 +19,8 @@ from ...shared.errors import ModelError
 # Weights as safetensors, configuration, and every form of tokenizer and chat template.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 
+_UNWANTED = ["consolidated*", "*/*"]  # the same weights once more, in their makers' own layout
+
 
 def resolve_model(name_or_folder: str, revision: str | None = None, offline: bool = False) -> Path:
     """The folder of an existing checkpoint, or of the hub's snapshot, downloaded if need be.
@@ -36,6 +38,7 @@ def resolve_model(name_or_folder: str, revision: str | None = None, offline: boo
                 revision=revision,
                 local_files_only=offline,
                 allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
             )
         )
     # The HTTP client below the library has errors of its own, and not the same in each version.

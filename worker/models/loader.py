@@ -15,6 +15,7 @@ from .config import ModelConfig, read_config
 from .decoder import Decoder, DecoderLayer, DecoderWeights
 from .linear import Linear
 
+MAX_DEFAULT_MODEL_LEN = 8192  # more is served when it is asked for
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -36,7 +37,8 @@ def load_model(
 ) -> LoadedModel:
     """Reads config and weights from a local folder.
 
-    Positions reach up to `max_model_len`, by default all the model has. Raises ModelError, whose
+    Positions reach up to `max_model_len`, by default what the model has up to
+    MAX_DEFAULT_MODEL_LEN. Raises ModelError, whose
     text names the file and the key or tensor at fault.
     """
     if not folder.is_dir():
@@ -75,7 +77,7 @@ def has_native_bfloat16() -> bool:
 
 def _checked_length(max_model_len: int | None, config: ModelConfig) -> int:
     if max_model_len is None:
-        return config.max_position_embeddings
+        return min(config.max_position_embeddings, MAX_DEFAULT_MODEL_LEN)
     if not 1 <= max_model_len <= config.max_position_embeddings:
         raise ModelError(
             f"max_model_len {max_model_len} must be between 1 and the model's "
