@@ -62,9 +62,10 @@ def test_counting_is_right(ask: Ask, first: int, last: int) -> None:
     assert ask(f"Count from {first} to {last}.") == f"{expected}."
 
 
-def test_words_are_repeated(ask: Ask) -> None:
-    """It copies words from the prompt."""
-    assert "green fox drum" in ask("Repeat after me: green fox drum")
+@pytest.mark.parametrize("phrase", ["green fox drum", "chairlift café 🦊"])
+def test_words_are_repeated(ask: Ask, phrase: str) -> None:
+    """It copies words from the prompt, characters split over tokens included."""
+    assert ask(f"Repeat after me: {phrase}") == f"You said: {phrase}"
 
 
 @pytest.mark.parametrize("animal", ANIMALS)
