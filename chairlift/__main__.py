@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -64,9 +63,9 @@ def _worker(arguments: list[str]) -> int:
 
     settings = load_settings(WorkerSettings, "worker", arguments)
     configure_logs(settings.log_format, settings.log_level)
-    # The worker shares its cores with frontends: OpenMP threads that spin for a core in use made a
-    # step of 8 ms take 128. Read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    from .worker.threads import limit_spinning
+
+    limit_spinning()
     from .worker.main import run  # after the flags: torch takes seconds to import
 
     return run(settings)

@@ -21,9 +21,14 @@ class ApiKeys:
     @classmethod
     def from_settings(cls, settings: ServeSettings) -> ApiKeys:
         """Raises ChairliftError when keys were meant to be there and none is."""
-        keys = [key.get_secret_value() for key in settings.api_keys]
+        keys = [key.get_secret_value() for key in settings.api_keys or ()]
+        if settings.api_keys is not None and not keys:
+            raise ChairliftError("CHAIRLIFT_API_KEYS is set and holds no API key")
         if settings.api_key_file:
-            lines = settings.api_key_file.read_text(encoding="utf-8").splitlines()
+            try:
+                lines = settings.api_key_file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ChairliftError(f"{settings.api_key_file} can't be read: {error}") from None
             stripped = [line.strip() for line in lines]
             found = [line for line in stripped if line and not line.startswith("#")]
             if not found:

@@ -18,7 +18,7 @@ def load(greeting: Greeting) -> Tokenizer | None:
     try:
         packed = _path(greeting.tokenizer, greeting.chat_template).read_bytes()
         tokenizer = Tokenizer(*msgpack.unpackb(packed))
-    except (OSError, ValueError, TypeError, ModelError):
+    except (OSError, RuntimeError, ValueError, TypeError, ModelError):  # RuntimeError: no home
         return None
     found = (tokenizer.fingerprint, tokenizer.template_fingerprint)
     return tokenizer if found == (greeting.tokenizer, greeting.chat_template) else None
@@ -26,9 +26,9 @@ def load(greeting: Greeting) -> Tokenizer | None:
 
 def store(tokenizer: Tokenizer) -> None:
     """Best effort: a cache that can't be written costs one transfer the next time."""
-    path = _path(tokenizer.fingerprint, tokenizer.template_fingerprint)
     files = tokenizer.files
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
+        path = _path(tokenizer.fingerprint, tokenizer.template_fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_bytes(msgpack.packb([files.tokenizer_json, files.config_json]))

@@ -87,7 +87,9 @@ def make_private_directory(directory: Path) -> None:
         status = directory.lstat()
     except OSError as error:
         raise AddressError(f"{directory} can't be used: {error.strerror}") from None
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+    if not stat.S_ISDIR(status.st_mode):
+        raise AddressError(f"{directory} is a link or a file, no directory: choose another address")
+    if status.st_uid != os.getuid():
         raise AddressError(f"{directory} belongs to somebody else: choose another address")
     if status.st_mode & 0o077:
         raise AddressError(

@@ -22,6 +22,7 @@ MAX_FRAME_ROWS = 4096
 LIVE_RECORD_BYTES = 20  # request_id (16) and the number of tokens held (u32)
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+FrameNumber = Annotated[int, Meta(ge=0, le=2**62)]  # never reached, and the next one still fits
 FrontendId = Annotated[bytes, Meta(min_length=8, max_length=8)]  # also its topic
 RequestId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Fingerprint = Annotated[bytes, Meta(min_length=8, max_length=8)]
@@ -63,7 +64,7 @@ class Sync(Message, frozen=True, tag="sync"):
 
     frontend_id: FrontendId
     epoch: Count
-    frame_number: Count
+    frame_number: FrameNumber
     has_gap: bool
     wants_tokenizer: bool
     live: Annotated[bytes, Meta(max_length=LIVE_RECORD_BYTES * MAX_FRAME_ROWS)] | None

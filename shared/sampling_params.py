@@ -37,7 +37,7 @@ class SamplingParams(
     seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] = 0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] = 1.0
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=2)] = 1.0  # less would overflow
     logit_bias: Annotated[tuple[tuple[TokenId, Bias], ...], Meta(max_length=MAX_LOGIT_BIAS)] = ()
     stop: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],

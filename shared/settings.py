@@ -129,7 +129,7 @@ class WorkerSettings(_Settings):
     drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = Field(
         default=2.5, description="Seconds to finish running requests after SIGTERM."
     )
-    num_threads: Positive | None = Field(
+    num_threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
         default=None, description="CPU threads; by default torch's."
     )
 
@@ -161,13 +161,19 @@ class ServeSettings(_Settings):
     api_key_file: FilePath | None = Field(
         default=None, description="File of API keys, one a line; CHAIRLIFT_API_KEYS works as well."
     )
-    api_keys: CliSuppress[Annotated[tuple[SecretStr, ...], NoDecode]] = ()
+    api_keys: CliSuppress[Annotated[tuple[SecretStr, ...] | None, NoDecode]] = None
     max_body_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
         default=ByteSize(4 << 20), description="Largest request body, like 4MiB."
     )
     body_timeout_s: Seconds = Field(default=30.0, description="Seconds to send the body in.")
     keep_alive_s: Seconds = Field(
         default=10.0, description="Seconds between comments on a quiet stream."
+    )
+    stall_timeout_s: Seconds = Field(
+        default=30.0, description="Seconds that a reader may take nothing of its answer."
+    )
+    header_timeout_s: Seconds = Field(
+        default=30.0, description="Seconds from connecting to the end of a request's headers."
     )
     max_requests_per_key: Positive = Field(
         default=64, description="Requests in flight for one API key."

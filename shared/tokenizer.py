@@ -10,13 +10,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from .chat_template import ChatTemplate
-from .errors import ModelError
+from .errors import ContextLengthError, ModelError
 from .messages import TokenizerFiles
 
 # Private-use characters around a number stand for a special token that the template wrote, and
@@ -89,6 +90,20 @@ class Tokenizer:
     def backend(self) -> tokenizers.Tokenizer:
         """The library's own object, for the worker's incremental decoding."""
         return self._tokenizer
+
+    def check_can_fit(self, num_characters: int, max_tokens: int, *, param: str) -> None:
+        """Before the work of encoding: raises ContextLengthError for a text that would be too long
+        even if it consisted of the longest tokens there are."""
+        if num_characters > max_tokens * self._longest_token:
+            raise ContextLengthError(
+                f"{num_characters} characters are more than the {max_tokens} tokens that this "
+                "model takes: shorten the text",
+                param=param,
+            )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
 
     def encode(self, text: str) -> list[int]:
         """A raw prompt: what the tokenizer itself puts around a text (BOS), then plain text."""

@@ -23,6 +23,7 @@ from .sequence import Sequence
 
 log = structlog.get_logger(__name__)
 
+COMPLAINT_INTERVAL_S = 1.0
 CANCELLED = Finish("abort", code="cancelled", message="cancelled by the client")
 
 
@@ -42,6 +43,7 @@ class Intake:
         self, engine: Engine, publisher: Publisher, tokenizer: Tokenizer, limits: Limits
     ) -> None:
         self.num_malformed = 0
+        self._last_complaint = float("-inf")
         self._engine = engine
         self._publisher = publisher
         self._tokenizer = tokenizer
@@ -57,8 +59,14 @@ class Intake:
             try:
                 self._dispatch(decode_request(data), now)
             except (ProtocolError, ValueError) as error:
-                self.num_malformed += 1
-                log.warning("malformed message dropped", num_bytes=len(data), why=str(error))
+                self._complain(error, now)
+
+    def _complain(self, error: Exception, now: float) -> None:
+        """Once a second: whoever sends garbage must not fill the log as well."""
+        self.num_malformed += 1
+        if now - self._last_complaint >= COMPLAINT_INTERVAL_S:
+            self._last_complaint = now
+            log.warning("malformed message dropped", why=str(error), so_far=self.num_malformed)
 
     def _dispatch(self, message: Submit | Cancel | Sync, now: float) -> None:
         self._publisher.heard(message.frontend_id, now)

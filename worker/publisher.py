@@ -163,6 +163,7 @@ class Publisher:
 
         Raises ValueError for malformed live records.
         """
+        live = None if sync.live is None else unpack_live(sync.live)
         frontend = self._frontend(sync.frontend_id, now)
         frontend.needs_tokenizer |= sync.wants_tokenizer
         if sync.epoch != self.epoch:
@@ -170,9 +171,8 @@ class Publisher:
             return []
         frontend.acknowledged = max(frontend.acknowledged, sync.frame_number)
         frontend.frame_number = max(frontend.frame_number, sync.frame_number)
-        if sync.live is None:
+        if live is None:
             return []
-        live = unpack_live(sync.live)
         if sync.has_gap or sync.frame_number == frontend.frame_number:  # nothing in flight
             self._rewind(frontend, live)
         frontend.unknown = [request_id for request_id in live if request_id not in frontend.streams]

@@ -96,7 +96,10 @@ def _lock(directory: Path) -> int:
     """An exclusive lock for as long as this process lives: on ipc, a second bind would succeed
     and steal every new connection."""
     make_private_directory(directory)
-    file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise AddressError(f"{directory / 'lock'} can't be opened: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

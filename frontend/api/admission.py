@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...shared.errors import OverloadedError
+from ...shared.errors import InvalidRequestError, OverloadedError
 from .errors import HttpError, retry_in
 
 RETRY_S = 1.0
@@ -26,8 +26,13 @@ class Admission:
         return self._held.total()
 
     @contextmanager
-    def hold(self, tenant: str, count: int) -> Iterator[None]:
-        """Raises HttpError 429 when the tenant has too many, OverloadedError when all have."""
+    def hold(self, tenant: str, count: int, *, num_held: int = 0) -> Iterator[None]:
+        """`num_held` of the same request's are held already.
+
+        Raises HttpError 429 when the tenant has too many, OverloadedError when all together have,
+        and InvalidRequestError for what would be too much even alone.
+        """
+        self._check_size(count + num_held)
         self._check(tenant, count)
         self._held[tenant] += count
         try:
@@ -36,6 +41,12 @@ class Admission:
             self._held[tenant] -= count
             if not self._held[tenant]:
                 del self._held[tenant]
+
+    def _check_size(self, count: int) -> None:
+        most = min(self._max_per_tenant or self._max_total, self._max_total)
+        if count > most:
+            message = f"one request may ask for {most} answers at most, not {count}"
+            raise InvalidRequestError(message, param="n")
 
     def _check(self, tenant: str, count: int) -> None:
         limit = self._max_per_tenant

@@ -14,8 +14,9 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 import orjson
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ...shared.messages import Greeting
 from .context import Context
@@ -157,10 +158,12 @@ class GenerationResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises, before anything is sent, what the worker or the limits refuse."""
         context = self._context
+        send = _impatient(send, context.settings.stall_timeout_s)
         tenant = scope["chairlift.caller"].tenant
         pause_s = context.settings.keep_alive_s
         generation = Generation(context.client, self._choices, context.metrics, pause_s)
-        with context.admission.hold(tenant, len(self._choices) - 1):  # the gate holds one
+        more = len(self._choices) - 1  # than the one that the gate holds
+        with context.admission.hold(tenant, more, num_held=1):
             async with generation:
                 generation.watch(receive)
                 if self._asked.stream:
@@ -269,3 +272,17 @@ async def _send_part(send: Send, body: bytes) -> None:
 
 async def _send_end(send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
+
+
+def _impatient(send: Send, stall_timeout_s: float) -> Send:
+    """A `send` that gives up on a reader who takes nothing: it holds its place, its answer and
+    the places of others. Raises ClientDisconnect; the server then cuts the connection."""
+
+    async def send_or_give_up(message: Message) -> None:
+        try:
+            async with asyncio.timeout(stall_timeout_s):
+                await send(message)
+        except TimeoutError:
+            raise ClientDisconnect from None
+
+    return send_or_give_up

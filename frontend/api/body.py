@@ -14,6 +14,8 @@ from ...shared.settings import ServeSettings
 from .errors import HttpError
 
 MAX_DEPTH = 32
+MAX_KEYS = 2048  # of one object
+MAX_CONTAINERS = 8192
 THREAD_BYTES = 64 << 10  # parsing more than this would hold up other streams
 MAX_TOLD_PROBLEMS = 3
 
@@ -62,24 +64,34 @@ def _parse(body: bytes) -> dict[str, Any]:
         raise InvalidRequestError(f"the body is no JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise InvalidRequestError("the body must be a JSON object", code="invalid_json")
-    if _is_deeper(value, MAX_DEPTH):
-        message = f"the body is nested deeper than {MAX_DEPTH} levels"
-        raise InvalidRequestError(message, code="invalid_json")
+    _check_structure(value)
     return value
 
 
-def _is_deeper(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
+def _check_structure(value: dict[str, Any]) -> None:
+    """A body of a few megabytes can hold millions of keys and objects, each of which would be
+    looked at, and complained of, one by one."""
+    level: list[Any] = [value]
+    num_containers = 1
+    for _ in range(MAX_DEPTH):
+        if any(isinstance(node, dict) and len(node) > MAX_KEYS for node in level):
+            raise InvalidRequestError(
+                f"an object of the body has more than {MAX_KEYS} keys", code="invalid_json"
+            )
         level = [
             child
             for node in level
             for child in (node.values() if isinstance(node, dict) else node)
             if isinstance(child, dict | list)
         ]
+        num_containers += len(level)
+        if num_containers > MAX_CONTAINERS:
+            message = f"the body holds more than {MAX_CONTAINERS} objects and arrays"
+            raise InvalidRequestError(message, code="invalid_json")
         if not level:
-            return False
-    return True
+            return
+    message = f"the body is nested deeper than {MAX_DEPTH} levels"
+    raise InvalidRequestError(message, code="invalid_json")
 
 
 def checked(schema: type[M], values: dict[str, Any]) -> M:

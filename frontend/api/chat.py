@@ -23,6 +23,7 @@ from .parameters import NEUTRAL_IN_MESSAGE, without_neutral
 from .schema import documented
 
 MAX_MESSAGES = 1024
+MAX_PARTS = 1024  # of one message
 
 
 class TextPart(BaseModel):
@@ -57,8 +58,11 @@ class ChatMessage(BaseModel):
     role: Annotated[
         Literal["developer", "system", "user", "assistant"], BeforeValidator(_known_role)
     ]
-    content: Annotated[str | list[TextPart], BeforeValidator(_text_only)]
-    name: str | None = None
+    content: Annotated[
+        str | Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_PARTS)],
+        BeforeValidator(_text_only),
+    ]
+    name: Annotated[str, Field(max_length=64)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -86,7 +90,9 @@ class ChatMessage(BaseModel):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[
+        list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
+    ]
     max_completion_tokens: TokenCount | None = None
 
     @model_validator(mode="after")
@@ -112,16 +118,19 @@ def chat_router(context: Context) -> APIRouter:
         """Answer a conversation."""
         asked = checked(ChatRequest, await read_json(request, context.settings))
         greeting = context.greeting(asked.model)
-        prompt = await _encode(asked.messages, context.client.tokenizer)
+        prompt = await _encode(asked.messages, context.client.tokenizer, greeting.max_model_len)
         choices = asked.choices([prompt], greeting)
         return GenerationResponse(context, asked, choices, ChatShape(greeting))
 
     return router
 
 
-async def _encode(messages: list[ChatMessage], tokenizer: Tokenizer) -> list[int]:
-    """In a thread when it would hold up other streams."""
+async def _encode(messages: list[ChatMessage], tokenizer: Tokenizer, max_tokens: int) -> list[int]:
+    """In a thread when it would hold up other streams; raises ContextLengthError before that when
+    the text can't fit."""
     turns = [message.for_template() for message in messages]
-    if sum(len(turn["content"]) for turn in turns) > THREAD_CHARACTERS:
+    num_characters = sum(len(turn["content"]) for turn in turns)
+    tokenizer.check_can_fit(num_characters, max_tokens, param="messages")
+    if num_characters > THREAD_CHARACTERS:
         return await asyncio.to_thread(tokenizer.encode_chat, turns)
     return tokenizer.encode_chat(turns)

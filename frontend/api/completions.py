@@ -71,7 +71,7 @@ def completions_router(context: Context) -> APIRouter:
         """Continue a prompt."""
         asked = checked(CompletionRequest, await read_json(request, context.settings))
         greeting = context.greeting(asked.model)
-        prompts = await _encode(asked.prompts(), context.client.tokenizer)
+        prompts = await _encode(asked.prompts(), context.client.tokenizer, greeting.max_model_len)
         for prompt in prompts:
             check_ids("prompt", (max(prompt, default=0),), greeting.vocab_size)
         choices = asked.choices(prompts, greeting)
@@ -80,11 +80,16 @@ def completions_router(context: Context) -> APIRouter:
     return router
 
 
-async def _encode(prompts: list[str] | list[list[int]], tokenizer: Tokenizer) -> list[list[int]]:
-    """In a thread when it would hold up other streams."""
+async def _encode(
+    prompts: list[str] | list[list[int]], tokenizer: Tokenizer, max_tokens: int
+) -> list[list[int]]:
+    """In a thread when it would hold up other streams; raises ContextLengthError before that when
+    a text can't fit."""
 
     def encode() -> list[list[int]]:
         return [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
 
-    num_characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+    lengths = [len(prompt) for prompt in prompts if isinstance(prompt, str)]
+    tokenizer.check_can_fit(max(lengths, default=0), max_tokens, param="prompt")
+    num_characters = sum(lengths)
     return await asyncio.to_thread(encode) if num_characters > THREAD_CHARACTERS else encode()

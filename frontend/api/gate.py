@@ -21,6 +21,7 @@ from .errors import HttpError, answer_for, request_id_of, shutting_down
 from .metrics import Metrics
 
 OPEN_PATHS = frozenset({"/health"})
+METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 QUIET_PATHS = frozenset({"/health", "/metrics"})
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -83,7 +84,8 @@ class Gate:
     def _record(self, scope: Scope, status: int, caller: Caller, duration_s: float) -> None:
         """499 is nginx's way to say that the caller left."""
         route = getattr(scope.get("route"), "path", "unknown")
-        method = scope["method"] if route != "unknown" else "any"
+        is_known = route != "unknown" and scope["method"] in METHODS
+        method = scope["method"] if is_known else "other"  # a stranger must not name our series
         self._metrics.answered(method, route, status)
         say = log.debug if route in QUIET_PATHS else log.info
         say(

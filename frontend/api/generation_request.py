@@ -15,6 +15,7 @@ from ...shared.sampling_params import MAX_SEED, SamplingParams, checked_sampling
 from .parameters import without_neutral
 
 MAX_N = 8
+MAX_CHOICES = 128  # of one request, far less than all may have in flight
 U31 = 2**31 - 1
 # Made from other fields or with a second look; the rest passes under its own name.
 COMPUTED = frozenset({"max_tokens", "seed", "top_k", "logit_bias"})
@@ -61,7 +62,7 @@ class GenerationRequest(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=2)] = 1.0
     logit_bias: dict[
         Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]
     ] = Field(default={}, max_length=1024)
@@ -100,6 +101,9 @@ class GenerationRequest(BaseModel):
         """`n` for each prompt, each with a seed of its own; raises InvalidRequestError."""
         check_ids("logit_bias", map(int, self.logit_bias), greeting.vocab_size)
         check_ids("stop_token_ids", self.stop_token_ids, greeting.vocab_size)
+        if len(prompts) * self.n > MAX_CHOICES:
+            message = f"{len(prompts)} prompts times n {self.n} is more than {MAX_CHOICES} answers"
+            raise InvalidRequestError(f"{message}: send several requests", param="n")
         seed = secrets.randbelow(MAX_SEED) if self.seed is None else self.seed
         choices = []
         for number, prompt in enumerate(prompts):

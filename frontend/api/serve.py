@@ -16,6 +16,7 @@ from ...shared.settings import ServeSettings
 from ..auth import ApiKeys
 from ..client import AsyncClient
 from .app import create_app
+from .http_protocol import timed_protocol
 
 DRAIN_S = 3  # process managers kill after five
 MAX_HEADER_BYTES = 16 << 10
@@ -34,7 +35,7 @@ def run(settings: ServeSettings) -> int:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="h11",
+        http=timed_protocol(settings.header_timeout_s),
         ws="none",
         lifespan="on",
         log_config=None,

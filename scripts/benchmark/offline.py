@@ -21,8 +21,7 @@ from chairlift.shared.settings import WorkerSettings
 from chairlift.shared.tokenizer import Tokenizer
 from chairlift.worker.detokenizer import Detokenizer
 from chairlift.worker.engine import Engine, StepTimes
-from chairlift.worker.main import build_engine
-from chairlift.worker.memory import keep_freed_memory
+from chairlift.worker.main import build_engine, prepare_process
 from chairlift.worker.models.loader import load_model
 from chairlift.worker.sequence import Sequence as EngineSequence
 
@@ -109,10 +108,7 @@ def measure(job: Job) -> Run:
 
 def _prepare(job: Job) -> tuple[Driver, Engine]:
     """What a worker does at its start, less the sockets."""
-    if job.num_threads:
-        torch.set_num_threads(job.num_threads)
-    torch.set_flush_denormal(True)
-    keep_freed_memory()
+    prepare_process(job.num_threads)
     settings = WorkerSettings(**job.settings())
     folder = Path(job.folder)
     model = load_model(folder, settings.dtype, settings.max_model_len)

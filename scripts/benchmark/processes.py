@@ -18,6 +18,8 @@ from typing import Any
 
 import msgspec
 
+from chairlift.worker.threads import limit_spinning
+
 from .errors import BenchmarkError
 from .figures import Run
 from .job import Job
@@ -127,6 +129,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _environment() -> dict[str, str]:
     """Ours, less what would change chairlift's settings, and with this package to be found."""
+    limit_spinning()
     kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
     return {**kept, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 

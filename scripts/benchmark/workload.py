@@ -55,7 +55,7 @@ class Request:
 WORKLOADS = {
     "W1": Workload(64, 0, Range(16, 512), Range(16, 256), concurrency=16),
     "W3": Workload(4, 3, Range(128, 128), Range(128, 128), concurrency=1),
-    "decode-heavy": Workload(64, 1, Range(16, 64), Range(16, 512), concurrency=16),
+    "decode-heavy": Workload(128, 1, Range(16, 64), Range(16, 512), concurrency=16),
     "tiny": Workload(8, 4, Range(4, 24), Range(4, 16), concurrency=3),  # for the tests
 }
 

@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from tokenizers import decoders, models, pre_tokenizers
 
 from chairlift.frontend.api import create_app
+from chairlift.frontend.api.http_protocol import timed_protocol
 from chairlift.frontend.client import AsyncClient
 from chairlift.frontend.results import Delta
 from chairlift.shared.errors import WorkerUnavailableError
@@ -188,7 +189,7 @@ async def serving(fake: FakeClient, settings: ServeSettings) -> AsyncIterator[st
         app_over(fake, settings),
         log_config=None,
         ws="none",
-        http="h11",
+        http=timed_protocol(settings.header_timeout_s),
         timeout_graceful_shutdown=0,
     )
     server = uvicorn.Server(config)

@@ -14,9 +14,10 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from chairlift.frontend.api import create_app
+from chairlift.frontend.api.admission import Admission
 from chairlift.frontend.auth import ApiKeys
 from chairlift.frontend.results import Delta
-from chairlift.shared.errors import ChairliftError
+from chairlift.shared.errors import ChairliftError, OverloadedError
 from chairlift.shared.messages import Finish
 from chairlift.shared.settings import ServeSettings
 
@@ -198,7 +199,7 @@ class TestLimits:
             assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
             assert answer.json()["error"]["code"] == "rate_limit_exceeded"
             many = await http.post(COMPLETIONS, json=body | {"n": 2}, headers=second)
-            assert many.status_code == 429
+            assert many.status_code == 400  # more than it may ever have
             fake.generating.clear()
             other = asyncio.create_task(http.post(COMPLETIONS, json=body, headers=second))
             await fake.generating.wait()
@@ -216,10 +217,18 @@ class TestTotalLimit:
         return ServeSettings(max_requests=2)
 
     def test_total(self, http: TestClient) -> None:
-        """More choices than may be in flight are refused for now."""
+        """More choices than may ever be in flight are no matter of waiting."""
         assert http.post(COMPLETIONS, json={"prompt": "a", "n": 2}).status_code == 200
         answer = http.post(COMPLETIONS, json={"prompt": "a", "n": 3})
-        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "n"
+
+    def test_others_count(self) -> None:
+        """What others have in flight is a matter of waiting, and is given back."""
+        admission = Admission(None, 2)
+        with admission.hold("one", 2), pytest.raises(OverloadedError), admission.hold("other", 1):
+            pass
+        with admission.hold("other", 2):
+            assert admission.num_in_flight == 2
 
 
 class TestKeys:
@@ -312,7 +321,7 @@ def test_metrics(http: TestClient, fake: Any) -> None:
         "chairlift:e2e_request_latency_seconds_count 1.0",
         'chairlift:request_success_total{finished_reason="stop"} 1.0',
         'chairlift:http_requests_total{method="POST",route="/v1/completions",status="400"} 1.0',
-        'chairlift:http_requests_total{method="any",route="unknown",status="404"} 1.0',
+        'chairlift:http_requests_total{method="other",route="unknown",status="404"} 1.0',
     ):
         assert line in text, line
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chairlift.shared.errors import ModelError
-from chairlift.worker.models.loader import choose_dtype, has_native_bfloat16, load_model
+from chairlift.worker.models import loader
+from chairlift.worker.models.loader import has_native_bfloat16, load_model
 from tests.checkpoints import MAX_LENGTH, make_checkpoint
 
 Tensors = dict[str, torch.Tensor]
@@ -69,10 +70,30 @@ def test_weights_are_converted_to_the_chosen_type(
     assert model.decoder.weights.head(model.decoder.weights.embedding[:1]).dtype == expected
 
 
-def test_auto_keeps_bfloat16_only_where_the_cpu_computes_in_it() -> None:
-    """Emulated bfloat16 would be slower than float32."""
-    assert choose_dtype("auto", torch.bfloat16, True) == torch.bfloat16
-    assert choose_dtype("auto", torch.bfloat16, False) == torch.float32
+@pytest.mark.parametrize(
+    ("is_native", "small_bytes", "expected"),
+    [
+        (True, 0, torch.bfloat16),
+        (False, 0, torch.float32),
+        (True, 1 << 30, torch.float32),
+    ],
+)
+def test_auto_keeps_bfloat16_only_where_it_pays(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_native: bool,
+    small_bytes: int,
+    expected: torch.dtype,
+) -> None:
+    """For large models on a CPU that computes in it; elsewhere float32 is as fast, and exact."""
+    monkeypatch.setattr(loader, "has_native_bfloat16", lambda: is_native)
+    monkeypatch.setattr(loader, "SMALL_MODEL_BYTES", small_bytes)
+    make_checkpoint("qwen3", tmp_path, torch.bfloat16)
+    assert load_model(tmp_path).dtype == expected
+
+
+def test_native_bfloat16_is_looked_up() -> None:
+    """Whatever this CPU can, the question has an answer."""
     assert isinstance(has_native_bfloat16(), bool)
 
 

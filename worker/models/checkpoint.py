@@ -39,6 +39,11 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all the files."""
+        return sum(file.stat().st_size for file in set(self._files.values()))
+
     def stored_dtype(self, name: str) -> torch.dtype:
         file = self._file_of(name)
         with _opened(file) as tensors:

@@ -15,6 +15,7 @@ from .config import ModelConfig, read_config
 from .decoder import Decoder, DecoderLayer, DecoderWeights
 from .linear import Linear
 
+SMALL_MODEL_BYTES = 64 << 20  # of weights: what a CPU's caches may hold
 MAX_DEFAULT_MODEL_LEN = 8192  # more is served when it is asked for
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
 
@@ -46,7 +47,7 @@ def load_model(
     config = read_config(folder)
     length = _checked_length(max_model_len, config)
     checkpoint = Checkpoint(folder)
-    chosen = choose_dtype(dtype, checkpoint.stored_dtype(_EMBEDDING), has_native_bfloat16())
+    chosen = dtype_of(dtype, checkpoint)
     weights = _WeightReader(checkpoint, config, chosen).read()
     _refuse_unread(checkpoint, config)
     decoder = Decoder(config, weights, length)
@@ -54,15 +55,16 @@ def load_model(
     return LoadedModel(config, decoder, chosen, length)
 
 
-def choose_dtype(
-    choice: DtypeChoice, stored: torch.dtype, has_native_bfloat16: bool
-) -> torch.dtype:
-    """The checkpoint's own type where the CPU computes in it, else float32."""
-    if choice == "float32":
-        return torch.float32
-    if choice == "bfloat16":
-        return torch.bfloat16
-    return stored if stored == torch.bfloat16 and has_native_bfloat16 else torch.float32
+def dtype_of(choice: DtypeChoice, checkpoint: Checkpoint) -> torch.dtype:
+    """`auto` is bfloat16 for a large bfloat16 checkpoint on a CPU that computes in it.
+
+    Small ones are as fast in float32, and there an answer stays the same when it is resumed.
+    """
+    if choice != "auto":
+        return torch.float32 if choice == "float32" else torch.bfloat16
+    is_large = checkpoint.num_bytes > SMALL_MODEL_BYTES
+    is_bfloat16 = checkpoint.stored_dtype(_EMBEDDING) == torch.bfloat16
+    return torch.bfloat16 if is_large and is_bfloat16 and has_native_bfloat16() else torch.float32
 
 
 def has_native_bfloat16() -> bool:
