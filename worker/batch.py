@@ -59,10 +59,11 @@ def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device
         if entry.is_sampled:
             logit_rows.append(start - 1)
 
-    for row, sequence in enumerate(plan.finished, start):
-        segments.append(Segment(row, 1, sequence.num_computed_tokens, sequence.block_table))
-    num_wasted = len(plan.finished) + plan.num_padding_tokens
-    wasted = np.zeros(num_wasted, dtype=np.int64)
+    if plan.num_idle_rows:
+        longest = max(segments, key=lambda segment: segment.context_len)
+        rows = range(start, start + plan.num_idle_rows)
+        segments += [Segment(row, 1, longest.context_len, longest.block_table) for row in rows]
+    wasted = np.zeros(plan.num_idle_rows + plan.num_padding_tokens, dtype=np.int64)
 
     def on_device(parts: list[NDArray[np.int64]]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)

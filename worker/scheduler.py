@@ -35,12 +35,12 @@ class ScheduledSequence:
 class Plan:
     """The work of one step.
 
-    Only static batching has rows of which nobody reads the result: those of finished sequences,
-    which attend over what they have, and padding, which belongs to no sequence.
+    Only static batching has rows of which nobody reads the result: idle ones, of members that are
+    done, which attend as far as the longest entry, and the padding of prompts.
     """
 
     entries: tuple[ScheduledSequence, ...]
-    finished: tuple[Sequence, ...] = ()
+    num_idle_rows: int = 0
     num_padding_tokens: int = 0
 
     @property

@@ -12,6 +12,8 @@ from tests.simulation import NUM_BLOCKS, VOCAB_SIZE, Simulation
 
 NUM_SEEDS = 150
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
