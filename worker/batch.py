@@ -41,8 +41,7 @@ class Batch:
 
 
 def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device) -> Batch:
-    """Lays the plan's sequences end to end; what is computed for nobody comes last and writes to
-    `null_slot`."""
+    """Lays the plan's sequences end to end; padding comes last and writes to `null_slot`."""
     segments, ids, positions, slots, logit_rows = [], [], [], [], []
     start = 0
     for entry in plan.entries:
@@ -59,19 +58,15 @@ def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device
         if entry.is_sampled:
             logit_rows.append(start - 1)
 
-    if plan.num_idle_rows:
-        longest = max(segments, key=lambda segment: segment.context_len)
-        rows = range(start, start + plan.num_idle_rows)
-        segments += [Segment(row, 1, longest.context_len, longest.block_table) for row in rows]
-    wasted = np.zeros(plan.num_idle_rows + plan.num_padding_tokens, dtype=np.int64)
+    padding = np.zeros(plan.num_padding_tokens, dtype=np.int64)
 
     def on_device(parts: list[NDArray[np.int64]]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
 
     return Batch(
-        input_ids=on_device([*ids, wasted]),
-        positions=on_device([*positions, wasted]),
-        slot_mapping=on_device([*slots, wasted + null_slot]),
+        input_ids=on_device([*ids, padding]),
+        positions=on_device([*positions, padding]),
+        slot_mapping=on_device([*slots, padding + null_slot]),
         logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         segments=tuple(segments),
     )

@@ -35,12 +35,10 @@ class ScheduledSequence:
 class Plan:
     """The work of one step.
 
-    Only static batching has rows of which nobody reads the result: idle ones, of members that are
-    done, which attend as far as the longest entry, and the padding of prompts.
+    Only static batching has padding: rows that belong to no sequence.
     """
 
     entries: tuple[ScheduledSequence, ...]
-    num_idle_rows: int = 0
     num_padding_tokens: int = 0
 
     @property

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from .block_manager import BlockManager
 from .scheduler import Plan, ScheduledSequence, Scheduler
+from .sequence import Sequence, Status
 
 
 class StaticScheduler(Scheduler):
     """Takes up to `max_num_seqs` waiting sequences and lets nobody else on until all are done.
 
     As in a rectangular batch, every prompt costs as much as the longest, and the row of a finished
-    member goes on, at the length of the longest, until the last one is done. Attention over the
-    padding of prompts and of running rows is left out, which flatters static batching a little.
+    member goes on until the last one is done: its ghost keeps the blocks and takes one meaningless
+    token a step. Attention over the padding of prompts is left out.
     """
 
-    _num_members = 0
+    def __init__(
+        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+    ) -> None:
+        super().__init__(
+            block_manager,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+        self._ghosts: list[Sequence] = []
 
     def plan(self) -> Plan:
         if self.running:
@@ -21,25 +31,56 @@ class StaticScheduler(Scheduler):
         self._board()
         lengths = [sequence.num_uncomputed_tokens for sequence in self.running]
         entries = [ScheduledSequence.next_of(s, s.num_uncomputed_tokens) for s in self.running]
-        padding = self._num_members * max(lengths, default=0) - sum(lengths)
+        padding = len(lengths) * max(lengths, default=0) - sum(lengths)
         return Plan(tuple(entries), num_padding_tokens=padding)
 
+    def remove(self, sequence: Sequence) -> None:
+        if sequence.status is not Status.RUNNING:
+            super().remove(sequence)
+            return
+        self.running.remove(sequence)
+        sequence.status = Status.FINISHED
+        self._ghosts.append(_ghost_of(sequence))
+        if not self.running:
+            for ghost in self._ghosts:
+                self.block_manager.release(ghost)
+            self._ghosts = []
+
+    def commit(self, plan: Plan) -> None:
+        members = tuple(entry for entry in plan.entries if entry.sequence not in self._ghosts)
+        super().commit(Plan(members))  # what ghosts have computed is nobody's prefix
+        for ghost in self._ghosts:
+            ghost.num_computed_tokens += 1
+
     def _decode_step(self) -> Plan:
-        for sequence in self.running:
+        for ghost in self._ghosts:
+            ghost.append(0)
+        rows = [*self.running, *self._ghosts]
+        for sequence in rows:
             has_grown = self.block_manager.grow(sequence)
-            assert has_grown, "a member's blocks are counted before it boards"
-        entries = [ScheduledSequence.next_of(sequence, 1) for sequence in self.running]
-        return Plan(tuple(entries), num_idle_rows=self._num_members - len(entries))
+            assert has_grown, "a row's blocks are counted before it boards"
+        return Plan(tuple(ScheduledSequence(s, 1, 0, is_sampled=s in self.running) for s in rows))
 
     def _board(self) -> None:
-        """In arrival order, as long as all members fit even at their longest."""
+        """In arrival order, as long as a rectangle of their longest prompt and output fits."""
         manager = self.block_manager
-        num_blocks = 0
+        longest_prompt = longest_output = 0
         while self.waiting and len(self.running) < self.max_num_seqs:
-            num_blocks += manager.num_blocks_for(self.waiting[0].max_num_tokens + 1)
-            is_alone = not self.running
-            if num_blocks > manager.num_blocks and not is_alone:
+            sequence = self.waiting[0]
+            longest_prompt = max(longest_prompt, sequence.num_tokens)
+            longest_output = max(longest_output, sequence.params.max_tokens)
+            num_rows = len(self.running) + 1
+            num_blocks = num_rows * manager.num_blocks_for(longest_prompt + longest_output)
+            if num_blocks > manager.num_blocks and self.running:
                 break
-            if not self._admit(self.waiting[0]):
+            if not self._admit(sequence):
                 break
-        self._num_members = len(self.running)
+
+
+def _ghost_of(sequence: Sequence) -> Sequence:
+    """Has the sequence's length and blocks, and no part in its answer."""
+    num_tokens = max(1, sequence.num_computed_tokens)
+    ghost = Sequence(sequence.request_id, [0] * num_tokens, sequence.params)
+    ghost.num_computed_tokens = num_tokens
+    ghost.block_table, sequence.block_table = sequence.block_table, []
+    return ghost

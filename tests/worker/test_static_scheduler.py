@@ -34,10 +34,10 @@ def add(scheduler: StaticScheduler, num_prompt_tokens: int, max_tokens: int) -> 
 
 def step(scheduler: StaticScheduler) -> Plan:
     plan = scheduler.plan()
-    counts = [(entry.sequence, entry.num_tokens, entry.is_sampled) for entry in plan.entries]
+    members = list(scheduler.running)
+    assert plan.sampled == members, "no chunks: every member gets a token in every step"
     scheduler.commit(plan)
-    for sequence, _, is_sampled in counts:
-        assert is_sampled, "no chunks: every member gets a token in every step"
+    for sequence in members:
         sequence.append(1)
         if sequence.num_output_tokens == sequence.params.max_tokens:
             sequence.finish = Finish("length")
@@ -63,20 +63,34 @@ def test_finished_members_keep_their_rows() -> None:
     rows = []
     while scheduler.has_work:
         plan = step(scheduler)
-        rows.append((len(plan.entries), plan.num_idle_rows))
-    assert rows == [(3, 0), (2, 1), (1, 2)]
+        rows.append((len(plan.sampled), len(plan.entries)))
+    assert rows == [(3, 3), (2, 3), (1, 3)]
+
+
+def test_ghosts_grow_with_the_batch() -> None:
+    """A finished member's row takes a token a step like the others, and its answer none."""
+    scheduler = make_scheduler()
+    first, second = add(scheduler, 5, 1), add(scheduler, 5, 9)
+    num_blocks = []
+    while scheduler.has_work:
+        plan = step(scheduler)
+        num_blocks.append({len(entry.sequence.block_table) for entry in plan.entries})
+    assert first.num_tokens == 6
+    assert second.num_tokens == 14
+    assert num_blocks[-2] == {3}  # both rows
 
 
 def test_cancelled_member_keeps_its_row() -> None:
-    """A cancel frees the blocks at once, not the row."""
+    """A row and its blocks are free when all members are done."""
     scheduler = make_scheduler()
     first, second = add(scheduler, 5, 5), add(scheduler, 5, 5)
     step(scheduler)
     scheduler.remove(first)
-    assert not first.block_table
     plan = step(scheduler)
-    assert [entry.sequence for entry in plan.entries] == [second]
-    assert plan.num_idle_rows == 1
+    assert plan.sampled == [second]
+    assert len(plan.entries) == 2
+    scheduler.remove(second)
+    assert scheduler.block_manager.num_free_blocks == scheduler.block_manager.num_blocks
 
 
 def test_nobody_boards_until_all_are_done() -> None:
@@ -87,7 +101,7 @@ def test_nobody_boards_until_all_are_done() -> None:
     members = []
     while scheduler.has_work:
         plan = step(scheduler)
-        members.append([entry.sequence for entry in plan.entries])
+        members.append(plan.sampled)
     assert members == [[first, second], [second], [second], late[:2], late[:2], late[2:], late[2:]]
 
 
@@ -96,7 +110,7 @@ def test_members_are_as_many_as_fit_at_their_longest() -> None:
     scheduler = make_scheduler(num_blocks=12)
     sequences = [add(scheduler, 3, 16) for _ in range(4)]  # 5 blocks each at its longest
     plan = step(scheduler)
-    assert [entry.sequence for entry in plan.entries] == sequences[:2]
+    assert plan.sampled == sequences[:2]
 
 
 def test_one_that_fills_the_cache_boards_alone() -> None:
