@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import msgpack
+import msgspec
 
 from ..shared.errors import ModelError
 from ..shared.messages import Greeting
@@ -17,8 +17,8 @@ def load(greeting: Greeting) -> Tokenizer | None:
     """The worker's tokenizer if it was met before; None when it wasn't or the file is no good."""
     try:
         packed = _path(greeting.tokenizer, greeting.chat_template).read_bytes()
-        tokenizer = Tokenizer(*msgpack.unpackb(packed))
-    except (OSError, RuntimeError, ValueError, TypeError, ModelError):  # RuntimeError: no home
+        tokenizer = Tokenizer(*msgspec.msgpack.decode(packed, type=tuple[bytes, bytes]))
+    except (OSError, RuntimeError, msgspec.DecodeError, ModelError):  # RuntimeError: no home
         return None
     found = (tokenizer.fingerprint, tokenizer.template_fingerprint)
     return tokenizer if found == (greeting.tokenizer, greeting.chat_template) else None
@@ -31,7 +31,7 @@ def store(tokenizer: Tokenizer) -> None:
         path = _path(tokenizer.fingerprint, tokenizer.template_fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(msgpack.packb([files.tokenizer_json, files.config_json]))
+        temporary.write_bytes(msgspec.msgpack.encode((files.tokenizer_json, files.config_json)))
         temporary.replace(path)
 
 

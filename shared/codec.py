@@ -5,7 +5,7 @@ Decoding trusts nothing: msgpack bounds what is allocated, msgspec checks every 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import msgspec
@@ -45,8 +45,7 @@ _REPLY_LIMITS = {
 
 def encode(message: Message) -> bytes:
     body = msgspec.to_builtins(message, builtin_types=(bytes,))
-    packed: bytes = msgpack.packb([VERSION, body], use_bin_type=True)
-    return packed
+    return cast(bytes, msgpack.packb([VERSION, body], use_bin_type=True))
 
 
 def decode_request(data: bytes) -> Submit | Cancel | Sync:

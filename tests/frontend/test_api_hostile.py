@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import SecretStr
+from pydantic import ByteSize, SecretStr
 
 from chairlift.frontend.api import create_app
 from chairlift.frontend.auth import ApiKeys
@@ -47,7 +47,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize(("path", "body"), BODIES.values(), ids=BODIES.keys())
 def test_costly_bodies_are_refused_early(fake: Any, path: str, body: dict[str, Any]) -> None:
     """A few megabytes of nonsense are a 400 that says one thing, not a complaint for each item."""
-    settings = ServeSettings(max_body_bytes=16 * MILLION)
+    settings = ServeSettings(max_body_bytes=ByteSize(16 * MILLION))
     with TestClient(create_app(fake, settings)) as http:
         answer = http.post(path, content=orjson.dumps(body), headers=JSON)
     assert answer.status_code == 400, answer.text[:300]

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -280,19 +281,13 @@ def test_streams_survive_a_killed_worker(address: str, tiny_model: Path) -> None
                 text += delta.text
                 if worker.poll() is None and len(received) > 20:
                     stop(worker, signal.SIGKILL)
-                    successors.append(running("worker", **settings))
-                    successors[-1].__enter__()
+                    successors.enter_context(running("worker", **settings))
             assert received == expected.token_ids
             assert text == expected.text
             assert worker.poll() is not None, "the worker was not killed in time"
 
-    successors: list[object] = []
-    with running("worker", **settings) as worker:
-        try:
-            asyncio.run(run(worker))
-        finally:
-            for successor in successors:
-                successor.__exit__(None, None, None)  # type: ignore[attr-defined]
+    with ExitStack() as successors, running("worker", **settings) as worker:
+        asyncio.run(run(worker))
 
 
 def test_health_tells_an_absent_worker(address: str, tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import cast
 
 import msgpack
 import pytest
@@ -76,8 +77,7 @@ def body(message: Message) -> list[object]:
 
 
 def packed(*parts: object) -> bytes:
-    data: bytes = msgpack.packb(list(parts))
-    return data
+    return cast(bytes, msgpack.packb(list(parts)))
 
 
 HOSTILE = {
