@@ -227,6 +227,11 @@ class AsyncClient:
 
     async def chat(self, messages: Sequence[ChatMessage], **params: Any) -> Completion:
         """The whole answer to a conversation: `[{"role": "user", "content": "Hello"}]`."""
+        if isinstance(messages, str):
+            raise InvalidRequestError(
+                "chat takes a list of messages, each with role and content; complete takes a text",
+                param="messages",
+            )
         return await self.complete(messages, **params)
 
     async def close(self) -> None:

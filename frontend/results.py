@@ -43,7 +43,8 @@ def error_of(finish: Finish) -> ChairliftError | None:
     if finish.reason in ("stop", "length"):
         return None
     if finish.code in ("overloaded", "draining", "shutting_down"):
-        return OverloadedError(finish.message, retry_after_s=finish.retry_after_ms / 1000)
+        seconds = finish.retry_after_ms / 1000
+        return OverloadedError(finish.message, retry_after_s=seconds, code=finish.code)
     if finish.code == "context_length_exceeded":
         return ContextLengthError(finish.message)
     if finish.code == "invalid_request":

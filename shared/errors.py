@@ -41,8 +41,9 @@ class ContextLengthError(InvalidRequestError):
 class OverloadedError(ChairliftError):
     """Refused to protect those already served; worth another try after `retry_after_s`."""
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, code: str = "overloaded") -> None:
         super().__init__(message)
+        self.code = code
         self.retry_after_s = retry_after_s
 
 

@@ -181,6 +181,13 @@ def test_flags_win_over_environment_and_that_over_dotenv(server: Path) -> None:
     assert expected <= found["worker"]
 
 
+def test_port_in_the_environment_wins(server: Path) -> None:
+    """PORT of the environment beats CHAIRLIFT_PORT of `.env`, whatever settings prefer."""
+    (server.parent.parent / ".env").write_text("CHAIRLIFT_PORT=7777\n")
+    assert "CHAIRLIFT_PORT=7777" in _serve(server)["frontend"]
+    assert "CHAIRLIFT_PORT=8100" in _serve(server, PORT="8100")["frontend"]
+
+
 @pytest.mark.parametrize(
     "arguments", [["model"], ["--model"], ["--model", "--port"], ["--"], ["--api-keys", "secret"]]
 )

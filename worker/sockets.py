@@ -106,8 +106,8 @@ def _lock(directory: Path) -> int:
         holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(file)
         raise AddressError(
-            f"a worker (process {holder}) already listens in {directory}: stop it or choose "
-            "another address"
+            f"a worker (process {holder}) already listens in {directory}: stop it, or give this "
+            "one and its frontends another --address ipc:///some/other/folder"
         ) from None
     os.ftruncate(file, 0)
     os.pwrite(file, f"{os.getpid()}\n".encode(), 0)

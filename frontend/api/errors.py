@@ -78,7 +78,7 @@ def answer_for(error: Exception, request_id: str) -> ErrorAnswer:
         case InvalidRequestError():
             return ErrorAnswer(400, message, error.code, error.param)
         case OverloadedError():
-            return ErrorAnswer(503, message, "overloaded", headers=retry_in(error.retry_after_s))
+            return ErrorAnswer(503, message, error.code, headers=retry_in(error.retry_after_s))
         case WorkerUnavailableError() | ClientClosedError():
             headers = retry_in(AWAY_RETRY_S)
             return ErrorAnswer(503, message, "worker_unavailable", headers=headers)

@@ -62,10 +62,9 @@ class Gate:
                 log.exception("request failed", request_id=caller.request_id)
             if recorder.status is None:
                 await _answer(error, scope, receive, recorder)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # the server's time to shut down is over; not news to it
             if recorder.status is None:
                 await _answer(shutting_down(), scope, receive, recorder)
-            raise
         finally:
             self._record(scope, recorder.status or 499, caller, time.monotonic() - start)
 

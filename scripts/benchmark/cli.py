@@ -1,4 +1,4 @@
-"""The command line: what to measure, and where the results go."""
+"""Measures chairlift on synthetic models; docs/benchmarks.md says what models and workloads are."""
 
 from __future__ import annotations
 
@@ -128,9 +128,13 @@ def _parser() -> argparse.ArgumentParser:
 def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
-    add("--policies", type=_policies, help="continuous,static or one of them")
+    add(
+        "--policies",
+        type=_policies,
+        help="continuous,static or one of them (default: both; http: continuous)",
+    )
     add("--repeats", type=_positive, default=1, help="runs of each policy (default: 1)")
-    add("--limit", type=_positive, help="only the first so many requests")
+    add("--limit", type=_positive, help="only the first so many requests (default: all)")
     add("--max-num-batched-tokens", type=_positive, default=512, help="(default: 512)")
     add("--max-model-len", type=_positive, default=1024, help="(default: 1024)")
     add("--num-threads", type=_positive, help="(default: torch's own choice)")

@@ -181,6 +181,8 @@ def test_bad_requests_are_refused_in_words(worker_address: str) -> None:
                 await client.complete([])
             with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
                 await client.complete([100_000], max_tokens=2)
+            with pytest.raises(InvalidRequestError, match="complete takes a text"):
+                await client.chat("Hello!")  # type: ignore[arg-type]  # the mistake in question
             with pytest.raises(InvalidRequestError, match="temprature"):
                 await client.complete("a", temprature=1)
             with pytest.raises(InvalidRequestError, match="vocabulary"):

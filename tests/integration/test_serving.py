@@ -179,8 +179,8 @@ def test_idle_worker_sleeps(worker: subprocess.Popen[bytes], port: int) -> None:
     """Without work the loop blocks in poll: a few system calls a second, no spinning."""
     time.sleep(0.5)
     before = cpu_seconds(worker.pid)
-    time.sleep(2.0)
-    assert cpu_seconds(worker.pid) - before <= 0.1
+    time.sleep(4.0)
+    assert cpu_seconds(worker.pid) - before <= 0.05  # 1 %, and a tick of the clock
 
 
 def cpu_seconds(pid: int) -> float:
