@@ -15,9 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .frontend.client import AsyncClient, TokenStream
+    from .frontend.client import AsyncClient
     from .frontend.results import Completion, Delta
     from .frontend.sync_client import Client
+    from .frontend.token_stream import TokenStream
     from .shared.errors import ChairliftError
     from .shared.sampling_params import SamplingParams
 
@@ -41,7 +42,7 @@ _HOMES = {
     "Completion": "frontend.results",
     "Delta": "frontend.results",
     "SamplingParams": "shared.sampling_params",
-    "TokenStream": "frontend.client",
+    "TokenStream": "frontend.token_stream",
 }
 
 

@@ -23,8 +23,9 @@ from ..shared.sampling_params import MAX_SEED, SamplingParams, checked, checked_
 from ..shared.tokenizer import Tokenizer
 from . import tokenizer_cache
 from .connection import Connection
-from .protocol import CANCELLED, News, Output
+from .protocol import News, Output
 from .results import Completion, Delta, error_of
+from .token_stream import TokenStream
 
 MAX_LIVE_REQUESTS = 2048
 MAX_IDLE_SILENCE_S = 3.0  # a worker without work speaks four times a second
@@ -32,52 +33,6 @@ MAX_IDLE_SILENCE_S = 3.0  # a worker without work speaks four times a second
 ChatMessage = Mapping[str, Any]  # role and content
 Prompt = str | Sequence[int] | Sequence[ChatMessage]
 Condition = Literal["ok", "starting", "away", "wedged", "draining"]
-
-
-class TokenStream:
-    """One request's answer, as it comes: an async iterator of Deltas, the last one with `finish`.
-
-    A reader that is slower than the model gets fewer, longer Deltas. `async with` cancels what is
-    unfinished on leaving.
-    """
-
-    def __init__(self, client: AsyncClient, request_id: bytes) -> None:
-        self.request_id = request_id
-        self._client = client
-        self._pending: Delta | None = None
-        self._news = asyncio.Event()
-        self._is_exhausted = False
-
-    def cancel(self) -> None:
-        """Stops the request at once; idempotent. The iterator ends with an `abort`."""
-        if self._client._forget(self.request_id):
-            self._put(Delta([], "", CANCELLED))
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if self._is_exhausted:
-            raise StopAsyncIteration
-        await self._news.wait()
-        self._news.clear()
-        delta, self._pending = self._pending, None
-        assert delta is not None, "news without a delta"
-        self._is_exhausted = delta.finish is not None
-        return delta
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        self.cancel()
-
-    def _put(self, delta: Delta) -> None:
-        if self._pending is not None:
-            token_ids = self._pending.token_ids + delta.token_ids
-            delta = Delta(token_ids, self._pending.text + delta.text, delta.finish)
-        self._pending = delta
-        self._news.set()
 
 
 class AsyncClient:
@@ -186,7 +141,7 @@ class AsyncClient:
         connection = self._open()
         self._check_can_take(prompt_token_ids, checked(params))
         self._check_tokenizer()
-        stream = TokenStream(self, secrets.token_bytes(16))
+        stream = TokenStream(secrets.token_bytes(16), self._forget)
         connection.protocol.submit(stream.request_id, prompt_token_ids, params)
         self._streams[stream.request_id] = stream
         connection.flush()
@@ -287,7 +242,7 @@ class AsyncClient:
             return
         if output.finish is not None:
             del self._streams[output.request_id]
-        stream._put(Delta(output.token_ids, output.text, output.finish))
+        stream.put(Delta(output.token_ids, output.text, output.finish))
 
     def _on_greeting(self, greeting: Greeting) -> None:
         assert self._connection is not None, "greetings come over the connection"

@@ -15,8 +15,9 @@ import structlog
 from starlette.types import Receive
 
 from ...shared.errors import ChairliftError, RequestFailedError
-from ..client import AsyncClient, TokenStream
+from ..client import AsyncClient
 from ..results import Delta, error_of
+from ..token_stream import TokenStream
 from .generation_request import Choice
 from .metrics import Metrics, Stopwatch
 
