@@ -158,6 +158,7 @@ def test_disconnect_cancels(
     async def run() -> None:
         async with chairlift.AsyncClient(worker_address) as watcher:
             await watcher.connect()
+            await until(lambda: watcher.stats.num_blocks > 0)  # its first figures
             before = watcher.stats.num_generation_tokens
             with socket.create_connection(("127.0.0.1", port)) as connection:
                 connection.sendall(head.encode() + body)

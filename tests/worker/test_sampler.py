@@ -89,10 +89,11 @@ def scaled_in_float64(logits: torch.Tensor, sequence: Sequence) -> NDArray[np.fl
 
 
 def weights_in_float64(scaled: NDArray[np.float64], params: SamplingParams, slack: float = 0.0):
-    """Unnormalised probabilities: min_p, then top_k, then top_p; `slack` keeps a little more."""
+    """Unnormalised probabilities: min_p, then top_k, then top_p; `slack` keeps a little more, or
+    less when it is negative."""
     weights = np.exp(scaled - scaled.max())
-    weights[weights < params.min_p * (1 - slack)] = 0.0
     order = np.argsort(-weights, kind="stable")
+    weights[weights < params.min_p * (1 - slack)] = 0.0
     if params.top_k:
         weights[order[params.top_k :]] = 0.0
     before = np.cumsum(weights[order]) - weights[order]
@@ -110,17 +111,20 @@ def assert_is_right(token: int | None, logits: torch.Tensor, sequence: Sequence)
         assert scaled[token] >= scaled.max() - 1e-5
         return
     slack = 1e-5 + 1e-6 * float(np.abs(scaled[np.isfinite(scaled)]).max())
-    assert weights_in_float64(scaled, params, slack)[token] > 0, "a token that was filtered out"
-    weights = weights_in_float64(scaled, params)
+    # A token on the very edge of a filter may be in or out, and moves the sum by its whole weight.
+    fewer = weights_in_float64(scaled, params, -slack)
+    more = weights_in_float64(scaled, params, slack)
+    assert more[token] > 0, "a token that was filtered out"
     is_sorted = params.top_k or params.top_p < 1
     if is_sorted:  # by weight, and which of two equals comes first is nobody's promise
-        low = weights[scaled > scaled[token]].sum()
-        high = weights[scaled >= scaled[token]].sum()
+        low = fewer[scaled > scaled[token]].sum()
+        high = more[scaled >= scaled[token]].sum()
     else:
-        low, high = weights[:token].sum(), weights[: token + 1].sum()
-    target = uniform(params.seed, sequence.num_output_tokens) * weights.sum()
-    slack *= weights.sum()
-    assert low - slack <= target <= high + slack
+        low, high = fewer[:token].sum(), more[: token + 1].sum()
+    number = uniform(params.seed, sequence.num_output_tokens)
+    slack *= more.sum()
+    assert low - slack <= number * more.sum()
+    assert number * fewer.sum() <= high + slack
 
 
 @pytest.mark.parametrize(("vocab_size", "num_examples"), [(983, 150), (4096, 80), (32000, 20)])
