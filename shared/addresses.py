@@ -60,7 +60,7 @@ class Endpoints:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         if not port.isdecimal() or not 0 < int(port) < 65535:
             raise AddressError(f"address {address!r}: a port from 1 to 65534 must follow the host")
-        if not _is_loopback(host):
+        if not is_loopback(host):
             raise AddressError(
                 f"address {address!r} leaves this machine, where anyone could read and write the "
                 "streams: use a loopback address or ipc"
@@ -68,7 +68,8 @@ class Endpoints:
         return cls(f"tcp://{host}:{port}", f"tcp://{host}:{int(port) + 1}", None)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether the name or address, with or without brackets, stays on this machine."""
     if host == "localhost":
         return True
     try:

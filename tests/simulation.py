@@ -10,7 +10,9 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
+import tokenizers
 import torch
+from tokenizers import decoders, models
 
 from chairlift.frontend.protocol import FrontendProtocol, Output
 from chairlift.shared.messages import Greeting, WorkerStats
@@ -31,6 +33,14 @@ NUM_BLOCKS, BLOCK_SIZE = 24, 4
 def next_token(prompt_seed: int, position: int) -> int:
     """Of the fake model: never 0, which ends a text."""
     return 1 + (prompt_seed * 31 + position * 17 + position * position) % (VOCAB_SIZE - 1)
+
+
+def letters() -> Tokenizer:
+    """Single letters, so that a wrong text points at a token."""
+    vocabulary = {chr(33 + i): i for i in range(VOCAB_SIZE)}
+    library = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    library.decoder = decoders.Fuse()
+    return Tokenizer(library.to_str().encode())
 
 
 class FakeRunner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import socket
 from contextlib import suppress
@@ -11,6 +10,7 @@ from contextlib import suppress
 import structlog
 import uvicorn
 
+from ...shared.addresses import is_loopback
 from ...shared.errors import AddressError, WorkerUnavailableError
 from ...shared.settings import ServeSettings
 from ..auth import ApiKeys
@@ -108,12 +108,5 @@ def _url(host: str, listener: socket.socket) -> str:
 
 
 def _warn_if_open(settings: ServeSettings) -> None:
-    if not _is_loopback(settings.host) and not ApiKeys.from_settings(settings):
+    if not is_loopback(settings.host) and not ApiKeys.from_settings(settings):
         log.warning(f"anyone who reaches {settings.host} may ask: set --api-key-file")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,11 +4,9 @@ knows every token."""
 from __future__ import annotations
 
 import pytest
-import tokenizers
-from tokenizers import decoders, models
 
 from chairlift.shared.tokenizer import Tokenizer
-from tests.simulation import NUM_BLOCKS, VOCAB_SIZE, Simulation
+from tests.simulation import NUM_BLOCKS, Simulation, letters
 
 NUM_SEEDS = 150
 
@@ -17,11 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """Single letters, so that a wrong text points at a token."""
-    vocabulary = {chr(33 + i): i for i in range(VOCAB_SIZE)}
-    library = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    library.decoder = decoders.Fuse()
-    return Tokenizer(library.to_str().encode())
+    return letters()
 
 
 def disturb(simulation: Simulation) -> None:

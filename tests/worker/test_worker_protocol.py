@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import tokenizers
-from tokenizers import decoders, models
 
 from chairlift.shared.codec import decode_reply, encode
 from chairlift.shared.messages import (
@@ -27,7 +25,7 @@ from chairlift.shared.messages import (
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.tokenizer import Tokenizer
 from chairlift.worker.publisher import LEASE_S, MAX_UNACKNOWLEDGED_FRAMES, UNSUBSCRIBED_LEASE_S
-from tests.simulation import NUM_BLOCKS, VOCAB_SIZE, SimulatedWorker, next_token
+from tests.simulation import NUM_BLOCKS, VOCAB_SIZE, SimulatedWorker, letters, next_token
 
 ALICE, BOB = b"alice-01", b"bob-0001"
 PARAMS = SamplingParams(max_tokens=6, temperature=0.0)
@@ -92,10 +90,7 @@ def expected_tokens(number: int, count: int = 6) -> list[int]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    vocabulary = {chr(33 + i): i for i in range(VOCAB_SIZE)}
-    library = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    library.decoder = decoders.Fuse()
-    return Tokenizer(library.to_str().encode())
+    return letters()
 
 
 @pytest.fixture
