@@ -14,9 +14,12 @@ from .errors import ProtocolError
 from .messages import (
     MAX_FRAME_ROWS,
     MAX_PROMPT_TOKENS,
+    Attach,
     Cancel,
+    Detach,
     Frame,
     Greeting,
+    Joined,
     Message,
     Submit,
     Sync,
@@ -48,17 +51,19 @@ def encode(message: Message) -> bytes:
     return cast(bytes, msgpack.packb([VERSION, body], use_bin_type=True))
 
 
-def decode_request(data: bytes) -> Submit | Cancel | Sync:
+Request = Submit | Attach | Detach | Cancel | Sync
+Reply = Greeting | TokenizerFiles | Joined | Frame
+
+
+def decode_request(data: bytes) -> Request:
     """A frontend's message; raises ProtocolError for anything else."""
-    request: Submit | Cancel | Sync = _decode(data, Submit | Cancel | Sync, _REQUEST_LIMITS)
+    request: Request = _decode(data, Request, _REQUEST_LIMITS)
     return request
 
 
-def decode_reply(data: bytes) -> Greeting | TokenizerFiles | Frame:
+def decode_reply(data: bytes) -> Reply:
     """A worker's message; raises ProtocolError for anything else."""
-    reply: Greeting | TokenizerFiles | Frame = _decode(
-        data, Greeting | TokenizerFiles | Frame, _REPLY_LIMITS
-    )
+    reply: Reply = _decode(data, Reply, _REPLY_LIMITS)
     return reply
 
 

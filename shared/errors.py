@@ -5,6 +5,7 @@ ChairliftError
 │   └── ContextLengthError     prompt and answer together don't fit
 ├── OverloadedError            refused for now; `retry_after_s` says when to try again
 ├── WorkerUnavailableError     no worker answers
+├── StreamNotFoundError        no request under this id, or no longer
 ├── RequestFailedError         accepted, and the worker could not finish it
 ├── ProtocolError              bytes that are no message, or another protocol version
 ├── TokenizerMismatchError     client and worker would not speak of the same token ids
@@ -57,6 +58,10 @@ class RequestFailedError(ChairliftError):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class StreamNotFoundError(ChairliftError):
+    """No request runs under this id, or was kept until now."""
 
 
 class ProtocolError(ChairliftError):

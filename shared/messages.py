@@ -1,6 +1,7 @@
 """The messages between frontends and the worker: what crosses the wire, and its limits.
 
-Frontend to worker: Submit, Cancel, Sync. Worker to frontend: Greeting, TokenizerFiles, Frame.
+Frontend to worker: Submit, Attach, Detach, Cancel, Sync. Worker to frontend: Greeting,
+TokenizerFiles, Joined, Frame.
 How they become bytes is `codec`'s business.
 """
 
@@ -19,6 +20,8 @@ from .sampling_params import SamplingParams
 
 MAX_PROMPT_TOKENS = 1 << 20
 MAX_FRAME_ROWS = 4096
+MAX_CONTEXT_BYTES = 4096
+MAX_TTL_MS = 86_400_000
 LIVE_RECORD_BYTES = 20  # request_id (16) and the number of tokens held (u32)
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -39,6 +42,7 @@ class Submit(Message, frozen=True, tag="submit"):
     """Run this request. Sent again, with the tokens already held, it resumes instead.
 
     `tokenizer` is the fingerprint of the one that made the ids: a worker with another refuses.
+    A request that runs already is joined: by its owner, or by a reader who gets Joined first.
     """
 
     frontend_id: FrontendId
@@ -47,10 +51,35 @@ class Submit(Message, frozen=True, tag="submit"):
     prompt_token_ids: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_PROMPT_TOKENS)]
     output_token_ids: PackedTokenIds
     params: SamplingParams
+    generation: Count = 0  # how often the request was taken over; a former owner has a lower one
+    is_resumable: bool = False  # kept for a grace after its owner has gone, or has its end
+    context: Annotated[bytes, Meta(max_length=MAX_CONTEXT_BYTES)] = b""  # opaque, for who attaches
+    cache_salt: Annotated[bytes, Meta(max_length=32)] = b""  # prefixes are shared under equal ones
+    ttl_ms: Annotated[int, Meta(ge=0, le=MAX_TTL_MS)] = 0  # to finish in; 0 is without limit
+
+
+class Attach(Message, frozen=True, tag="attach"):
+    """Read a request that runs, or that was kept, from its `num_held`th output token on.
+
+    Its id is the capability. Who takes over becomes the owner, and the former owner is told.
+    """
+
+    frontend_id: FrontendId
+    request_id: RequestId
+    num_held: Annotated[int, Meta(ge=0, le=2**32 - 1)]
+    takes_over: bool
+
+
+class Detach(Message, frozen=True, tag="detach"):
+    """Read no further. What is resumable goes on for the grace, without an owner if this was it;
+    anything else is cancelled by its owner's leaving. Idempotent."""
+
+    frontend_id: FrontendId
+    request_id: RequestId
 
 
 class Cancel(Message, frozen=True, tag="cancel"):
-    """Stop working on the request; idempotent."""
+    """Stop working on the request; idempotent. From anyone but its owner it is a Detach."""
 
     frontend_id: FrontendId
     request_id: RequestId
@@ -92,6 +121,14 @@ class TokenizerFiles(Message, frozen=True, tag="tokenizer"):
     config_json: bytes  # chat template and the names of the special tokens it may use
 
 
+class Joined(Message, frozen=True, tag="joined"):
+    """The request that was attached to, as it was submitted; what it takes to submit it again."""
+
+    epoch: Count
+    is_owner: bool
+    request: Submit  # its output_token_ids are empty, its generation is the present one
+
+
 class WorkerStats(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The worker's gauges, then its counters since start."""
 
@@ -107,6 +144,10 @@ class WorkerStats(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     num_prefix_queries: Count = 0
     num_prefix_hits: Count = 0
     num_malformed_messages: Count = 0
+    num_waiting_tokens: Count = 0
+    max_waiting_tokens: Count = 0
+    retry_after_ms: Count = 0  # until the queue of now is through, at the measured rate
+    num_orphans: Count = 0  # requests without an owner that may still be attached to
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -143,7 +184,7 @@ class Frame(Message, frozen=True, tag="frame"):
     number: Count
     state: WorkerState
     stats: WorkerStats
-    unknown: bytes  # request ids of the last Sync that the worker doesn't know
+    unknown: bytes  # request ids that the frontend named and that the worker doesn't know
     request_ids: bytes
     offsets: list[Count]
     num_tokens: list[Count]

@@ -15,6 +15,7 @@ from ..shared.errors import ChairliftError
 from ..shared.messages import Greeting
 from ..shared.settings import WorkerSettings
 from ..shared.tokenizer import Tokenizer
+from .address_lock import AddressLock
 from .attention.cpu import BLOCK_SIZE, TorchCpuAttention
 from .block_manager import BlockManager
 from .engine import Engine
@@ -38,6 +39,7 @@ POLICIES = {"continuous": ContinuousScheduler, "static": StaticScheduler}
 def run(settings: WorkerSettings) -> int:
     """The exit status: 0 after a signal, 1 when the worker could not start or failed."""
     try:
+        lock = AddressLock(Endpoints.parse(settings.address))
         loop = build_loop(settings)
     except ChairliftError as error:
         log.error("the worker can't start", why=str(error))
@@ -51,6 +53,7 @@ def run(settings: WorkerSettings) -> int:
         return 1
     finally:
         loop.close()
+        lock.close()
     log.info("the worker has stopped")
     return 0
 

@@ -30,10 +30,12 @@ class Sequence:
         prompt_token_ids: list[int],
         params: SamplingParams,
         detokenizer: Detokenizer | NoText | None = None,
+        cache_salt: bytes = b"",
     ) -> None:
         assert prompt_token_ids, "an empty prompt has nothing to continue"
         self.request_id = request_id
         self.params = params
+        self.cache_salt = cache_salt
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids = list(prompt_token_ids)
         self.detokenizer = detokenizer or NoText()
@@ -43,6 +45,7 @@ class Sequence:
         self.block_digests: list[bytes] = []  # of full blocks, as far as anybody asked
         self.num_known_blocks = 0  # of the table: those that the prefix cache has seen
         self.status = Status.WAITING
+        self.is_suspect = False  # was in a step that killed the worker: first has to run alone
         self.is_protected = False  # preempted, and no new token since: not to be hit again
         self.output_counts: Counter[int] = Counter()
         self.finish: Finish | None = None

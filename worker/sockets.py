@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import zmq
 
-from ..shared.addresses import Endpoints, make_private_directory
+from ..shared.addresses import Endpoints
 from ..shared.codec import MAX_REQUEST_BYTES
 from ..shared.errors import AddressError
 
@@ -20,7 +18,7 @@ TOPIC_BYTES = 8
 
 
 class WorkerSockets:
-    """Binds both, and holds the lock that keeps a second worker off the same address.
+    """Binds both, at an address that the caller has locked.
 
     XPUB is set so that a stalled frontend costs a failed send instead of lost frames (NODROP),
     every subscription is seen (VERBOSER), and nobody can subscribe to all topics (MANUAL).
@@ -28,7 +26,6 @@ class WorkerSockets:
 
     def __init__(self, endpoints: Endpoints) -> None:
         """Raises AddressError when the address is taken or its directory can't be used."""
-        self._lock = _lock(endpoints.directory) if endpoints.directory else None
         self._context = zmq.Context()
         self._pull = self._context.socket(zmq.PULL)
         self._pull.rcvhwm = HIGH_WATER_MARK
@@ -88,27 +85,3 @@ class WorkerSockets:
 
     def close(self) -> None:
         self._context.destroy(linger=LINGER_MS)
-        if self._lock is not None:
-            os.close(self._lock)
-
-
-def _lock(directory: Path) -> int:
-    """An exclusive lock for as long as this process lives: on ipc, a second bind would succeed
-    and steal every new connection."""
-    make_private_directory(directory)
-    try:
-        file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise AddressError(f"{directory / 'lock'} can't be opened: {error.strerror}") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.pread(file, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(file)
-        raise AddressError(
-            f"a worker (process {holder}) already listens in {directory}: stop it, or give this "
-            "one and its frontends another --address ipc:///some/other/folder"
-        ) from None
-    os.ftruncate(file, 0)
-    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-    return file
