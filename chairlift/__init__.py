@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .frontend.client import AsyncClient
+    from .frontend.request_options import RequestOptions
     from .frontend.results import Completion, Delta
     from .frontend.sync_client import Client
     from .frontend.token_stream import TokenStream
+    from .shared.curve import FrontendCurve
     from .shared.errors import ChairliftError
     from .shared.sampling_params import SamplingParams
 
@@ -30,6 +32,8 @@ __all__ = [
     "Client",
     "Completion",
     "Delta",
+    "FrontendCurve",
+    "RequestOptions",
     "SamplingParams",
     "TokenStream",
     "__version__",
@@ -41,6 +45,8 @@ _HOMES = {
     "Client": "frontend.sync_client",
     "Completion": "frontend.results",
     "Delta": "frontend.results",
+    "FrontendCurve": "shared.curve",
+    "RequestOptions": "frontend.request_options",
     "SamplingParams": "shared.sampling_params",
     "TokenStream": "frontend.token_stream",
 }

@@ -1,18 +1,26 @@
-"""The command: `chairlift worker`, `chairlift serve`, `chairlift version`."""
+"""The command: `chairlift worker`, `chairlift serve`, `chairlift keygen`, `chairlift version`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .shared.errors import ChairliftError
+
+if TYPE_CHECKING:
+    from .shared.settings import WorkerSettings
+    from .worker.pulse import Pulse
+    from .worker.quarantine import Quarantine
 
 USAGE = """\
 usage: chairlift COMMAND [options]
 
   worker   load a model and run its steps; needs chairlift[worker]
   serve    speak HTTP for a worker, as the OpenAI API does; needs chairlift[server]
+  keygen   make the keys that worker and frontends need on tcp beyond this machine
   version  print the version
 
 `chairlift COMMAND --help` lists the options; each can also come from the environment as
@@ -25,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 failed while running, 2 wrong settings or nothing to run."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     match command:
-        case "worker" | "serve":
+        case "worker" | "serve" | "keygen":
             return _run(command, rest)
         case "version" | "--version":
             print(f"chairlift {__version__}")
@@ -33,13 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "help" | "--help" | "-h":
             print(USAGE)
             return 0
-    print(f"chairlift: unknown command {command!r}: use worker, serve or version", file=sys.stderr)
+    known = "worker, serve, keygen or version"
+    print(f"chairlift: unknown command {command!r}: use {known}", file=sys.stderr)
     return 2
 
 
 def _run(command: str, arguments: list[str]) -> int:
     try:
-        return _worker(arguments) if command == "worker" else _serve(arguments)
+        return {"worker": _worker, "serve": _serve, "keygen": _keygen}[command](arguments)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing.split(".")[0] in {"", "chairlift"}:
@@ -62,13 +71,22 @@ def _worker(arguments: list[str]) -> int:
     from .shared.settings import WorkerSettings, load_settings
 
     settings = load_settings(WorkerSettings, "worker", arguments)
+    if find_spec("torch") is None:
+        raise ModuleNotFoundError(name="torch")
     configure_logs(settings.log_format, settings.log_level)
     from .worker.threads import limit_spinning
 
     limit_spinning()
-    from .worker.main import run  # after the flags: torch takes seconds to import
+    from .worker.supervisor import Supervisor
 
-    return run(settings)
+    return Supervisor(settings, _work).run()
+
+
+def _work(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -> int:
+    """In a process of its own: torch takes seconds to import, and the parent never needs it."""
+    from .worker.main import run
+
+    return run(settings, pulse, quarantine)
 
 
 def _serve(arguments: list[str]) -> int:
@@ -80,6 +98,12 @@ def _serve(arguments: list[str]) -> int:
     from .frontend.api.serve import run
 
     return run(settings)
+
+
+def _keygen(arguments: list[str]) -> int:
+    from .shared.keygen import run
+
+    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Iterable
+from hmac import compare_digest
 
 from ..shared.errors import ChairliftError
 from ..shared.settings import ServeSettings
@@ -48,7 +48,7 @@ class ApiKeys:
             return ANONYMOUS
         scheme, _, key = authorization.partition(b" ")
         given = hashlib.sha256(key.strip()).digest()
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        matches = [compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != b"bearer" or not any(matches):
             return None
         return given.hex()[:8]

@@ -6,10 +6,12 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from ..shared.addresses import Endpoints, default_address
+from ..shared.curve import FrontendCurve, check_curve
 from ..shared.errors import (
     ClientClosedError,
     ContextLengthError,
@@ -23,15 +25,19 @@ from ..shared.sampling_params import MAX_SEED, SamplingParams, checked, checked_
 from ..shared.tokenizer import Tokenizer
 from . import tokenizer_cache
 from .connection import Connection
-from .protocol import News, Output
+from .protocol import News, Opened, Output
+from .readers import Readers
+from .request_options import RequestOptions
 from .results import Completion, Delta, error_of
 from .token_stream import TokenStream
 
 MAX_LIVE_REQUESTS = 2048
+MAX_UNSENT = 2048  # messages that the worker has not taken yet
 MAX_IDLE_SILENCE_S = 3.0  # a worker without work speaks four times a second
 
 ChatMessage = Mapping[str, Any]  # role and content
 Prompt = str | Sequence[int] | Sequence[ChatMessage]
+DEFAULT_OPTIONS = RequestOptions()
 Condition = Literal["ok", "starting", "away", "wedged", "draining"]
 
 
@@ -53,18 +59,22 @@ class AsyncClient:
         tokenizer: Tokenizer | None = None,
         connect_timeout_s: float = 10.0,
         max_step_s: float = 10.0,
+        curve: FrontendCurve | None = None,
     ) -> None:
         """`address` as the worker's, by default this user's own. Without a `tokenizer` the
         worker's is taken; one that differs from it makes `connect` raise. A worker whose step
-        takes longer than `max_step_s` counts as wedged."""
+        takes longer than `max_step_s` counts as wedged. Beyond this machine, `curve` has the keys.
+        """
         self._endpoints = Endpoints.parse(address or default_address())
+        check_curve(self._endpoints, curve)
+        self._curve = curve
         self._connect_timeout_s = connect_timeout_s
         self._max_step_s = max_step_s
         self._given_tokenizer = tokenizer
         self._tokenizer: Tokenizer | None = None
         self._connection: Connection | None = None
         self._owner: tuple[int, asyncio.AbstractEventLoop] | None = None
-        self._streams: dict[bytes, TokenStream] = {}
+        self._readers: Readers | None = None
         self._changed = asyncio.Event()
         self._is_closed = False
 
@@ -104,7 +114,7 @@ class AsyncClient:
     @property
     def num_live(self) -> int:
         """Requests without an end yet."""
-        return len(self._streams)
+        return len(self._readers) if self._readers else 0
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -132,19 +142,59 @@ class AsyncClient:
         self._open()
         self._check_tokenizer()
 
-    def generate(self, prompt_token_ids: list[int], params: SamplingParams) -> TokenStream:
+    def generate(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        options: RequestOptions = DEFAULT_OPTIONS,
+    ) -> TokenStream:
         """Submits one request, given in token ids.
 
+        A request that runs or is kept under the id in `options` is joined from its first token on.
         Raises ContextLengthError, InvalidRequestError, OverloadedError, WorkerUnavailableError or
         ClientClosedError at once; what the worker itself refuses arrives as the first Delta.
         """
-        connection = self._open()
+        connection, readers = self._open()
         self._check_can_take(prompt_token_ids, checked(params))
         self._check_tokenizer()
-        stream = TokenStream(secrets.token_bytes(16), self._forget)
-        connection.protocol.submit(stream.request_id, prompt_token_ids, params)
-        self._streams[stream.request_id] = stream
+        request_id = options.request_id or secrets.token_bytes(16)
+        if request_id in readers:
+            connection.protocol.check_same(request_id, prompt_token_ids, params)
+            return readers.join(request_id, may_own=True)
+        now = asyncio.get_running_loop().time()
+        options = replace(options, request_id=request_id)
+        connection.protocol.submit(prompt_token_ids, params, options, now)
+        stream = readers.add(request_id, options.context, may_own=True)
         connection.flush()
+        return stream
+
+    async def attach(self, request_id: bytes, *, takes_over: bool = True) -> TokenStream:
+        """Reads a request that runs or is kept, from its first token on, whoever submitted it.
+
+        Who takes it over owns it: a former reader's stream ends with an `abort`. Otherwise it is
+        only watched. Raises StreamNotFoundError or WorkerUnavailableError.
+        """
+        connection, readers = self._open()
+        self._check_can_answer()
+        now = asyncio.get_running_loop().time()
+        if request_id not in readers:
+            connection.protocol.attach(request_id, now, takes_over=takes_over)
+            stream = readers.add(request_id, may_own=takes_over)
+        elif takes_over:
+            connection.protocol.take_over(request_id, now)
+            stream = readers.take_over(request_id)
+        else:
+            stream = readers.join(request_id, may_own=False)
+        connection.flush()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await stream.opened()
+        except TimeoutError:
+            stream.detach()
+            raise WorkerUnavailableError(f"the worker at {self._where} does not answer") from None
+        except asyncio.CancelledError:
+            stream.detach()
+            raise
         return stream
 
     async def stream(self, prompt: Prompt, **params: Any) -> AsyncGenerator[Delta, None]:
@@ -193,8 +243,8 @@ class AsyncClient:
         """Ends every stream with an abort and lets go of the sockets; idempotent."""
         self._is_closed = True
         self._changed.set()
-        for stream in list(self._streams.values()):
-            stream.cancel()
+        if self._readers is not None:
+            self._readers.close()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -215,7 +265,7 @@ class AsyncClient:
     def _where(self) -> str:
         return self._endpoints.requests.removesuffix("/requests")
 
-    def _open(self) -> Connection:
+    def _open(self) -> tuple[Connection, Readers]:
         """The connection, made at the first call; checks that it is used where it was made."""
         if self._is_closed:
             raise ClientClosedError("the client was closed: make a new one")
@@ -223,26 +273,23 @@ class AsyncClient:
         if self._owner is not None and self._owner != here:
             what = "process" if self._owner[0] != here[0] else "event loop"
             raise ClientClosedError(f"the client belongs to another {what}: make one here")
-        if self._connection is None:
+        if self._connection is None or self._readers is None:
             self._owner = here
-            self._connection = Connection(self._endpoints, self._on_news)
-        return self._connection
+            self._connection = Connection(self._endpoints, self._on_news, self._curve)
+            self._readers = Readers(self._connection)
+        return self._connection, self._readers
 
     def _on_news(self, news: News) -> None:
-        if isinstance(news, Output):
-            self._on_output(news)
-        elif isinstance(news, Greeting):
-            self._on_greeting(news)
-        else:
-            self._take_tokenizer(news)
-
-    def _on_output(self, output: Output) -> None:
-        stream = self._streams.get(output.request_id)
-        if stream is None:
-            return
-        if output.finish is not None:
-            del self._streams[output.request_id]
-        stream.put(Delta(output.token_ids, output.text, output.finish))
+        assert self._readers is not None, "news come over the connection"
+        match news:
+            case Output():
+                self._readers.put(news)
+            case Opened():
+                self._readers.open(news)
+            case Greeting():
+                self._on_greeting(news)
+            case TokenizerFiles():
+                self._take_tokenizer(news)
 
     def _on_greeting(self, greeting: Greeting) -> None:
         assert self._connection is not None, "greetings come over the connection"
@@ -267,12 +314,22 @@ class AsyncClient:
                 "the client the model's own, or none"
             )
 
+    def _check_can_answer(self) -> Greeting:
+        if self.condition not in ("ok", "draining") or self.worker is None:
+            raise WorkerUnavailableError(f"the worker at {self._where} is {self.condition}")
+        return self.worker
+
     def _check_can_take(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
-        condition, worker = self.condition, self.worker
-        if condition == "draining":
+        worker, stats = self._check_can_answer(), self.stats
+        if self.condition == "draining":
             raise OverloadedError("the worker is shutting down", retry_after_s=5)
-        if condition != "ok" or worker is None:
-            raise WorkerUnavailableError(f"the worker at {self._where} is {condition}")
+        if 0 < stats.max_waiting <= stats.num_waiting:
+            raise OverloadedError(
+                f"{stats.num_waiting} requests are waiting already: try again later",
+                retry_after_s=stats.retry_after_ms / 1000,
+            )
+        if self._connection and len(self._connection.protocol.outgoing) >= MAX_UNSENT:
+            raise OverloadedError("the worker takes no messages just now", retry_after_s=1)
         if self.num_live >= MAX_LIVE_REQUESTS:
             raise OverloadedError(
                 f"this client has {MAX_LIVE_REQUESTS} unfinished requests, its limit",
@@ -304,15 +361,6 @@ class AsyncClient:
         room = max(1, self.worker.max_model_len - num_prompt_tokens)
         seed = secrets.randbelow(MAX_SEED)
         return checked_sampling_params(**{"max_tokens": room, "seed": seed, **values})
-
-    def _forget(self, request_id: bytes) -> bool:
-        """Cancels at the worker; False when there is nothing to cancel."""
-        if self._streams.pop(request_id, None) is None:
-            return False
-        if self._connection is not None:
-            self._connection.protocol.cancel(request_id)
-            self._connection.flush()
-        return True
 
 
 def _is_of(tokenizer: Tokenizer | None, greeting: Greeting) -> bool:

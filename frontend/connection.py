@@ -11,7 +11,10 @@ import zmq
 
 from ..shared.addresses import Endpoints, make_private_directory
 from ..shared.codec import MAX_REPLY_BYTES
+from ..shared.curve import FrontendCurve, check_curve
 from ..shared.errors import ProtocolError
+from ..shared.transport import check_libzmq, prepare
+from .handshakes import Handshakes
 from .protocol import SYNC_INTERVAL_S, FrontendProtocol, News
 
 log = structlog.get_logger(__name__)
@@ -27,10 +30,18 @@ class Connection:
     """Moves bytes between the sockets and the protocol; hands news to `on_news`.
 
     Belongs to the event loop that it was made in. Never waits: what the worker doesn't take now is
-    kept and tried again. Raises AddressError when the address is not ours alone.
+    kept and tried again. Raises AddressError when the address is not ours alone, or asks for keys
+    that are not there.
     """
 
-    def __init__(self, endpoints: Endpoints, on_news: Callable[[News], None]) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        on_news: Callable[[News], None],
+        curve: FrontendCurve | None = None,
+    ) -> None:
+        check_libzmq()
+        check_curve(endpoints, curve)
         if endpoints.directory is not None:
             make_private_directory(endpoints.directory)
         self._loop = asyncio.get_running_loop()
@@ -44,11 +55,16 @@ class Connection:
         self._push = self._context.socket(zmq.PUSH)
         self._push.sndhwm = HIGH_WATER_MARK
         self._push.immediate = True  # nothing queues for a worker that isn't there
+        self._handshakes: list[Handshakes] = []
         for socket, endpoint in ((self._sub, endpoints.tokens), (self._push, endpoints.requests)):
             socket.linger = 0
-            socket.ipv6 = "[" in endpoint
             socket.reconnect_ivl = 20
             socket.reconnect_ivl_max = 200
+            prepare(socket, endpoint)
+            if curve:
+                curve.secure(socket)
+            if endpoints.directory is None:
+                self._handshakes.append(Handshakes(socket, endpoint))
             socket.connect(endpoint)
         self._retry: asyncio.TimerHandle | None = None
         self._ticker = self._loop.call_later(TICK_S, self._tick)
@@ -80,7 +96,10 @@ class Connection:
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
-        self.protocol.tick(self._loop.time())
+        for item in self.protocol.tick(self._loop.time()):
+            self._on_news(item)
+        for handshakes in self._handshakes:
+            handshakes.check(self._loop.time())
         self.flush()
         self._receive()  # should an edge of the file descriptor ever be missed
 

@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from ..shared.codec import decode_reply, encode
+from ..shared.errors import RequestIdConflictError
 from ..shared.messages import (
+    Attach,
     Cancel,
+    Detach,
     Finish,
     Frame,
     Greeting,
@@ -27,12 +32,25 @@ from ..shared.messages import (
     split_ids,
 )
 from ..shared.sampling_params import SamplingParams
+from .request_options import RequestOptions
 
 SYNC_INTERVAL_S = 1.0
 GAP_SYNC_INTERVAL_S = 0.02
 ACKNOWLEDGE_EVERY = 100  # frames
+REATTACH_PATIENCE_S = 10.0  # after a restart, until a request's owner has submitted it again
+MAX_SPARE_MESSAGES = 16
+DEADLINE_MARGIN_S = 1.0  # left to the worker, whose word it is
 
 CANCELLED = Finish("abort", code="cancelled", message="cancelled by the caller")
+TAKEN_OVER = Finish("abort", code="taken_over", message="another reader has taken the stream over")
+NOT_FOUND = Finish(
+    "error",
+    code="stream_not_found",
+    message="another request runs under this id by now",
+)
+OUT_OF_TIME = Finish(
+    "error", code="deadline_exceeded", message="the request did not finish in its time"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +63,45 @@ class Output:
     finish: Finish | None = None
 
 
-News = Greeting | TokenizerFiles | Output
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The request runs at the worker already; comes before its first Output."""
+
+    request_id: bytes
+    context: bytes
+
+
+News = Greeting | TokenizerFiles | Opened | Output
 
 
 @dataclass(slots=True)
 class _Request:
-    """What is needed to submit the request again."""
+    """What is needed to ask for the request again, and all of it that was received."""
 
-    prompt_token_ids: bytes
-    tokenizer: bytes
-    params: SamplingParams
+    opening: Submit | Attach
+    is_owner: bool
+    deadline: float = float("inf")
+    patient_until: float = 0.0
     output_token_ids: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     text_length: int = 0
+    joined: Submit | None = None  # what was attached to
+
+    @property
+    def is_submitted(self) -> bool:
+        return isinstance(self.opening, Submit)
+
+    def is_same(self, joined: Submit) -> bool:
+        """Not when, after a restart, something else was submitted under the id."""
+        former = self.joined or joined
+        return (former.prompt_token_ids, former.params) == (joined.prompt_token_ids, joined.params)
 
 
 class FrontendProtocol:
     """Owns the unfinished requests of one frontend.
 
     `outgoing` holds the messages to send, in order; the caller pops those that were taken. A
-    request leaves with its one final Output, or with `cancel`.
+    request leaves with its one final Output, or with `cancel` or `detach`.
     """
 
     def __init__(self, frontend_id: bytes, now: float) -> None:
@@ -75,6 +113,7 @@ class FrontendProtocol:
         self.last_heard = now
         self.wants_tokenizer = False
         self._requests: dict[bytes, _Request] = {}
+        self._farewells: dict[bytes, bytes] = {}  # said twice, since nobody answers to them
         self._former_epochs: set[int] = set()
         self._frame_number = 0
         self._acknowledged = 0
@@ -83,18 +122,66 @@ class FrontendProtocol:
         self._has_finished = False  # something that the worker still keeps for us
 
     def submit(
-        self, request_id: bytes, prompt_token_ids: list[int], params: SamplingParams
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        options: RequestOptions,
+        now: float,
     ) -> None:
         """Only after the greeting: it tells which tokenizer the ids must come from."""
         assert self.greeting is not None, "nothing is sent before the greeting"
-        packed = pack_token_ids(prompt_token_ids)
-        self._requests[request_id] = _Request(packed, self.greeting.tokenizer, params)
-        self._send_submit(request_id)
+        assert options.request_id is not None, "the caller draws it"
+        submit = Submit(
+            frontend_id=self.frontend_id,
+            request_id=options.request_id,
+            tokenizer=self.greeting.tokenizer,
+            prompt_token_ids=pack_token_ids(prompt_token_ids),
+            output_token_ids=b"",
+            params=params,
+            is_resumable=options.is_resumable,
+            context=options.context,
+            cache_salt=options.cache_salt,
+        )
+        deadline = now + options.ttl_s if options.ttl_s else float("inf")
+        self._open(submit, now, deadline)
+
+    def attach(self, request_id: bytes, now: float, *, takes_over: bool) -> None:
+        """Reads a request from its first output token on; it is not one of ours."""
+        self._open(Attach(self.frontend_id, request_id, 0, takes_over), now)
 
     def cancel(self, request_id: bytes) -> None:
         """Idempotent; nothing is heard of the request afterwards."""
-        if self._requests.pop(request_id, None) is not None:
-            self.outgoing.append(encode(Cancel(self.frontend_id, request_id)))
+        self._part(request_id, encode(Cancel(self.frontend_id, request_id)))
+
+    def detach(self, request_id: bytes) -> None:
+        """As `cancel`, but a resumable request goes on for the worker's grace."""
+        self._part(request_id, encode(Detach(self.frontend_id, request_id)))
+
+    def take_over(self, request_id: bytes, now: float) -> None:
+        """Owns a live request from here on, if another does; what was received stays."""
+        if not self.owns(request_id):
+            opening = Attach(self.frontend_id, request_id, 0, takes_over=True)
+            self._requests[request_id].opening = opening
+            self._send_opening(request_id, now)
+
+    def owns(self, request_id: bytes) -> bool:
+        """Whether the request is ours to submit again, and nobody else has taken it over."""
+        request = self._requests.get(request_id)
+        return request is not None and request.is_owner
+
+    def check_same(
+        self, request_id: bytes, prompt_token_ids: list[int], params: SamplingParams
+    ) -> None:
+        """Raises RequestIdConflictError when something else was asked under this live id."""
+        opening = self._requests[request_id].opening
+        asked = (pack_token_ids(prompt_token_ids), params)
+        if isinstance(opening, Submit) and asked != (opening.prompt_token_ids, opening.params):
+            raise RequestIdConflictError("another request runs under this id: use a new one")
+
+    def so_far(self, request_id: bytes) -> Output:
+        """All of a live request that was received."""
+        request = self._requests[request_id]
+        return Output(request_id, request.output_token_ids.copy(), "".join(request.texts))
 
     def receive(self, data: bytes, now: float) -> list[News]:
         """Takes one message; raises ProtocolError if it is none."""
@@ -112,29 +199,57 @@ class FrontendProtocol:
             return []
         return self._take_frame(message, now)
 
-    def tick(self, now: float) -> None:
-        """Call at least every `SYNC_INTERVAL_S`: says what is held, so that nothing stays lost."""
+    def tick(self, now: float) -> list[News]:
+        """Call at least every `SYNC_INTERVAL_S`: says what is held, so that nothing stays lost.
+
+        The requests whose time is over although no worker says so.
+        """
         if self.greeting is None:
-            return
-        has_something_to_say = self._requests or self._has_finished or self.wants_tokenizer
-        if has_something_to_say and now - self._last_sync >= SYNC_INTERVAL_S:
+            return []
+        overdue = [rid for rid, r in self._requests.items() if now > r.deadline + DEADLINE_MARGIN_S]
+        for request_id in overdue:
+            self.cancel(request_id)
+        has_something_to_say = (
+            self._requests or self._farewells or self._has_finished or self.wants_tokenizer
+        )
+        is_due = now - self._last_sync >= SYNC_INTERVAL_S
+        if has_something_to_say and is_due and not self._is_stuck:
             self._sync(now)
+        return [Output(request_id, [], "", OUT_OF_TIME) for request_id in overdue]
+
+    @property
+    def _is_stuck(self) -> bool:
+        """Whether nobody takes our messages: more of them would only pile up."""
+        return len(self.outgoing) > len(self._requests) + MAX_SPARE_MESSAGES
+
+    def _open(self, opening: Submit | Attach, now: float, deadline: float = float("inf")) -> None:
+        is_owner = isinstance(opening, Submit)
+        self._requests[opening.request_id] = _Request(opening, is_owner, deadline)
+        self._farewells.pop(opening.request_id, None)
+        self._send_opening(opening.request_id, now)
+
+    def _part(self, request_id: bytes, farewell: bytes) -> None:
+        if self._requests.pop(request_id, None) is not None:
+            self.outgoing.append(farewell)
+            self._farewells[request_id] = farewell
 
     def _take_greeting(self, greeting: Greeting, now: float) -> list[News]:
         """A first connection, a connection made again, or another worker process."""
         is_same_worker = self.greeting is not None and self.greeting.epoch == greeting.epoch
         if is_same_worker:
             self._has_gap = True  # whatever was sent meanwhile is lost
-            self._sync(now)
+            self._sync_soon(now)
             return []
         if self.greeting is not None:
             self._former_epochs.add(self.greeting.epoch)
         self.greeting = greeting
         self._frame_number = self._acknowledged = greeting.frame_number
         self._has_gap = self._has_finished = False
+        self._farewells.clear()
         self.outgoing.clear()
-        for request_id in self._requests:
-            self._send_submit(request_id)
+        for request_id, request in self._requests.items():
+            request.patient_until = now + REATTACH_PATIENCE_S
+            self._send_opening(request_id, now)
         if self.wants_tokenizer:
             self._sync(now)
         return [greeting]
@@ -146,60 +261,85 @@ class FrontendProtocol:
         self._has_gap |= frame.number > expected
         self._frame_number = max(self._frame_number, frame.number)
         events: list[News] = []
+        for joined in frame.joined:
+            events += self._take_joined(joined.request, now, is_owner=joined.is_owner)
         for row in rows:
-            output = self._take_row(row)
-            if output is not None:
-                events.append(output)
+            events += self._take_row(row, now)
         for request_id in split_ids(frame.unknown):
             if request_id in self._requests:
-                self._send_submit(request_id)
+                self._send_opening(request_id, now)
         if self._has_gap:
             self._sync_soon(now)
-        elif self._frame_number - self._acknowledged >= ACKNOWLEDGE_EVERY:
+        elif self._frame_number - self._acknowledged >= ACKNOWLEDGE_EVERY and not self._is_stuck:
             self._send_sync(live=None)  # a mere acknowledgement
         return events
 
-    def _take_row(self, row: Row) -> Output | None:
+    def _take_joined(self, joined: Submit, now: float, *, is_owner: bool) -> list[News]:
+        """An attached request that we own, or shall own, is submitted again like our own."""
+        request = self._requests.get(joined.request_id)
+        if request is None:
+            return []
+        if not request.is_same(joined):
+            self.detach(joined.request_id)
+            return [Output(joined.request_id, [], "", NOT_FOUND)]
+        request.joined = joined
+        request.patient_until, request.is_owner = 0.0, is_owner
+        if request.is_submitted or is_owner:
+            request.opening = replace(joined, frontend_id=self.frontend_id)
+            request.deadline = now + joined.ttl_ms / 1000 if joined.ttl_ms else float("inf")
+        return [Opened(joined.request_id, joined.context)]
+
+    def _take_row(self, row: Row, now: float) -> list[News]:
         """The part of the row that is new; a gap is noted when something before it is missing."""
         request = self._requests.get(row.request_id)
-        if request is None:
-            return None
+        if request is None or self._is_awaited(request, row, now):
+            return []
         num_known = len(request.output_token_ids) - row.offset
         num_known_text = request.text_length - row.text_offset
         if num_known < 0 or num_known_text < 0:
             self._has_gap = True
-            return None
+            return []
         token_ids, text = row.token_ids[num_known:], row.text[num_known_text:]
         request.output_token_ids += token_ids
+        request.texts.append(text)
         request.text_length += len(text)
         if row.finish is not None:
             del self._requests[row.request_id]
             self._has_finished = True
         elif not token_ids:
-            return None
-        return Output(row.request_id, token_ids, text, row.finish)
+            return []
+        return [Output(row.request_id, token_ids, text, row.finish)]
 
-    def _send_submit(self, request_id: bytes) -> None:
+    def _is_awaited(self, request: _Request, row: Row, now: float) -> bool:
+        """Whether the worker is too young to know the request: its owner will submit it again."""
+        is_missing = row.finish is not None and row.finish.code == "stream_not_found"
+        return is_missing and now < request.patient_until
+
+    def _send_opening(self, request_id: bytes, now: float) -> None:
+        """Asks for the request, with what is held of it."""
         request = self._requests[request_id]
-        self.outgoing.append(
-            encode(
-                Submit(
-                    frontend_id=self.frontend_id,
-                    request_id=request_id,
-                    tokenizer=request.tokenizer,
-                    prompt_token_ids=request.prompt_token_ids,
-                    output_token_ids=pack_token_ids(request.output_token_ids),
-                    params=request.params,
-                )
-            )
-        )
+        opening = request.opening
+        if isinstance(opening, Attach):
+            num_held = len(request.output_token_ids)
+            self.outgoing.append(encode(replace(opening, num_held=num_held)))
+            return
+        has_deadline = request.deadline != float("inf")
+        ttl_ms = max(1, round((request.deadline - now) * 1000)) if has_deadline else 0
+        output = pack_token_ids(request.output_token_ids)
+        self.outgoing.append(encode(replace(opening, output_token_ids=output, ttl_ms=ttl_ms)))
 
     def _sync_soon(self, now: float) -> None:
-        """At once, but not again for every frame that was on its way already."""
-        if now - self._last_sync >= GAP_SYNC_INTERVAL_S:
+        """At once, but not again for every frame that was on its way already, and not while the
+        worker takes nothing: the gap stays noted."""
+        if now - self._last_sync >= GAP_SYNC_INTERVAL_S and not self._is_stuck:
             self._sync(now)
 
     def _sync(self, now: float) -> None:
+        self.outgoing.extend(self._farewells.values())
+        self._farewells.clear()
+        for request_id, request in self._requests.items():
+            if now < request.patient_until and not request.is_submitted:
+                self._send_opening(request_id, now)
         held = {rid: len(request.output_token_ids) for rid, request in self._requests.items()}
         self._send_sync(pack_live(held))
         self._last_sync = now

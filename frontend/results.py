@@ -10,6 +10,8 @@ from ..shared.errors import (
     InvalidRequestError,
     OverloadedError,
     RequestFailedError,
+    RequestIdConflictError,
+    StreamNotFoundError,
 )
 from ..shared.messages import Finish, FinishReason
 
@@ -42,11 +44,15 @@ def error_of(finish: Finish) -> ChairliftError | None:
     """The exception that this end deserves; None for a normal one."""
     if finish.reason in ("stop", "length"):
         return None
-    if finish.code in ("overloaded", "draining", "shutting_down"):
+    if finish.code in ("overloaded", "queue_timeout", "draining", "shutting_down"):
         seconds = finish.retry_after_ms / 1000
         return OverloadedError(finish.message, retry_after_s=seconds, code=finish.code)
     if finish.code == "context_length_exceeded":
         return ContextLengthError(finish.message)
     if finish.code == "invalid_request":
         return InvalidRequestError(finish.message)
+    if finish.code == "stream_not_found":
+        return StreamNotFoundError(finish.message)
+    if finish.code == "request_id_conflict":
+        return RequestIdConflictError(finish.message)
     return RequestFailedError(finish.message, code=finish.code)

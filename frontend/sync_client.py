@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
+from ..shared.curve import FrontendCurve
 from ..shared.errors import ClientClosedError
 from ..shared.tokenizer import Tokenizer
 from .client import AsyncClient, ChatMessage, Prompt
@@ -34,9 +35,10 @@ class Client:
         *,
         tokenizer: Tokenizer | None = None,
         connect_timeout_s: float = 10.0,
+        curve: FrontendCurve | None = None,
     ) -> None:
         self._client = AsyncClient(
-            address, tokenizer=tokenizer, connect_timeout_s=connect_timeout_s
+            address, tokenizer=tokenizer, connect_timeout_s=connect_timeout_s, curve=curve
         )
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None

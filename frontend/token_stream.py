@@ -1,4 +1,4 @@
-"""One request's answer, as its reader takes it."""
+"""One request's answer, as one reader takes it."""
 
 from __future__ import annotations
 
@@ -6,29 +6,51 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
+from ..shared.errors import StreamNotFoundError
 from .protocol import CANCELLED
-from .results import Delta
+from .results import Delta, error_of
+
+Leave = Callable[["TokenStream", bool], None]  # the second: the request may go on
 
 
 class TokenStream:
     """One request's answer, as it comes: an async iterator of Deltas, the last one with `finish`.
 
     A reader that is slower than the model gets fewer, longer Deltas. `async with` cancels what is
-    unfinished on leaving.
+    unfinished on leaving. `context` is that of the request as it was first submitted; it is right
+    from the first Delta on. Of several readers of one request, one is its owner.
     """
 
-    def __init__(self, request_id: bytes, forget: Callable[[bytes], bool]) -> None:
-        """`forget` cancels at the worker; it says whether there was anything to cancel."""
+    def __init__(self, request_id: bytes, leave: Leave, context: bytes, *, may_own: bool) -> None:
         self.request_id = request_id
-        self._forget = forget
+        self.context = context
+        self.may_own = may_own  # it does not only watch
+        self.is_owner = False
+        self._leave = leave
         self._pending: Delta | None = None
         self._news = asyncio.Event()
-        self._is_exhausted = False
+        self._opened = asyncio.Event()
+        self._is_ended = False  # its last Delta has come
+        self._is_exhausted = False  # ... and was taken
+
+    @property
+    def num_pending_characters(self) -> int:
+        """Of text that the reader has not taken yet."""
+        return len(self._pending.text) if self._pending else 0
 
     def cancel(self) -> None:
-        """Stops the request at once; idempotent. The iterator ends with an `abort`."""
-        if self._forget(self.request_id):
+        """The owner stops the request, anyone else just leaves; idempotent. The iterator ends
+        with an `abort`."""
+        self._part(may_go_on=False)
+
+    def detach(self) -> None:
+        """Reads no further, but lets a resumable request go on for the worker's grace."""
+        self._part(may_go_on=True)
+
+    def _part(self, *, may_go_on: bool) -> None:
+        if not self._is_ended:
             self.put(Delta([], "", CANCELLED))
+            self._leave(self, may_go_on)
 
     def __aiter__(self) -> Self:
         return self
@@ -49,10 +71,30 @@ class TokenStream:
     async def __aexit__(self, *exception: object) -> None:
         self.cancel()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the context is known to be that of the request."""
+        return self._opened.is_set()
+
+    async def opened(self) -> None:
+        """Until the worker has told whose request it is; raises StreamNotFoundError."""
+        await self._opened.wait()
+        finish = self._pending.finish if self._pending else None
+        error = error_of(finish) if finish else None
+        if isinstance(error, StreamNotFoundError):
+            raise error
+
+    def open(self, context: bytes) -> None:
+        """For the client: the request ran already, under this context."""
+        self.context = context
+        self._opened.set()
+
     def put(self, delta: Delta) -> None:
         """For the client: news, joined to what the reader has not taken yet."""
         if self._pending is not None:
             token_ids = self._pending.token_ids + delta.token_ids
             delta = Delta(token_ids, self._pending.text + delta.text, delta.finish)
         self._pending = delta
+        self._is_ended |= delta.finish is not None
+        self._opened.set()
         self._news.set()

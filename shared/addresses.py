@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 from .errors import AddressError
 
 MAX_IPC_PATH_BYTES = 107  # sun_path on Linux, less its terminator
+TCP_HOST = re.compile(r"\*|[\w.-]+|\[[0-9a-fA-F:.]+(%\w+)?\]", re.ASCII)
+WILDCARDS = {"*", "0.0.0.0", "[::]"}
 
 
 def default_address() -> str:
@@ -29,13 +32,15 @@ class Endpoints:
     requests: str  # frontends push, the worker pulls
     tokens: str  # the worker publishes, frontends subscribe
     directory: Path | None  # of the ipc sockets and the lock; None for tcp
+    is_local: bool = True  # no other machine gets there
+    is_wildcard: bool = False  # every interface: to listen at, not to connect to
 
     @classmethod
     def parse(cls, address: str) -> Endpoints:
         """`ipc:///directory`, or `tcp://host:port` for that port and the next.
 
-        Raises AddressError for anything else, for ipc paths too long for the kernel, and for tcp
-        hosts beyond this machine.
+        Raises AddressError for anything else, and for ipc paths too long for the kernel. A tcp
+        host beyond this machine needs keys: see `check_curve`.
         """
         if address.startswith("ipc://"):
             return cls._ipc(Path(address.removeprefix("ipc://")))
@@ -60,12 +65,15 @@ class Endpoints:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         if not port.isdecimal() or not 0 < int(port) < 65535:
             raise AddressError(f"address {address!r}: a port from 1 to 65534 must follow the host")
-        if not is_loopback(host):
-            raise AddressError(
-                f"address {address!r} leaves this machine, where anyone could read and write the "
-                "streams: use a loopback address or ipc"
-            )
-        return cls(f"tcp://{host}:{port}", f"tcp://{host}:{int(port) + 1}", None)
+        if not TCP_HOST.fullmatch(host):
+            raise AddressError(f"address {address!r}: {host!r} is no host; IPv6 goes in brackets")
+        return cls(
+            f"tcp://{host}:{port}",
+            f"tcp://{host}:{int(port) + 1}",
+            None,
+            is_local=is_loopback(host),
+            is_wildcard=host in WILDCARDS,
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -89,10 +97,10 @@ def make_private_directory(directory: Path) -> None:
     except OSError as error:
         raise AddressError(f"{directory} can't be used: {error.strerror}") from None
     if not stat.S_ISDIR(status.st_mode):
-        raise AddressError(f"{directory} is a link or a file, no directory: choose another address")
+        raise AddressError(f"{directory} is a link or a file, no directory: choose another")
     if status.st_uid != os.getuid():
-        raise AddressError(f"{directory} belongs to somebody else: choose another address")
+        raise AddressError(f"{directory} belongs to somebody else: choose another")
     if status.st_mode & 0o077:
         raise AddressError(
-            f"{directory} can be entered by other users: chmod 700 it or choose another address"
+            f"{directory} can be entered by other users: chmod 700 it or choose another"
         )

@@ -1,20 +1,21 @@
-"""Chat templates as Hugging Face models ship them: jinja2, sandboxed, no access to anything.
+"""Chat templates as Hugging Face models ship them: jinja2, sandboxed and bounded.
 
 Reference: https://huggingface.co/docs/transformers/chat_templating_writing
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-import jinja2.ext
-import jinja2.sandbox
 
+from .bounded_template import BoundedTemplate
 from .errors import InvalidRequestError, ModelError
+from .template_budget import Budget, TemplateLimitError
+
+MAX_REASON = 1000  # characters of what a template says when it refuses
 
 
 class ChatTemplate:
@@ -38,21 +39,34 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         """A developer's message is a system message to templates that know no developer.
 
-        Raises InvalidRequestError with the template's own words when it refuses.
+        Raises InvalidRequestError, with the template's own words when it refuses.
         """
         if self._template is None:
             raise InvalidRequestError(
                 "this model has no chat template: use /v1/completions", code="no_chat_template"
             )
+        values = {
+            "messages": messages if self._knows_developer else _without_developer(messages),
+            "tools": None,  # templates were tried with both defined
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+            **self._special_tokens,
+        }
+        num_characters = sum(len(str(text)) for message in messages for text in message.values())
         try:
-            return self._template.render(
-                messages=messages if self._knows_developer else _without_developer(messages),
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-            )
+            return self._template.render(values, Budget(num_characters, len(messages)))
+        except TemplateLimitError as error:
+            raise InvalidRequestError(
+                f"the model's chat template was stopped: {error}",
+                param="messages",
+                code="chat_template_limit",
+            ) from None
         except Exception as error:  # a template is a program, it may raise anything
             raise InvalidRequestError(
-                f"the model's chat template refused the messages: {error}", param="messages"
+                f"the model's chat template refused the messages: {str(error)[:MAX_REASON]}",
+                param="messages",
             ) from None
 
 
@@ -63,26 +77,11 @@ def _without_developer(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[st
     ]
 
 
-def _compiled(source: Any) -> jinja2.Template:
+def _compiled(source: Any) -> BoundedTemplate:
     try:
-        return _environment().from_string(source)
-    except (jinja2.TemplateError, TypeError) as error:
+        return BoundedTemplate(source)
+    except (jinja2.TemplateError, TypeError, ValueError, SyntaxError) as error:
         raise ModelError(f"the model's chat template can't be compiled: {error}") from None
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    """Unlike jinja2's own: no HTML escapes, which no model has seen in training."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -19,7 +19,6 @@ from .messages import (
     Detach,
     Frame,
     Greeting,
-    Joined,
     Message,
     Submit,
     Sync,
@@ -52,7 +51,7 @@ def encode(message: Message) -> bytes:
 
 
 Request = Submit | Attach | Detach | Cancel | Sync
-Reply = Greeting | TokenizerFiles | Joined | Frame
+Reply = Greeting | TokenizerFiles | Frame
 
 
 def decode_request(data: bytes) -> Request:

@@ -6,6 +6,7 @@ ChairliftError
 ├── OverloadedError            refused for now; `retry_after_s` says when to try again
 ├── WorkerUnavailableError     no worker answers
 ├── StreamNotFoundError        no request under this id, or no longer
+├── RequestIdConflictError     another request runs under this id
 ├── RequestFailedError         accepted, and the worker could not finish it
 ├── ProtocolError              bytes that are no message, or another protocol version
 ├── TokenizerMismatchError     client and worker would not speak of the same token ids
@@ -62,6 +63,10 @@ class RequestFailedError(ChairliftError):
 
 class StreamNotFoundError(ChairliftError):
     """No request runs under this id, or was kept until now."""
+
+
+class RequestIdConflictError(ChairliftError):
+    """Another request runs under this id, and nobody gets an answer to what he did not ask."""
 
 
 class ProtocolError(ChairliftError):

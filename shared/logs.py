@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import logging
+import os
+import select
 import sys
-from typing import Literal
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import Processor
@@ -16,8 +22,9 @@ LIBRARY_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
 def configure_logs(format: Literal["console", "json"], level: str) -> None:
     """Sends everything from `level` up to stderr; colours only on a terminal.
 
-    Libraries speak from warning up, or with us at debug.
+    Libraries speak from warning up, or with us at debug. A log that nobody reads stops nobody.
     """
+    output = _never_blocking(sys.stderr, format)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -29,10 +36,10 @@ def configure_logs(format: Literal["console", "json"], level: str) -> None:
     structlog.configure(
         processors=[*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(output)
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -43,9 +50,68 @@ def configure_logs(format: Literal["console", "json"], level: str) -> None:
     _route_library_logs(handler, number)
 
 
+class LossyStream(io.TextIOBase):
+    """Writes to a file descriptor as long as there is room, and loses the rest.
+
+    It has neither a thread nor a buffer, so a fork and a sudden end cost nothing, and it leaves
+    the descriptor's flags alone, which other processes share.
+    """
+
+    def __init__(self, fd: int, loss_notice: Callable[[int], str]) -> None:
+        """`loss_notice` words how many lines were lost, once there is room again."""
+        super().__init__()
+        self._fd = fd
+        self._loss_notice = loss_notice
+        self._room = select.poll()
+        self._room.register(fd, select.POLLOUT)
+        self._lock = threading.Lock()
+        self._num_lost = 0
+        self._is_cut = False  # the last line, somewhere in its midst
+
+    def write(self, text: str) -> int:
+        """All of it as far as the caller can tell: nobody could help it."""
+        with self._lock:
+            if self._num_lost and self._put(self._loss_notice(self._num_lost) + "\n"):
+                self._num_lost = 0
+            if self._num_lost or not self._put(text):
+                self._num_lost += 1
+        return len(text)
+
+    def _put(self, text: str) -> bool:
+        """Whether it is out. A descriptor with room takes PIPE_BUF bytes without blocking."""
+        data = ("\n" * self._is_cut + text).encode(errors="backslashreplace")
+        while data:
+            try:
+                num_written = os.write(self._fd, data[: select.PIPE_BUF]) if self._has_room else 0
+            except OSError:  # the reader is gone, the disk full
+                num_written = 0
+            if not num_written:
+                return False
+            data = data[num_written:]
+            self._is_cut = bool(data)
+        return True
+
+    @property
+    def _has_room(self) -> bool:
+        return bool(self._room.poll(0))
+
+
 def short_hash(request_id: bytes) -> str:
     """8 hex digits to follow a request by: the id itself is the key to its stream."""
     return hashlib.sha256(request_id).hexdigest()[:8]
+
+
+def _never_blocking(stream: TextIO, format: Literal["console", "json"]) -> Any:
+    """The stream itself when it is no file, as under a test."""
+
+    def notice(num_lost: int) -> str:
+        event = f"{num_lost} log lines are lost: there was no room for them"
+        return json.dumps({"event": event, "level": "warning"}) if format == "json" else event
+
+    try:
+        return LossyStream(stream.fileno(), notice)
+    except OSError:
+        return stream
 
 
 def _renderers(format: Literal["console", "json"]) -> list[Processor]:

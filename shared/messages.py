@@ -1,7 +1,7 @@
 """The messages between frontends and the worker: what crosses the wire, and its limits.
 
 Frontend to worker: Submit, Attach, Detach, Cancel, Sync. Worker to frontend: Greeting,
-TokenizerFiles, Joined, Frame.
+TokenizerFiles, Frame.
 How they become bytes is `codec`'s business.
 """
 
@@ -21,6 +21,7 @@ from .sampling_params import SamplingParams
 MAX_PROMPT_TOKENS = 1 << 20
 MAX_FRAME_ROWS = 4096
 MAX_CONTEXT_BYTES = 4096
+MAX_SALT_BYTES = 32
 MAX_TTL_MS = 86_400_000
 LIVE_RECORD_BYTES = 20  # request_id (16) and the number of tokens held (u32)
 
@@ -42,7 +43,7 @@ class Submit(Message, frozen=True, tag="submit"):
     """Run this request. Sent again, with the tokens already held, it resumes instead.
 
     `tokenizer` is the fingerprint of the one that made the ids: a worker with another refuses.
-    A request that runs already is joined: by its owner, or by a reader who gets Joined first.
+    A request that runs already under this id is joined instead.
     """
 
     frontend_id: FrontendId
@@ -54,7 +55,7 @@ class Submit(Message, frozen=True, tag="submit"):
     generation: Count = 0  # how often the request was taken over; a former owner has a lower one
     is_resumable: bool = False  # kept for a grace after its owner has gone, or has its end
     context: Annotated[bytes, Meta(max_length=MAX_CONTEXT_BYTES)] = b""  # opaque, for who attaches
-    cache_salt: Annotated[bytes, Meta(max_length=32)] = b""  # prefixes are shared under equal ones
+    cache_salt: Annotated[bytes, Meta(max_length=MAX_SALT_BYTES)] = b""  # prefixes are shared under equal ones
     ttl_ms: Annotated[int, Meta(ge=0, le=MAX_TTL_MS)] = 0  # to finish in; 0 is without limit
 
 
@@ -121,14 +122,6 @@ class TokenizerFiles(Message, frozen=True, tag="tokenizer"):
     config_json: bytes  # chat template and the names of the special tokens it may use
 
 
-class Joined(Message, frozen=True, tag="joined"):
-    """The request that was attached to, as it was submitted; what it takes to submit it again."""
-
-    epoch: Count
-    is_owner: bool
-    request: Submit  # its output_token_ids are empty, its generation is the present one
-
-
 class WorkerStats(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The worker's gauges, then its counters since start."""
 
@@ -161,6 +154,13 @@ class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     retry_after_ms: Count = 0
 
 
+class Joined(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The request that was attached to, as it was submitted: what it takes to submit it again."""
+
+    is_owner: bool
+    request: Submit  # without output tokens; its generation is the present one
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """The news of one request. Offsets make a repeated row harmless."""
@@ -174,10 +174,10 @@ class Row:
 
 
 class Frame(Message, frozen=True, tag="frame"):
-    """All news for one frontend of one step, in columns; without rows it is a heartbeat.
+    """All news for one frontend of one step, in columns; without any it is a heartbeat.
 
-    A frame with rows or unknown ids carries the number after its predecessor's, a heartbeat the
-    number of the last frame before it.
+    A frame with news carries the number after its predecessor's, a heartbeat the number of the
+    last frame before it.
     """
 
     epoch: Count
@@ -185,6 +185,7 @@ class Frame(Message, frozen=True, tag="frame"):
     state: WorkerState
     stats: WorkerStats
     unknown: bytes  # request ids that the frontend named and that the worker doesn't know
+    joined: list[Joined]  # comes with the first tokens of the request, at the latest
     request_ids: bytes
     offsets: list[Count]
     num_tokens: list[Count]
@@ -195,7 +196,7 @@ class Frame(Message, frozen=True, tag="frame"):
 
     @property
     def is_heartbeat(self) -> bool:
-        return not self.request_ids and not self.unknown
+        return not (self.request_ids or self.unknown or self.joined)
 
     def rows(self) -> Iterator[Row]:
         """The rows; ValueError when the columns disagree about their number."""

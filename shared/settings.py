@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
@@ -33,6 +33,7 @@ from pydantic_settings import (
 )
 
 from .addresses import Endpoints, default_address
+from .curve import FrontendCurve, WorkerCurve, check_curve
 from .errors import AddressError
 
 ENV_PREFIX = "CHAIRLIFT_"
@@ -69,6 +70,10 @@ class _Settings(BaseSettings):
         default_factory=default_address,
         description="Where worker and frontends meet: ipc:///directory or tcp://127.0.0.1:port.",
     )
+    curve_key: Path | None = Field(
+        default=None,
+        description="File with this process's own secret key, for tcp; see chairlift keygen.",
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", description="Format of the log."
     )
@@ -85,10 +90,20 @@ class _Settings(BaseSettings):
             raise ValueError(str(error)) from None
         return address
 
+    def _check_curve(self, load: Callable[[], WorkerCurve | FrontendCurve | None]) -> None:
+        try:
+            check_curve(Endpoints.parse(self.address), load())
+        except AddressError as error:
+            raise ValueError(str(error)) from None
+
 
 class WorkerSettings(_Settings):
     """One worker: the model, its numbers, and how much it takes on at a time."""
 
+    curve_frontends: Path | None = Field(
+        default=None,
+        description="Directory with the .key files of the frontends that may connect over tcp.",
+    )
     model: str = Field(
         default=DEMO_MODEL,
         min_length=1,
@@ -126,8 +141,21 @@ class WorkerSettings(_Settings):
     max_waiting: Positive = Field(
         default=1024, description="Requests that may wait; more are refused."
     )
+    max_waiting_tokens: Positive = Field(
+        default=1 << 20, description="Tokens that waiting requests may have together."
+    )
+    queue_timeout_s: Seconds = Field(
+        default=60.0, description="Seconds that a request may wait for its place in a step."
+    )
+    orphan_grace_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        default=30.0,
+        description="Seconds that a resumable stream is kept while nobody reads it.",
+    )
     drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = Field(
         default=2.5, description="Seconds to finish running requests after SIGTERM."
+    )
+    hang_timeout_s: Seconds = Field(
+        default=30.0, description="Seconds that one step may take before the worker is restarted."
     )
     num_threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
         default=None, description="CPU threads; by default torch's."
@@ -137,6 +165,20 @@ class WorkerSettings(_Settings):
     def model_source(self) -> str:
         """The folder or hub name to load; the demo model's name is resolved."""
         return str(DEMO_MODEL_FOLDER) if self.model == DEMO_MODEL else self.model
+
+    def load_curve(self) -> WorkerCurve | None:
+        """From the files as they are now. Raises AddressError."""
+        match self.curve_key, self.curve_frontends:
+            case None, None:
+                return None
+            case Path() as key, Path() as frontends:
+                return WorkerCurve.load(key, frontends)
+        raise AddressError("--curve-key and --curve-frontends go together: give both or none")
+
+    @model_validator(mode="after")
+    def _curve_suits_the_address(self) -> Self:
+        self._check_curve(self.load_curve)
+        return self
 
     @model_validator(mode="after")
     def _budget_holds_a_step(self) -> Self:
@@ -153,6 +195,9 @@ class WorkerSettings(_Settings):
 class ServeSettings(_Settings):
     """One HTTP server: where it listens, who may ask, and how much."""
 
+    curve_worker: Path | None = Field(
+        default=None, description="File with the worker's public key, for tcp."
+    )
     host: str = Field(default="127.0.0.1", min_length=1, description="Interface to listen on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         default=8000,
@@ -179,9 +224,46 @@ class ServeSettings(_Settings):
         default=64, description="Requests in flight for one API key."
     )
     max_requests: Positive = Field(default=1024, description="Requests in flight for all.")
+    max_buffer_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
+        default=ByteSize(1 << 20),
+        description="Text that may wait for a slow reader of a stream before it is cut off.",
+    )
+    request_timeout_s: Seconds = Field(
+        default=600.0, description="Seconds that a request may take from coming in to its end."
+    )
+    isolate_prefix_cache: bool = Field(
+        default=False, description="Reuse cached prompt prefixes within one API key only."
+    )
+    idempotency_secret_file: FilePath | None = Field(
+        default=None,
+        description="Secret for Idempotency-Key, the same for all frontends of a worker; by "
+        "default a file beside the ipc sockets.",
+    )
     max_step_s: Seconds = Field(
         default=10.0, description="Seconds that one step may take before /health calls it wedged."
     )
+    drain_delay_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        default=0.0,
+        description="Seconds after SIGTERM that requests are still taken while /health says 503.",
+    )
+    # The worker reads the same variable; 3 s and a worker's 2.5 both end within honcho's 5.
+    drain_timeout_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        default=3.0, description="Seconds to finish running requests after that."
+    )
+
+    def load_curve(self) -> FrontendCurve | None:
+        """From the files as they are now. Raises AddressError."""
+        match self.curve_key, self.curve_worker:
+            case None, None:
+                return None
+            case Path() as key, Path() as worker:
+                return FrontendCurve.load(key, worker)
+        raise AddressError("--curve-key and --curve-worker go together: give both or none")
+
+    @model_validator(mode="after")
+    def _curve_suits_the_address(self) -> Self:
+        self._check_curve(self.load_curve)
+        return self
 
     @field_validator("api_keys", mode="before")
     @classmethod

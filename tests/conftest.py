@@ -21,6 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 # Ours, not hypothesis' own `ci`, which would try the same examples in every run.
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=False)
+settings.register_profile("fuzz", deadline=None, print_blob=True, max_examples=20_000)
 settings.register_profile("quick", deadline=None, print_blob=True, max_examples=10)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
 

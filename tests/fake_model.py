@@ -33,8 +33,8 @@ def digest(token_ids: Sequence[int]) -> int:
 class FakeModelRunner(ModelRunner):
     """`next_token` of all that came before has the highest logit, modulo `vocab_size`.
 
-    A sequence whose last token is in `poisoned_token_ids` gets NaN; calling `fail_next` makes the
-    next step raise.
+    A sequence whose last token is in `poisoned_token_ids` gets NaN. What `error_in` says of a plan
+    is raised, after its keys and values were written. `step_sizes` has every attempt.
     """
 
     def __init__(
@@ -46,29 +46,28 @@ class FakeModelRunner(ModelRunner):
     ) -> None:
         self.vocab_size = vocab_size
         self.poisoned_token_ids: set[int] = set()
+        self.error_in: Callable[[Plan], BaseException | None] = lambda plan: None
         self.num_steps = 0
+        self.step_sizes: list[int] = []
         self._next_token = next_token
         self._block_size = block_size
         self._null_slot = num_blocks * block_size
         self._token_ids = torch.full((self._null_slot + 1,), -1)
         self._positions = torch.full((self._null_slot + 1,), -1)
-        self._error: Exception | None = None
-
-    def fail_next(self, error: Exception) -> None:
-        self._error = error
 
     def prepare(self, plan: Plan) -> Plan:  # type: ignore[override]  # there is nothing to prepare
         return plan
 
     def run(self, plan: Plan) -> torch.Tensor:  # type: ignore[override]
         """Logits, float32 [num_sampled, vocab_size]."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
         self.num_steps += 1
+        self.step_sizes.append(len(plan.entries))
         batch = make_batch(plan, self._block_size, self._null_slot, torch.device("cpu"))
         self._token_ids[batch.slot_mapping] = batch.input_ids
         self._positions[batch.slot_mapping] = batch.positions
+        error = self.error_in(plan)
+        if error is not None:
+            raise error
         ends = {segment.start + segment.num_tokens - 1: segment for segment in batch.segments}
         rows = []
         for row in batch.logit_rows.tolist():

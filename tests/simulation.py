@@ -15,19 +15,23 @@ import torch
 from tokenizers import decoders, models
 
 from chairlift.frontend.protocol import FrontendProtocol, Output
+from chairlift.frontend.request_options import RequestOptions
 from chairlift.shared.messages import Greeting, WorkerStats
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.tokenizer import Tokenizer
+from chairlift.worker.admission import Admission, Limits
 from chairlift.worker.block_manager import BlockManager
 from chairlift.worker.engine import Engine
-from chairlift.worker.intake import CANCELLED, Intake, Limits
+from chairlift.worker.intake import Intake
 from chairlift.worker.publisher import Publisher
 from chairlift.worker.sampler import Sampler
 from chairlift.worker.scheduler import ContinuousScheduler, Plan
+from chairlift.worker.streams import Streams
 
 VOCAB_SIZE = 90
 STEP_S = 0.01
 NUM_BLOCKS, BLOCK_SIZE = 24, 4
+GRACE_S = 30.0
 
 
 def next_token(prompt_seed: int, position: int) -> int:
@@ -78,16 +82,15 @@ class SimulatedWorker:
             frame_number=0,
         )
         self.publisher = Publisher(greeting, tokenizer.files)
+        self.streams = Streams(grace_s=GRACE_S)
         limits = Limits(VOCAB_SIZE, 64, max_waiting=1000)
-        self.intake = Intake(self.engine, self.publisher, tokenizer, limits)
+        admission = Admission(limits, tokenizer.fingerprint)
+        self.intake = Intake(self.engine, self.publisher, self.streams, tokenizer, admission)
         self.now = now
 
     def turn(self, arrivals: list[bytes], send: object, now: float) -> None:
         self.intake.receive(arrivals, now)
-        for sequence in self.publisher.expire(now):
-            self.engine.end(sequence, CANCELLED)
-        for sequence in self.engine.step():
-            self.publisher.notify(sequence)
+        self.intake.notify(self.engine.step())
         self.publisher.publish(send, WorkerStats(), now)  # type: ignore[arg-type]
 
 
@@ -165,7 +168,8 @@ class Simulation:
         request_id = self.random.randbytes(16)
         frontend.requests[request_id] = Expected(prompt, params)
         self.request_ids.append(request_id)
-        frontend.protocol.submit(request_id, prompt, params)
+        options = RequestOptions(request_id)
+        frontend.protocol.submit(prompt, params, options, self.now)
 
     def cancel(self, frontend: SimulatedFrontend) -> None:
         live = [rid for rid, expected in frontend.requests.items() if not expected.num_ends]

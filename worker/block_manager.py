@@ -122,13 +122,14 @@ class BlockManager:
         return blocks
 
     def _digest(self, sequence: Sequence, index: int) -> bytes:
-        """Of the sequence's full block `index`, chained to its predecessor's: equal digests mean
-        equal tokens from the very first on. Computed once, however long the sequence waits."""
+        """Of the sequence's full block `index`, chained to its predecessor's and the first to the
+        salt: equal digests mean equal salts, and equal tokens from the very first on. Computed
+        once, however long the sequence waits."""
         digests = sequence.block_digests
         while len(digests) <= index:
             start = len(digests) * self.block_size
             tokens = array("I", sequence.token_ids[start : start + self.block_size])
-            parent = digests[-1] if digests else b""
+            parent = digests[-1] if digests else _root(sequence.cache_salt)
             digests.append(hashlib.sha256(parent + tokens.tobytes()).digest())
         return digests[index]
 
@@ -193,3 +194,9 @@ class BlockManager:
         self._blank.pop(block, None)
         self._cached.pop(block, None)
         self._num_holders[block] += 1
+
+
+def _root(salt: bytes) -> bytes:
+    """What a chain of digests begins with. Of another hash than the blocks' have, so that nobody
+    can choose a salt that stands for somebody else's first blocks."""
+    return hashlib.blake2b(salt, digest_size=32).digest() if salt else b""

@@ -7,59 +7,93 @@ the reason, and neither touches anybody else.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import structlog
 
-from ..shared.codec import decode_request
+from ..shared.codec import Request, decode_request
 from ..shared.errors import ProtocolError
 from ..shared.logs import short_hash
-from ..shared.messages import Cancel, Finish, Submit, Sync, unpack_token_ids
+from ..shared.messages import (
+    Attach,
+    Cancel,
+    Detach,
+    Finish,
+    Submit,
+    Sync,
+    unpack_live,
+    unpack_token_ids,
+)
 from ..shared.tokenizer import Tokenizer
+from .admission import Admission, Limits, failure
 from .detokenizer import Detokenizer
 from .engine import Engine
 from .publisher import Publisher
-from .sequence import Sequence
+from .sequence import Sequence, Status
+from .stream import Frontend, Stream
+from .streams import Streams
 
 log = structlog.get_logger(__name__)
 
 COMPLAINT_INTERVAL_S = 1.0
-CANCELLED = Finish("abort", code="cancelled", message="cancelled by the client")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What this worker can take on."""
-
-    vocab_size: int
-    max_model_len: int  # which the KV cache can hold at least once
-    max_waiting: int
+EXPIRY_INTERVAL_S = 0.1
 
 
 class Intake:
-    """Turns messages into calls on engine and publisher, which it does not own."""
+    """Turns messages into calls on engine, streams and publisher, which it does not own."""
 
     def __init__(
-        self, engine: Engine, publisher: Publisher, tokenizer: Tokenizer, limits: Limits
+        self,
+        engine: Engine,
+        publisher: Publisher,
+        streams: Streams,
+        tokenizer: Tokenizer,
+        admission: Admission,
     ) -> None:
         self.num_malformed = 0
-        self._last_complaint = float("-inf")
+        self._admission = admission
+        self._last_complaint = self._last_expiry = float("-inf")
         self._engine = engine
         self._publisher = publisher
+        self._streams = streams
         self._tokenizer = tokenizer
-        self._fingerprint = tokenizer.fingerprint
-        self._limits = limits
-
-    @property
-    def max_waiting(self) -> int:
-        return self._limits.max_waiting
 
     def receive(self, messages: Iterable[bytes], now: float) -> None:
+        """Carries out what has come, and ends what has lasted too long."""
         for data in messages:
             try:
                 self._dispatch(decode_request(data), now)
             except (ProtocolError, ValueError) as error:
                 self._complain(error, now)
+        if now - self._last_expiry >= EXPIRY_INTERVAL_S:
+            self._last_expiry = now
+            self._expire(now)
+        while self._streams.abandoned:
+            self.end(self._streams.abandoned.pop(), CANCELLED)
+
+    def notify(self, sequences: Iterable[Sequence]) -> None:
+        """The sequences have new tokens or have ended."""
+        for sequence in sequences:
+            stream = self._streams.find(sequence.request_id)
+            if stream is not None:
+                self._publisher.notify(stream)
+
+    def end(self, sequence: Sequence, finish: Finish) -> None:
+        """Before its time; whoever reads it is told."""
+        self._engine.end(sequence, finish)
+        self.notify([sequence])
+
+    def end_all(self, finish: Finish) -> None:
+        for stream in self._streams:
+            if stream.sequence.finish is None:
+                self.end(stream.sequence, finish)
+
+    @property
+    def limits(self) -> Limits:
+        return self._admission.limits
+
+    @property
+    def num_orphans(self) -> int:
+        return self._streams.num_unread
 
     def _complain(self, error: Exception, now: float) -> None:
         """Once a second: whoever sends garbage must not fill the log as well."""
@@ -68,79 +102,100 @@ class Intake:
             self._last_complaint = now
             log.warning("malformed message dropped", why=str(error), so_far=self.num_malformed)
 
-    def _dispatch(self, message: Submit | Cancel | Sync, now: float) -> None:
-        self._publisher.heard(message.frontend_id, now)
-        if isinstance(message, Submit):
-            self._submit(message, now)
-        elif isinstance(message, Cancel):
-            self._cancel(message)
-        else:
-            for sequence in self._publisher.sync(message, now):
-                self._engine.end(sequence, CANCELLED)
+    def _dispatch(self, message: Request, now: float) -> None:
+        frontend = self._publisher.heard(message.frontend_id, now)
+        match message:
+            case Submit():
+                self._submit(message, frontend, now)
+            case Attach():
+                self._streams.attach(frontend, message)
+            case Detach():
+                self._streams.leave(frontend, message.request_id, now)
+            case Cancel():
+                self._cancel(message, frontend, now)
+            case Sync():
+                self._sync(message, frontend, now)
 
-    def _submit(self, submit: Submit, now: float) -> None:
+    def _submit(self, submit: Submit, frontend: Frontend, now: float) -> None:
         """The same id twice is one request."""
-        if self._publisher.find(submit.request_id) is not None:
+        stream = self._streams.find(submit.request_id)
+        if stream is not None and not stream.is_for(submit):
+            self._streams.leave(frontend, submit.request_id, now)  # it asks for something else now
+            stream = self._streams.find(submit.request_id)
+        if stream is not None:
+            self._streams.join(stream, frontend, submit)
             return
-        sequence = self._sequence(submit)
-        sequence.finish = self._refusal(submit, sequence)
-        if sequence.finish is None:
-            self._engine.add(sequence, unpack_token_ids(submit.output_token_ids))
-        self._publisher.open(submit.frontend_id, sequence, now)
-        log.debug(
-            "request",
-            request=short_hash(submit.request_id),
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            finish=sequence.finish,
-        )
+        finish = self._refusal(submit) or self._start(submit, frontend, now)
+        if finish is not None:
+            frontend.tell(submit.request_id, finish)
+        log.debug("request", request=short_hash(submit.request_id), refused=finish)
 
-    def _sequence(self, submit: Submit) -> Sequence:
-        prompt = unpack_token_ids(submit.prompt_token_ids)
-        detokenizer = Detokenizer(self._tokenizer.backend, prompt, submit.params.stop)
-        return Sequence(submit.request_id, prompt, submit.params, detokenizer)
-
-    def _cancel(self, cancel: Cancel) -> None:
-        sequence = self._publisher.close(cancel.frontend_id, cancel.request_id)
-        if sequence is not None:
-            self._engine.end(sequence, CANCELLED)
-
-    def _refusal(self, submit: Submit, sequence: Sequence) -> Finish | None:
-        """Why the request can't be served, or None."""
-        limits, params = self._limits, submit.params
-        if submit.tokenizer != self._fingerprint:
-            return _error(
-                "tokenizer_mismatch",
-                "the request was encoded with another tokenizer than this worker's: connect again",
-            )
-        token_ids = [*sequence.token_ids, *unpack_token_ids(submit.output_token_ids)]
-        token_ids += [token_id for token_id, _ in params.logit_bias]
-        token_ids += params.stop_token_ids
-        if max(token_ids) >= limits.vocab_size:
-            return _error(
-                "invalid_request",
-                f"token id {max(token_ids)} is outside the vocabulary of {limits.vocab_size}",
-            )
-        if sequence.max_num_tokens > limits.max_model_len:
-            return _error(
-                "context_length_exceeded",
-                f"{sequence.num_prompt_tokens} prompt tokens and up to {params.max_tokens} output "
-                f"tokens are more than the {limits.max_model_len} that fit: shorten one of them",
-            )
-        return None if submit.output_token_ids else self._overload()
-
-    def _overload(self) -> Finish | None:
-        """Only for new requests: one that is resumed was taken on before."""
+    def _refusal(self, submit: Submit) -> Finish | None:
+        """One that is resumed was taken on before: only a new one may be too much."""
+        finish = self._admission.refusal(submit)
+        if finish is not None or submit.output_token_ids:
+            return finish
         if self._publisher.state == "draining":
-            return _error("draining", "the worker is shutting down", retry_after_ms=5_000)
-        scheduler = self._engine.scheduler
-        if len(scheduler.waiting) >= self._limits.max_waiting:
-            return _error(
-                "overloaded",
-                f"{len(scheduler.waiting)} requests are waiting already, which is the limit",
-                retry_after_ms=self._engine.estimated_wait_ms(),
+            return failure("draining", "the worker is shutting down", retry_after_ms=5_000)
+        return self._admission.overload(submit, self._engine)
+
+    def _start(self, submit: Submit, frontend: Frontend, now: float) -> Finish | None:
+        """The request's stream is open afterwards, unless something is wrong with it."""
+        prompt = unpack_token_ids(submit.prompt_token_ids)
+        output = unpack_token_ids(submit.output_token_ids)
+        try:
+            detokenizer = Detokenizer(self._tokenizer.backend, prompt, submit.params.stop)
+            sequence = Sequence(
+                submit.request_id, prompt, submit.params, detokenizer, submit.cache_salt
             )
+            sequence.is_suspect = self._admission.is_suspect(submit.request_id)
+            self._engine.add(sequence, output)
+        except Exception:
+            log.exception("a request can't be started", request=short_hash(submit.request_id))
+            return failure("internal_error", "the worker could not start this request")
+        stream = self._streams.open(frontend, submit, sequence)
+        if submit.ttl_ms:
+            stream.deadline = now + submit.ttl_ms / 1000
+        if not output:
+            stream.queue_deadline = now + self.limits.queue_timeout_s
         return None
 
+    def _cancel(self, cancel: Cancel, frontend: Frontend, now: float) -> None:
+        stream = self._streams.find(cancel.request_id)
+        if stream is not None and stream.owner is frontend:
+            self.end(stream.sequence, CANCELLED)
+        self._streams.leave(frontend, cancel.request_id, now)
 
-def _error(code: str, message: str, *, retry_after_ms: int = 0) -> Finish:
-    return Finish("error", code=code, message=message, retry_after_ms=retry_after_ms)
+    def _sync(self, sync: Sync, frontend: Frontend, now: float) -> None:
+        live = None if sync.live is None else unpack_live(sync.live)
+        if self._publisher.acknowledge(frontend, sync) and live is not None:
+            is_quiet = sync.frame_number == frontend.frame_number  # nothing is in flight
+            self._streams.sync(frontend, live, may_rewind=is_quiet or sync.has_gap, now=now)
+
+    def _expire(self, now: float) -> None:
+        for frontend in self._publisher.expire(now):
+            for request_id in [*frontend.readings]:
+                self._streams.leave(frontend, request_id, now)
+        self._streams.expire(now)
+        for stream in self._streams:
+            finish = self._overdue(stream, now)
+            if finish is not None:
+                self.end(stream.sequence, finish)
+
+    def _overdue(self, stream: Stream, now: float) -> Finish | None:
+        sequence = stream.sequence
+        if sequence.finish is not None or now < min(stream.deadline, stream.queue_deadline):
+            return None
+        if now >= stream.deadline:
+            return failure("deadline_exceeded", "the request did not finish in its time")
+        if sequence.status is not Status.WAITING or sequence.is_protected:
+            stream.queue_deadline = float("inf")
+            return None
+        return failure(
+            "queue_timeout",
+            f"no place for the request within {self.limits.queue_timeout_s:g} s",
+            retry_after_ms=self._engine.estimated_wait_ms(),
+        )
+
+
+CANCELLED = Finish("abort", code="cancelled", message="cancelled by the client")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import structlog
 
 from ..shared.messages import Finish, WorkerStats
 from .engine import Engine
-from .intake import CANCELLED, Intake
+from .intake import Intake
 from .publisher import HEARTBEAT_S, Publisher
+from .pulse import Pulse, State, Wish
 from .sockets import WorkerSockets
 
 LAST_WORDS_S = 1.0
@@ -31,40 +31,43 @@ class Loop:
         intake: Intake,
         engine: Engine,
         publisher: Publisher,
-        clock: Callable[[], float] = time.monotonic,
+        pulse: Pulse,
     ) -> None:
         self._sockets = sockets
         self._intake = intake
         self._engine = engine
         self._publisher = publisher
-        self._clock = clock
-        self._is_stopping = False
+        self._pulse = pulse
 
     def run(self, drain_timeout_s: float) -> None:
-        """Until `stop`; then the running requests have `drain_timeout_s` to finish."""
-        while not self._is_stopping:
+        """Until the parent wishes otherwise; running requests then have so long to finish."""
+        self._pulse.beat()
+        self._pulse.state = State.READY
+        while self._pulse.wish is Wish.RUN:
             self.turn()
-        self._publisher.drain()
-        deadline = self._clock() + drain_timeout_s
-        while self._engine.scheduler.has_work and self._clock() < deadline:
-            self.turn()
+        self._drain(drain_timeout_s)
         self._shut_down()
 
     def close(self) -> None:
         self._sockets.close()
 
-    def stop(self) -> None:
-        """Safe in a signal handler."""
-        self._is_stopping = True
-
     def turn(self) -> None:
         """One step and what goes with it."""
+        self._pulse.beat()
         if not self._engine.scheduler.has_work:
             self._wait()
         self._take_arrivals()
-        for sequence in self._engine.step():
-            self._publisher.notify(sequence)
+        self._intake.notify(self._engine.step())
         self._publish()
+
+    def _drain(self, timeout_s: float) -> None:
+        self._pulse.state = State.DRAINING
+        self._publisher.drain()
+        deadline = time.monotonic() + timeout_s
+        while self._engine.scheduler.has_work and time.monotonic() < deadline:
+            if self._pulse.wish is Wish.STOP:
+                break
+            self.turn()
 
     def _wait(self) -> None:
         """Until there is work or a heartbeat is due. The first step of a busy time may be long, so
@@ -76,26 +79,22 @@ class Loop:
             self._publish()
 
     def _publish(self) -> None:
-        self._publisher.publish(self._sockets.send, self._stats(), self._clock())
+        self._publisher.publish(self._sockets.send, self._stats(), time.monotonic())
 
     def _take_arrivals(self) -> None:
-        now = self._clock()
+        now = time.monotonic()
         for topic, is_subscription in self._sockets.subscriptions():
             change = self._publisher.subscribed if is_subscription else self._publisher.unsubscribed
             change(topic, now)
         self._intake.receive(self._sockets.arrivals(), now)
-        for sequence in self._publisher.expire(now):
-            self._engine.end(sequence, CANCELLED)
 
     def _shut_down(self) -> None:
         """Everybody who still listens gets an answer, within a second."""
-        for sequence in self._publisher.unfinished():
-            self._engine.end(sequence, SHUT_DOWN)
-            self._publisher.notify(sequence)
+        self._intake.end_all(SHUT_DOWN)
         self._publisher.speak_up()
         self._publish()
-        deadline = self._clock() + LAST_WORDS_S
-        while self._publisher.has_unsent and self._clock() < deadline:
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self._publisher.has_unsent and time.monotonic() < deadline:
             time.sleep(LAST_WORDS_S / 20)
             self._publish()
 
@@ -104,8 +103,8 @@ class Loop:
         blocks = scheduler.block_manager
         return WorkerStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
-            max_waiting=self._intake.max_waiting,
+            num_waiting=scheduler.num_waiting,
+            max_waiting=self._intake.limits.max_waiting,
             num_free_blocks=blocks.num_free_blocks,
             num_blocks=blocks.num_blocks,
             num_steps=self._engine.num_steps,
@@ -115,4 +114,8 @@ class Loop:
             num_prefix_queries=blocks.num_prefix_queries,
             num_prefix_hits=blocks.num_prefix_hits,
             num_malformed_messages=self._intake.num_malformed,
+            num_waiting_tokens=scheduler.num_waiting_tokens,
+            max_waiting_tokens=self._intake.limits.max_waiting_tokens,
+            retry_after_ms=self._engine.estimated_wait_ms(),
+            num_orphans=self._intake.num_orphans,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import signal
 import time
 
 import structlog
@@ -15,66 +14,74 @@ from ..shared.errors import ChairliftError
 from ..shared.messages import Greeting
 from ..shared.settings import WorkerSettings
 from ..shared.tokenizer import Tokenizer
-from .address_lock import AddressLock
+from .admission import Admission, Limits
 from .attention.cpu import BLOCK_SIZE, TorchCpuAttention
 from .block_manager import BlockManager
+from .child import CRASHED, REFUSED
 from .engine import Engine
-from .intake import Intake, Limits
+from .intake import Intake
 from .loop import Loop
 from .memory import block_bytes, keep_freed_memory, num_cache_blocks
 from .model_runner import ModelRunner
 from .models.hub import resolve_model
 from .models.loader import LoadedModel, load_model
 from .publisher import Publisher
+from .pulse import Pulse
+from .quarantine import Quarantine
 from .sampler import Sampler
 from .scheduler import ContinuousScheduler
 from .sockets import WorkerSockets
 from .static_scheduler import StaticScheduler
+from .streams import Streams
 
 log = structlog.get_logger(__name__)
 
 POLICIES = {"continuous": ContinuousScheduler, "static": StaticScheduler}
 
 
-def run(settings: WorkerSettings) -> int:
-    """The exit status: 0 after a signal, 1 when the worker could not start or failed."""
+def run(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -> int:
+    """One worker, for the Supervisor that forked this process: the exit code."""
     try:
-        lock = AddressLock(Endpoints.parse(settings.address))
-        loop = build_loop(settings)
+        loop = build_loop(settings, pulse, quarantine)
     except ChairliftError as error:
         log.error("the worker can't start", why=str(error))
-        return 1
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.stop())
+        return REFUSED
     try:
         loop.run(settings.drain_timeout_s)
     except Exception:
         log.exception("the worker failed")
-        return 1
+        return CRASHED
     finally:
         loop.close()
-        lock.close()
-    log.info("the worker has stopped")
     return 0
 
 
-def build_loop(settings: WorkerSettings) -> Loop:
+def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -> Loop:
     """All parts of a worker, connected. Raises ChairliftError for what the user can mend."""
     started = time.monotonic()
     prepare_process(settings.num_threads)
-    sockets = WorkerSockets(Endpoints.parse(settings.address))
+    sockets = WorkerSockets(Endpoints.parse(settings.address), settings.load_curve())
     try:
         folder = resolve_model(settings.model_source, settings.revision, settings.offline)
+        pulse.beat()  # a download has its own time
         tokenizer = Tokenizer.from_folder(folder)
         model = load_model(folder, settings.dtype, settings.max_model_len)
-        engine = build_engine(model, settings)
+        engine = build_engine(model, settings, pulse)
     except BaseException:
         sockets.close()
         raise
     greeting = _greeting(settings.served_model_name, model, tokenizer)
     publisher = Publisher(greeting, tokenizer.files)
-    limits = Limits(model.config.vocab_size, model.max_model_len, settings.max_waiting)
-    intake = Intake(engine, publisher, tokenizer, limits)
+    streams = Streams(settings.orphan_grace_s)
+    limits = Limits(
+        model.config.vocab_size,
+        model.max_model_len,
+        settings.max_waiting,
+        settings.max_waiting_tokens,
+        settings.queue_timeout_s,
+    )
+    admission = Admission(limits, tokenizer.fingerprint, quarantine)
+    intake = Intake(engine, publisher, streams, tokenizer, admission)
     blocks = engine.scheduler.block_manager
     log.info(
         "the worker is ready",
@@ -85,7 +92,7 @@ def build_loop(settings: WorkerSettings) -> Loop:
         address=settings.address,
         seconds=round(time.monotonic() - started, 2),
     )
-    return Loop(sockets, intake, engine, publisher)
+    return Loop(sockets, intake, engine, publisher, pulse)
 
 
 def prepare_process(num_threads: int | None) -> None:
@@ -96,7 +103,9 @@ def prepare_process(num_threads: int | None) -> None:
     keep_freed_memory()
 
 
-def build_engine(model: LoadedModel, settings: WorkerSettings) -> Engine:
+def build_engine(
+    model: LoadedModel, settings: WorkerSettings, pulse: Pulse | None = None
+) -> Engine:
     """Scheduler, KV cache, model and sampler."""
     shape = model.config.attention_shape
     num_blocks = num_cache_blocks(
@@ -114,7 +123,7 @@ def build_engine(model: LoadedModel, settings: WorkerSettings) -> Engine:
     runner = ModelRunner(model.decoder, attention, torch.device("cpu"))
     # A checkpoint may name ends that its vocabulary doesn't have: they never come.
     eos_token_ids = frozenset(i for i in model.config.eos_token_ids if i < model.config.vocab_size)
-    return Engine(scheduler, runner, Sampler(eos_token_ids), eos_token_ids)
+    return Engine(scheduler, runner, Sampler(eos_token_ids), eos_token_ids, pulse)
 
 
 def _greeting(name: str, model: LoadedModel, tokenizer: Tokenizer) -> Greeting:

@@ -1,6 +1,6 @@
-"""What each frontend has been told, and what it is told next. Sans-IO: clock and send come in.
+"""What each frontend is told next. Sans-IO: clock and send come in.
 
-All that matters of a request is one pointer: how many output tokens were handed out. A frame is
+All that matters of a reading is one pointer: how many output tokens were handed out. A frame is
 the difference between the output and the pointer. A send that would block moves nothing, and the
 next frame is longer; a frame that was lost moves the pointer back, by the next Sync. So
 back-pressure, coalescing, replay and resumption are one thing.
@@ -8,7 +8,7 @@ back-pressure, coalescing, replay and resumption are one thing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -19,19 +19,17 @@ from ..shared.messages import (
     MAX_FRAME_ROWS,
     Frame,
     Greeting,
+    Joined,
     Row,
     Sync,
     TokenizerFiles,
     WorkerState,
     WorkerStats,
     pack_token_ids,
-    unpack_live,
 )
-from .sequence import Sequence
+from .stream import Frontend, Reading, Stream
 
 HEARTBEAT_S = 0.25
-LEASE_S = 10.0  # a frontend this long silent is gone
-UNSUBSCRIBED_LEASE_S = 3.0  # ... and this long without a subscription: it may be reconnecting
 MAX_UNACKNOWLEDGED_FRAMES = 512
 MAX_FRAME_TOKENS = 1 << 16
 
@@ -39,75 +37,46 @@ Send = Callable[[bytes, bytes], bool]  # (topic, body), False when it would bloc
 
 
 @dataclass(slots=True)
-class Stream:
-    """One request and how much of it has been handed out."""
+class _News:
+    """What one frame tells of requests."""
 
-    sequence: Sequence
-    num_sent: int
-    is_finish_sent: bool = False
+    readings: list[Reading] = field(default_factory=list)
+    joined: list[Joined] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    num_tokens: int = 0
 
-    def row(self) -> Row:
-        """All that was not handed out yet."""
-        sequence, offset = self.sequence, self.num_sent
-        detokenizer = sequence.detokenizer
-        ends = detokenizer.released_ends
-        text_start = ends[offset - 1] if offset else 0
-        text_end = ends[-1] if ends and sequence.finish is None else len(detokenizer.text)
-        return Row(
-            sequence.request_id,
-            offset,
-            sequence.token_ids[sequence.num_prompt_tokens + offset :],
-            text_start,
-            detokenizer.text[text_start:text_end],
-            sequence.finish,
-        )
+    @property
+    def is_full(self) -> bool:
+        num_rows = max(len(self.readings), len(self.rows))
+        return num_rows >= MAX_FRAME_ROWS or self.num_tokens >= MAX_FRAME_TOKENS
 
-
-@dataclass(slots=True)
-class Frontend:
-    """One frontend, which is one topic."""
-
-    frontend_id: bytes
-    last_heard: float
-    streams: dict[bytes, Stream] = field(default_factory=dict)
-    news: dict[bytes, Stream] = field(default_factory=dict)  # have something to hand out
-    unknown: list[bytes] = field(default_factory=list)
-    frame_number: int = 0
-    acknowledged: int = 0
-    last_sent: float = float("-inf")
-    is_subscribed: bool = False
-    unsubscribed_at: float = 0.0
-    needs_greeting: bool = False
-    needs_tokenizer: bool = False
-
-    def is_gone(self, now: float) -> bool:
-        is_silent = bool(self.streams) and now - self.last_heard > LEASE_S
-        return is_silent or (
-            not self.is_subscribed and now - self.unsubscribed_at > UNSUBSCRIBED_LEASE_S
-        )
+    def add(self, reading: Reading, now: float) -> None:
+        row = reading.row()
+        self.readings.append(reading)
+        if reading.needs_joined:
+            self.joined.append(reading.joined(now))
+            self.num_tokens += len(reading.stream.request.prompt_token_ids) // 4
+        if row is not None:
+            self.rows.append(row)
+            self.num_tokens += len(row.token_ids)
 
 
 class Publisher:
-    """Owns every Stream. A request id is known from `open` until its frontend has its end."""
+    """Owns the Frontends and the numbers of their frames."""
 
     def __init__(self, greeting: Greeting, tokenizer: TokenizerFiles) -> None:
         self.state: WorkerState = "ready"
         self._greeting = greeting
         self._tokenizer = tokenizer
         self._frontends: dict[bytes, Frontend] = {}
-        self._owners: dict[bytes, Frontend] = {}  # by request id
 
     @property
     def epoch(self) -> int:
         return self._greeting.epoch
 
-    def find(self, request_id: bytes) -> Sequence | None:
-        owner = self._owners.get(request_id)
-        return owner.streams[request_id].sequence if owner else None
-
-    def unfinished(self) -> list[Sequence]:
-        sequences = (o.streams[request_id].sequence for request_id, o in self._owners.items())
-        return [sequence for sequence in sequences if sequence.finish is None]
+    @property
+    def has_unsent(self) -> bool:
+        return any(f.is_subscribed and f.has_news for f in self._frontends.values())
 
     def drain(self) -> None:
         """From now on every frontend is told that no new requests are taken."""
@@ -119,10 +88,6 @@ class Publisher:
         for frontend in self._frontends.values():
             frontend.last_sent = float("-inf")
 
-    @property
-    def has_unsent(self) -> bool:
-        return any(f.is_subscribed and f.news for f in self._frontends.values())
-
     def subscribed(self, frontend_id: bytes, now: float) -> None:
         frontend = self._frontend(frontend_id, now)
         frontend.is_subscribed = frontend.needs_greeting = True
@@ -131,76 +96,33 @@ class Publisher:
         frontend = self._frontend(frontend_id, now)
         frontend.is_subscribed, frontend.unsubscribed_at = False, now
 
-    def heard(self, frontend_id: bytes, now: float) -> None:
-        self._frontend(frontend_id, now).last_heard = now
-
-    def open(self, frontend_id: bytes, sequence: Sequence, now: float) -> None:
-        """From here on the frontend hears of the sequence; tokens it came with are handed out."""
+    def heard(self, frontend_id: bytes, now: float) -> Frontend:
         frontend = self._frontend(frontend_id, now)
-        stream = Stream(sequence, sequence.num_output_tokens)
-        frontend.streams[sequence.request_id] = stream
-        self._owners[sequence.request_id] = frontend
-        if sequence.finish is not None:
-            frontend.news[sequence.request_id] = stream
+        frontend.last_heard = now
+        return frontend
 
-    def notify(self, sequence: Sequence) -> None:
-        """The sequence has new tokens or has ended."""
-        frontend = self._owners.get(sequence.request_id)
-        if frontend is not None:
-            frontend.news[sequence.request_id] = frontend.streams[sequence.request_id]
+    def notify(self, stream: Stream) -> None:
+        """The stream has new tokens or has ended."""
+        for reading in stream.readings.values():
+            reading.frontend.news[stream.request_id] = reading
 
-    def close(self, frontend_id: bytes, request_id: bytes) -> Sequence | None:
-        """Forgets the request; its sequence, or None when it is not this frontend's."""
-        frontend = self._owners.get(request_id)
-        if frontend is None or frontend.frontend_id != frontend_id:
-            return None
-        del self._owners[request_id]
-        frontend.news.pop(request_id, None)
-        return frontend.streams.pop(request_id).sequence
-
-    def sync(self, sync: Sync, now: float) -> list[Sequence]:
-        """Brings both sides together; the sequences that nobody waits for any more.
-
-        Raises ValueError for malformed live records.
-        """
-        live = None if sync.live is None else unpack_live(sync.live)
-        frontend = self._frontend(sync.frontend_id, now)
+    def acknowledge(self, frontend: Frontend, sync: Sync) -> bool:
+        """Takes what the frontend says of its frames; whether it speaks of this worker."""
         frontend.needs_tokenizer |= sync.wants_tokenizer
         if sync.epoch != self.epoch:
             frontend.needs_greeting = True
-            return []
+            return False
         frontend.acknowledged = max(frontend.acknowledged, sync.frame_number)
         frontend.frame_number = max(frontend.frame_number, sync.frame_number)
-        if live is None:
-            return []
-        if sync.has_gap or sync.frame_number == frontend.frame_number:  # nothing in flight
-            self._rewind(frontend, live)
-        frontend.unknown = [request_id for request_id in live if request_id not in frontend.streams]
-        return self._abandoned(frontend, live)
+        return True
 
-    def _rewind(self, frontend: Frontend, live: dict[bytes, int]) -> None:
-        for request_id, num_held in live.items():
-            stream = frontend.streams.get(request_id)
-            if stream is None or stream.num_sent < num_held:
-                continue
-            if stream.num_sent > num_held or stream.is_finish_sent:
-                stream.num_sent, stream.is_finish_sent = num_held, False
-                frontend.news[request_id] = stream
-
-    def _abandoned(self, frontend: Frontend, live: dict[bytes, int]) -> list[Sequence]:
-        absent = [stream for rid, stream in frontend.streams.items() if rid not in live]
-        for stream in absent:
-            self.close(frontend.frontend_id, stream.sequence.request_id)
-        return [stream.sequence for stream in absent if stream.sequence.finish is None]
-
-    def expire(self, now: float) -> list[Sequence]:
-        """Forgets frontends that are gone; their sequences, which nobody waits for any more."""
+    def expire(self, now: float) -> list[Frontend]:
+        """Forgets frontends that are gone; they read nothing any more."""
         gone = [f for f in self._frontends.values() if f.is_gone(now)]
-        abandoned = [sequence for f in gone for sequence in self._abandoned(f, {})]
         for frontend in gone:
             if not frontend.is_subscribed:  # else its frame numbers must go on where they are
                 del self._frontends[frontend.frontend_id]
-        return abandoned
+        return gone
 
     def publish(self, send: Send, stats: WorkerStats, now: float) -> None:
         """Sends each frontend what it lacks, as far as it takes it."""
@@ -218,37 +140,42 @@ class Publisher:
         if frontend.needs_tokenizer:
             frontend.needs_tokenizer = not send(topic, encode(self._tokenizer))
         is_stalled = frontend.frame_number - frontend.acknowledged >= MAX_UNACKNOWLEDGED_FRAMES
-        if (frontend.news or frontend.unknown) and not is_stalled:
+        if frontend.has_news and not is_stalled:
             self._send_news(frontend, send, stats, now)
         elif now - frontend.last_sent >= HEARTBEAT_S:
-            heartbeat = self._frame(frontend.frame_number, stats, [], [])
+            heartbeat = self._frame(frontend.frame_number, stats, _News(), [])
             if send(topic, encode(heartbeat)):
                 frontend.last_sent = now
 
     def _send_news(self, frontend: Frontend, send: Send, stats: WorkerStats, now: float) -> None:
-        streams = list(islice(frontend.news.values(), MAX_FRAME_ROWS))
-        rows = list(_within_limit(streams))
-        del streams[len(rows) :]
-        frame = self._frame(frontend.frame_number + 1, stats, rows, frontend.unknown)
-        if not send(frontend.frontend_id, encode(frame)):
-            return
-        frontend.frame_number += 1
-        frontend.last_sent = now
-        frontend.unknown = []
-        for stream, row in zip(streams, rows, strict=True):
-            stream.num_sent = row.offset + len(row.token_ids)
-            stream.is_finish_sent = row.finish is not None
-            del frontend.news[row.request_id]
+        news = _news_of(frontend, now)
+        frame = self._frame(frontend.frame_number + 1, stats, news, frontend.unknown)
+        if not frame.is_heartbeat:
+            if not send(frontend.frontend_id, encode(frame)):
+                return
+            frontend.frame_number += 1
+            frontend.last_sent = now
+            frontend.unknown = []
+        for reading in news.readings:
+            del frontend.news[reading.stream.request_id]
+        for row in news.rows:
+            given = frontend.readings.get(row.request_id)
+            if given is None:
+                del frontend.unsaid[row.request_id]
+                continue
+            given.num_sent = max(given.num_sent, row.offset + len(row.token_ids))
+            given.is_finish_sent = row.finish is not None
+            given.needs_joined = False
 
-    def _frame(
-        self, number: int, stats: WorkerStats, rows: list[Row], unknown: list[bytes]
-    ) -> Frame:
+    def _frame(self, number: int, stats: WorkerStats, news: _News, unknown: list[bytes]) -> Frame:
+        rows = news.rows
         return Frame(
             epoch=self.epoch,
             number=number,
             state=self.state,
             stats=stats,
             unknown=b"".join(unknown),
+            joined=news.joined,
             request_ids=b"".join(row.request_id for row in rows),
             offsets=[row.offset for row in rows],
             num_tokens=[len(row.token_ids) for row in rows],
@@ -264,12 +191,13 @@ class Publisher:
         return self._frontends[frontend_id]
 
 
-def _within_limit(streams: list[Stream]) -> Iterator[Row]:
-    """Rows up to MAX_FRAME_TOKENS in all, one at least."""
-    num_tokens = 0
-    for stream in streams:
-        row = stream.row()
-        num_tokens += len(row.token_ids)
-        if num_tokens > MAX_FRAME_TOKENS and num_tokens > len(row.token_ids):
-            return
-        yield row
+def _news_of(frontend: Frontend, now: float) -> _News:
+    """As much as fits into a frame; a Joined goes with the first row."""
+    news = _News()
+    for request_id, finish in islice(frontend.unsaid.items(), MAX_FRAME_ROWS // 2):
+        news.rows.append(Row(request_id, 0, [], 0, "", finish))
+    for reading in frontend.news.values():
+        if news.is_full:
+            break
+        news.add(reading, now)
+    return news

@@ -12,7 +12,7 @@ class StaticScheduler(Scheduler):
 
     As in a rectangular batch, every prompt costs as much as the longest, and the row of a finished
     member goes on until the last one is done: its ghost keeps the blocks and takes one meaningless
-    token a step. Attention over the padding of prompts is left out.
+    token a step. Attention over the padding of prompts is left out. A suspect is a batch of one.
     """
 
     def __init__(
@@ -64,6 +64,9 @@ class StaticScheduler(Scheduler):
     def _board(self) -> None:
         """In arrival order, as long as a rectangle of their longest prompt and output fits."""
         manager = self.block_manager
+        if self.suspects:
+            self._admit(self.suspects[0])
+            return
         longest_prompt = longest_output = 0
         while self.waiting and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
@@ -82,5 +85,6 @@ def _ghost_of(sequence: Sequence) -> Sequence:
     num_tokens = max(1, sequence.num_computed_tokens)
     ghost = Sequence(sequence.request_id, [0] * num_tokens, sequence.params)
     ghost.num_computed_tokens = num_tokens
+    ghost.finish = sequence.finish  # whatever becomes of the ghost, nobody waits for it
     ghost.block_table, sequence.block_table = sequence.block_table, []
     return ghost

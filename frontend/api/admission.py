@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ...shared.errors import InvalidRequestError, OverloadedError
 from .errors import HttpError, retry_in
 
-RETRY_S = 1.0
+MIN_RETRY_S = 1.0
 
 
 class Admission:
     """Counts generations in flight; what is held is given back on leaving the block."""
 
-    def __init__(self, max_per_tenant: int | None, max_total: int) -> None:
-        """No limit for a tenant when there is but one."""
+    def __init__(
+        self,
+        max_per_tenant: int | None,
+        max_total: int,
+        estimate_s: Callable[[], float] = lambda: MIN_RETRY_S,
+    ) -> None:
+        """No limit for a tenant when there is but one. `estimate_s` says when a queue that is as
+        long as now will be through."""
         self._max_per_tenant = max_per_tenant
         self._max_total = max_total
+        self._estimate_s = estimate_s
         self._held: Counter[str] = Counter()
 
     @property
@@ -26,14 +33,19 @@ class Admission:
         return self._held.total()
 
     @contextmanager
-    def hold(self, tenant: str, count: int, *, num_held: int = 0) -> Iterator[None]:
-        """`num_held` of the same request's are held already.
+    def hold(
+        self, tenant: str, count: int, *, num_held: int = 0, is_takeover: bool = False
+    ) -> Iterator[None]:
+        """`num_held` of the same request's are held already. A takeover is free of the tenant's
+        limit: it ends another reader, who may hold the last place without a caller behind it.
 
         Raises HttpError 429 when the tenant has too many, OverloadedError when all together have,
         and InvalidRequestError for what would be too much even alone.
         """
-        self._check_size(count + num_held)
-        self._check(tenant, count)
+        if not is_takeover:
+            self._check_size(count + num_held)
+            self._check_tenant(tenant, count)
+        self._check_total(count)
         self._held[tenant] += count
         try:
             yield
@@ -48,15 +60,21 @@ class Admission:
             message = f"one request may ask for {most} answers at most, not {count}"
             raise InvalidRequestError(message, param="n")
 
-    def _check(self, tenant: str, count: int) -> None:
+    def _check_tenant(self, tenant: str, count: int) -> None:
         limit = self._max_per_tenant
         if limit is not None and self._held[tenant] + count > limit:
             raise HttpError(
                 429,
                 f"{limit} generations may be in flight for one API key: wait for some to end",
                 code="rate_limit_exceeded",
-                headers=retry_in(RETRY_S),
+                headers=retry_in(self._retry_s),
             )
+
+    def _check_total(self, count: int) -> None:
         if self.num_in_flight + count > self._max_total:
             message = f"{self._max_total} generations are in flight, which is all that may be"
-            raise OverloadedError(message, retry_after_s=RETRY_S)
+            raise OverloadedError(message, retry_after_s=self._retry_s)
+
+    @property
+    def _retry_s(self) -> float:
+        return max(MIN_RETRY_S, self._estimate_s())

@@ -19,15 +19,17 @@ from .context import Context
 from .errors import answer_error
 from .gate import Gate
 from .health import health_router
+from .idempotency import Idempotency
 from .metrics import Metrics, metrics_router
 from .models import models_router
 from .schema import DocumentedApp
+from .streams import streams_router
 
 
 def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
     """The OpenAI API over `client`, which is open for as long as the app runs.
 
-    Raises ChairliftError when the API keys can't be read.
+    Raises ChairliftError when the API keys or the secret can't be read.
     """
 
     @asynccontextmanager
@@ -37,8 +39,13 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
 
     keys = ApiKeys.from_settings(settings)
     metrics = Metrics(client)
-    admission = Admission(settings.max_requests_per_key if keys else None, settings.max_requests)
-    context = Context(client, settings, metrics, admission, has_tenants=len(keys) > 1)
+    admission = Admission(
+        settings.max_requests_per_key if keys else None,
+        settings.max_requests,
+        lambda: client.stats.retry_after_ms / 1000,
+    )
+    idempotency = Idempotency.from_settings(settings)
+    context = Context(client, settings, metrics, admission, idempotency, has_tenants=len(keys) > 1)
     app = DocumentedApp(
         title="chairlift",
         version=version("chairlift"),
@@ -49,6 +56,7 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
     app.body_schemas = (ChatRequest, CompletionRequest)
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
+    app.include_router(streams_router(context))
     app.include_router(models_router(context))
     app.include_router(health_router(client))
     app.include_router(metrics_router(metrics))

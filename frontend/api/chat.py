@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,11 +15,13 @@ from starlette.responses import Response
 
 from ...shared.errors import InvalidRequestError
 from ...shared.tokenizer import Tokenizer
-from .answer import ChatShape, GenerationResponse
+from .answer import GeneratedAnswer
 from .body import checked, read_json
 from .context import THREAD_CHARACTERS, Context
 from .generation_request import GenerationRequest, TokenCount
+from .opening import submission
 from .parameters import NEUTRAL_IN_MESSAGE, without_neutral
+from .response_id import Endpoint
 from .schema import documented
 
 MAX_MESSAGES = 1024
@@ -90,6 +92,8 @@ class ChatMessage(BaseModel):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
+    endpoint: ClassVar[Endpoint] = "chat"
+
     messages: Annotated[
         list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
     ]
@@ -119,8 +123,7 @@ def chat_router(context: Context) -> APIRouter:
         asked = checked(ChatRequest, await read_json(request, context.settings))
         greeting = context.greeting(asked.model)
         prompt = await _encode(asked.messages, context.client.tokenizer, greeting.max_model_len)
-        choices = asked.choices([prompt], greeting)
-        return GenerationResponse(context, asked, choices, ChatShape(greeting))
+        return GeneratedAnswer(context, submission(context, request, asked, [prompt], greeting))
 
     return router
 

@@ -6,7 +6,7 @@ Reference: https://platform.openai.com/docs/api-reference/completions
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Self, cast
+from typing import Annotated, ClassVar, Self, cast
 
 from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
@@ -15,10 +15,12 @@ from starlette.responses import Response
 from ...shared.errors import InvalidRequestError
 from ...shared.messages import MAX_PROMPT_TOKENS
 from ...shared.tokenizer import Tokenizer
-from .answer import CompletionShape, GenerationResponse
+from .answer import GeneratedAnswer
 from .body import checked, read_json
 from .context import THREAD_CHARACTERS, Context
 from .generation_request import GenerationRequest, TokenId, check_ids
+from .opening import submission
+from .response_id import Endpoint
 from .schema import documented
 
 MAX_PROMPTS = 128
@@ -31,6 +33,8 @@ TokenPrompt = Annotated[
 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
+
+    endpoint: ClassVar[Endpoint] = "completions"
 
     prompt: (
         str
@@ -74,8 +78,7 @@ def completions_router(context: Context) -> APIRouter:
         prompts = await _encode(asked.prompts(), context.client.tokenizer, greeting.max_model_len)
         for prompt in prompts:
             check_ids("prompt", (max(prompt, default=0),), greeting.vocab_size)
-        choices = asked.choices(prompts, greeting)
-        return GenerationResponse(context, asked, choices, CompletionShape(greeting))
+        return GeneratedAnswer(context, submission(context, request, asked, prompts, greeting))
 
     return router
 

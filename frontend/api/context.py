@@ -10,6 +10,7 @@ from ...shared.settings import ServeSettings
 from ..client import AsyncClient
 from .admission import Admission
 from .errors import HttpError
+from .idempotency import Idempotency
 from .metrics import Metrics
 
 THREAD_CHARACTERS = 16_000  # tokenising more than this would hold up other streams
@@ -23,6 +24,7 @@ class Context:
     settings: ServeSettings
     metrics: Metrics
     admission: Admission
+    idempotency: Idempotency
     has_tenants: bool  # more than one API key: what is cached is nobody else's business
 
     def greeting(self, model: str | None) -> Greeting:

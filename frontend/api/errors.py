@@ -20,11 +20,14 @@ from ...shared.errors import (
     InvalidRequestError,
     OverloadedError,
     RequestFailedError,
+    StreamNotFoundError,
     WorkerUnavailableError,
 )
 
 AWAY_RETRY_S = 1.0
 CODES = {404: "not_found", 405: "method_not_allowed"}
+FAILURE_STATUSES = {"deadline_exceeded": 504, "taken_over": 409}  # any other is a 500
+NO_RETRY = {"x-should-retry": "false"}  # the official client would, and make it worse
 
 
 class HttpError(ChairliftError):
@@ -82,8 +85,12 @@ def answer_for(error: Exception, request_id: str) -> ErrorAnswer:
         case WorkerUnavailableError() | ClientClosedError():
             headers = retry_in(AWAY_RETRY_S)
             return ErrorAnswer(503, message, "worker_unavailable", headers=headers)
+        case StreamNotFoundError():
+            return ErrorAnswer(404, message, "stream_not_found")
         case RequestFailedError():
-            return ErrorAnswer(500, message, error.code)
+            status = FAILURE_STATUSES.get(error.code, 500)
+            headers = NO_RETRY if status != 500 else {}
+            return ErrorAnswer(status, message, error.code, headers=headers)
         case HTTPException():
             code = CODES.get(error.status_code, "http_error")
             return ErrorAnswer(
@@ -92,9 +99,9 @@ def answer_for(error: Exception, request_id: str) -> ErrorAnswer:
     return ErrorAnswer(500, f"internal error; quote request id {request_id}", "internal_error")
 
 
-def shutting_down() -> HttpError:
-    headers = retry_in(AWAY_RETRY_S)
-    return HttpError(503, "the server is shutting down", code="shutting_down", headers=headers)
+def shutting_down(advice: str = "try again soon") -> HttpError:
+    message = f"the server is shutting down: {advice}"
+    return HttpError(503, message, code="shutting_down", headers=retry_in(AWAY_RETRY_S))
 
 
 def retry_in(seconds: float) -> dict[str, str]:

@@ -7,23 +7,30 @@ caller hanging up, a pause long enough for a sign of life.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Self
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from ...shared.errors import ChairliftError, RequestFailedError
-from ..client import AsyncClient
+from ...shared.errors import ChairliftError, RequestFailedError, RequestIdConflictError
+from ...shared.settings import ServeSettings
 from ..results import Delta, error_of
 from ..token_stream import TokenStream
-from .generation_request import Choice
+from .answer_form import AnswerForm
+from .idempotency import key_reused
 from .metrics import Metrics, Stopwatch
+from .opening import Opened
 
 log = structlog.get_logger(__name__)
 
 QUEUE_LENGTH = 64  # a reader that stalls leaves the rest with the client
+CHECK_S = 1.0  # between looks at what waits for the reader
+CHARACTER_BYTES = 4  # at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,43 +60,53 @@ Event = Progress | Failure | Pause | HungUp
 
 
 class Generation:
-    """Runs the choices while its block is open; on leaving, whatever still runs is cancelled."""
+    """Reads an answer's streams while its block is open.
 
-    def __init__(
-        self, client: AsyncClient, choices: list[Choice], metrics: Metrics, pause_s: float
-    ) -> None:
-        self._client = client
-        self._choices = choices
-        self._metrics = metrics
-        self._pause_s = pause_s
-        self._events: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LENGTH)
-        self._streams: list[TokenStream] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self._is_quiet = False
-        self._timer: asyncio.TimerHandle | None = None
+    On leaving, what still runs is cancelled, unless somebody may come back for it.
+    """
+
+    def __init__(self, opened: Opened, metrics: Metrics, settings: ServeSettings) -> None:
+        self.opened = opened
+        self.form = opened.form  # a joined request's own, from the first event on
         self.is_abandoned = False
+        self._context = opened.form.encode()
+        self._metrics = metrics
+        self._pause_s = settings.keep_alive_s
+        self._max_buffer_bytes = settings.max_buffer_bytes
+        self._events: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LENGTH)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._give_up: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_event_at = 0.0
+        self._has_news = False
+        self._is_anothers = False  # none of it is ours to stop
 
     async def __aenter__(self) -> Self:
-        try:
-            for choice in self._choices:
-                self._start(choice)
-        except BaseException:
-            await self.__aexit__()
-            raise
+        for index, stream in self.opened.streams.items():
+            stopwatch = Stopwatch(self._metrics, is_timed=self.opened.is_new)
+            pump = self._pump(index, stream, stopwatch)
+            self._tasks.append(asyncio.create_task(pump))
+        self._last_event_at = asyncio.get_running_loop().time()
         self._tick()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if self._timer:
             self._timer.cancel()
-        for stream in self._streams:
-            stream.cancel()
+        self.is_abandoned |= isinstance(error, ClientDisconnect)
+        self._leave(is_shutdown=isinstance(error, asyncio.CancelledError))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def watch(self, receive: Receive) -> None:
-        """Cancels at once when the caller hangs up."""
+    def watch(self, receive: Receive, give_up: Callable[[], None]) -> None:
+        """Leaves at once when the caller hangs up; calls `give_up` when too much waits for it."""
+        self._give_up = give_up
         self._tasks.append(asyncio.create_task(self._watch(receive)))
 
     async def next_events(self) -> list[Event]:
@@ -97,47 +114,76 @@ class Generation:
         events = [await self._events.get()]
         while not self._events.empty():
             events.append(self._events.get_nowait())
-        self._is_quiet = False
+        self._last_event_at = asyncio.get_running_loop().time()
         return [HungUp()] if self.is_abandoned else events
-
-    def _start(self, choice: Choice) -> None:
-        stopwatch = Stopwatch(self._metrics)
-        stream = self._client.generate(choice.prompt_token_ids, choice.params)
-        self._streams.append(stream)
-        self._tasks.append(asyncio.create_task(self._pump(choice.index, stream, stopwatch)))
 
     async def _pump(self, index: int, stream: TokenStream, stopwatch: Stopwatch) -> None:
         try:
-            async with stream:
-                async for delta in stream:
-                    stopwatch.saw(delta)
-                    error = error_of(delta.finish) if delta.finish else None
-                    if error is None:
-                        await self._events.put(Progress(index, delta))
-                    else:
-                        await self._events.put(Progress(index, replace(delta, finish=None)))
-                        await self._events.put(Failure(error))
-                    if delta.finish:
-                        return
+            async for delta in stream:
+                self._recognise(stream)
+                stopwatch.saw(delta)
+                error = error_of(delta.finish) if delta.finish else None
+                if error is None:
+                    await self._events.put(Progress(index, delta))
+                else:
+                    await self._events.put(Progress(index, replace(delta, finish=None)))
+                    await self._events.put(Failure(self._judged(error)))
+                if delta.finish:
+                    return
             raise RequestFailedError("the stream broke off", code="incomplete")
         except Exception as error:
             if not isinstance(error, ChairliftError):
                 log.exception("a stream failed")
             await self._events.put(Failure(error))
 
+    def _recognise(self, stream: TokenStream) -> None:
+        """Whose request it is, which is known by its first news; HttpError if another's."""
+        if stream.context != self._context:
+            form = AnswerForm.decode(stream.context)
+            if form.body_digest != self.form.body_digest:
+                self._is_anothers = True
+                raise key_reused()
+            if not self._has_news:
+                self.form = form
+        self._has_news = True
+
+    def _judged(self, error: ChairliftError) -> ChairliftError:
+        """After a takeover, or when it never was ours, the streams are not ours to stop."""
+        if isinstance(error, RequestIdConflictError):
+            self._is_anothers = True
+            return key_reused()
+        if isinstance(error, RequestFailedError) and error.code == "taken_over":
+            self._is_anothers = True
+        return error
+
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self.is_abandoned = True
-        for stream in self._streams:
-            stream.cancel()
+        self._leave()
         self._put_if_room(HungUp())  # without room there is something that wakes the reader
 
+    def _leave(self, *, is_shutdown: bool = False) -> None:
+        """A caller that hangs up may come back only for what was asked to be kept; one that we
+        send away may come back for every stream."""
+        goes_on = (
+            self._is_anothers
+            or self.opened.is_watched
+            or (self.is_abandoned and self.form.is_kept)
+            or (is_shutdown and self.opened.is_resumable)
+        )
+        for stream in self.opened.streams.values():
+            (stream.detach if goes_on else stream.cancel)()
+
     def _tick(self) -> None:
-        if self._is_quiet:
+        now = asyncio.get_running_loop().time()
+        if now - self._last_event_at >= self._pause_s:
             self._put_if_room(Pause())
-        self._is_quiet = True
-        self._timer = asyncio.get_running_loop().call_later(self._pause_s, self._tick)
+        pending = sum(stream.num_pending_characters for stream in self.opened.streams.values())
+        if self._give_up and pending * CHARACTER_BYTES > self._max_buffer_bytes:
+            self._give_up()
+        delay_s = min(self._pause_s, CHECK_S)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
 
     def _put_if_room(self, event: Event) -> None:
         with suppress(asyncio.QueueFull):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
@@ -12,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ...shared.errors import ContextLengthError, InvalidRequestError
 from ...shared.messages import Greeting
 from ...shared.sampling_params import MAX_SEED, SamplingParams, checked_sampling_params
+from .answer_form import MAX_CHOICES
 from .parameters import without_neutral
+from .response_id import Endpoint
 
 MAX_N = 8
-MAX_CHOICES = 128  # of one request, far less than all may have in flight
 U31 = 2**31 - 1
 # Made from other fields or with a second look; the rest passes under its own name.
 COMPUTED = frozenset({"max_tokens", "seed", "top_k", "logit_bias"})
@@ -49,6 +49,7 @@ class GenerationRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     known: ClassVar[frozenset[str]]
+    endpoint: ClassVar[Endpoint]
 
     model: str | None = None
     stream: bool = False
@@ -70,6 +71,21 @@ class GenerationRequest(BaseModel):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] = Field(default=[])
     min_tokens: Annotated[int, Field(ge=0, le=U31)] = 0
     ignore_eos: bool = False
+    cache_salt: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=256,
+            description="Cached prompt prefixes are shared only with your requests of equal salt.",
+        ),
+    ] = None
+    resumable: Annotated[
+        bool,
+        Field(
+            description="Go on when the connection is cut: for a while the stream can be continued "
+            "at /v1/streams/{id}. Without it, hanging up cancels."
+        ),
+    ] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -81,10 +97,13 @@ class GenerationRequest(BaseModel):
         return without_neutral(values, cls.known)
 
     @model_validator(mode="after")
-    def _has_stream(self) -> Self:
+    def _is_stream_where_needed(self) -> Self:
         if self.stream_options and not self.stream:
             message = "stream_options is for streams: set stream to true"
             raise InvalidRequestError(message, param="stream_options")
+        if self.resumable and not self.stream:
+            message = "resumable is for streams: set stream to true, or send an Idempotency-Key"
+            raise InvalidRequestError(message, param="resumable")
         return self
 
     @property
@@ -97,14 +116,16 @@ class GenerationRequest(BaseModel):
         """Without a limit of the caller's: the rest of the context."""
         return U31
 
-    def choices(self, prompts: list[list[int]], greeting: Greeting) -> list[Choice]:
+    def choices(
+        self, prompts: list[list[int]], greeting: Greeting, default_seed: int
+    ) -> list[Choice]:
         """`n` for each prompt, each with a seed of its own; raises InvalidRequestError."""
         check_ids("logit_bias", map(int, self.logit_bias), greeting.vocab_size)
         check_ids("stop_token_ids", self.stop_token_ids, greeting.vocab_size)
         if len(prompts) * self.n > MAX_CHOICES:
             message = f"{len(prompts)} prompts times n {self.n} is more than {MAX_CHOICES} answers"
             raise InvalidRequestError(f"{message}: send several requests", param="n")
-        seed = secrets.randbelow(MAX_SEED) if self.seed is None else self.seed
+        seed = default_seed if self.seed is None else self.seed
         choices = []
         for number, prompt in enumerate(prompts):
             max_tokens = self._room(prompt, greeting.max_model_len)

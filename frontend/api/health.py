@@ -1,21 +1,29 @@
-"""GET /health: whether the worker makes progress, not merely whether a process exists."""
+"""GET /health: whether requests belong here, not merely whether a process exists."""
 
 from __future__ import annotations
 
 import orjson
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
 from ..client import AsyncClient
 
 
+def tell_draining(app: FastAPI) -> None:
+    """From now on load balancers should look elsewhere, though what comes is still served."""
+    app.state.is_draining = True
+
+
 def health_router(client: AsyncClient) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/health", responses={503: {"description": "The worker makes no progress"}})
-    async def health() -> Response:
-        """200 while the worker makes progress; open to all."""
-        body = orjson.dumps({"status": client.condition})
-        return Response(body, 200 if client.is_ready else 503, media_type="application/json")
+    @router.get("/health", responses={503: {"description": "Send no requests here now"}})
+    async def health(request: Request) -> Response:
+        """200 while the worker makes progress and the server is not about to end; open to all."""
+        is_draining = getattr(request.app.state, "is_draining", False)
+        state = "draining" if is_draining else client.condition
+        is_ready = client.is_ready and not is_draining
+        body = orjson.dumps({"status": state})
+        return Response(body, 200 if is_ready else 503, media_type="application/json")
 
     return router

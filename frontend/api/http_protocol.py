@@ -1,11 +1,16 @@
-"""uvicorn's HTTP protocol with a limit on the time that a request's headers may take."""
+"""uvicorn's HTTP protocol with limits on the time and size of a request's headers."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .errors import ErrorAnswer, HttpError, answer_for
+
+MAX_HEADER_BYTES = 16 << 10
 
 
 class TimedProtocol(H11Protocol):
@@ -22,8 +27,38 @@ class TimedProtocol(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        """In pieces, because h11 holds only what is left over against its limit."""
+        for start in range(0, len(data), MAX_HEADER_BYTES):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[start : start + MAX_HEADER_BYTES])
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, told as the API tells errors; in the midst of an answer it just ends."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # its application has nobody to answer any more
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._refuse(answer_for(self._complaint(), "unknown"))
+        self.transport.close()
+
+    def _refuse(self, answer: ErrorAnswer) -> None:
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(answer.body))),
+            ("connection", "close"),
+        ]
+        response = h11.Response(status_code=answer.status, headers=headers)
+        for event in (response, h11.Data(data=answer.body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+
+    def _complaint(self) -> HttpError:
+        unread, _ = self.conn.trailing_data
+        if len(unread) > MAX_HEADER_BYTES:
+            message = f"the request's headers are larger than {MAX_HEADER_BYTES} bytes"
+            return HttpError(431, message, code="headers_too_large")
+        return HttpError(400, "this is no valid HTTP request", code="invalid_http")
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -42,8 +77,12 @@ class TimedProtocol(H11Protocol):
             self._deadline = self.loop.call_later(self.header_timeout_s, self._give_up)
 
     def _give_up(self) -> None:
-        self._deadline = None
+        """The first time politely; after that, whoever does not take the rest loses it."""
+        if self.transport.is_closing():
+            self.transport.abort()
+            return
         self.transport.close()
+        self._deadline = self.loop.call_later(self.header_timeout_s, self._give_up)
 
     def _forget(self) -> None:
         if self._deadline is not None:

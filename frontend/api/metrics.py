@@ -57,23 +57,26 @@ class Metrics:
 
 
 class Stopwatch:
-    """Times one generation, from the moment it is asked for."""
+    """Times one generation, from the moment it is asked for; of one that was asked for before,
+    only the end counts."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, is_timed: bool = True) -> None:
         self._metrics = metrics
+        self._is_timed = is_timed
         self._start = time.monotonic()
         self._last: float | None = None
 
     def saw(self, delta: Delta) -> None:
         now = time.monotonic()
-        if delta.token_ids:
+        if delta.token_ids and self._is_timed:
             if self._last is None:
                 self._metrics.ttft.observe(now - self._start)
             else:
                 self._metrics.itl.observe((now - self._last) / len(delta.token_ids))
             self._last = now
         if delta.finish:
-            self._metrics.e2e.observe(now - self._start)
+            if self._is_timed:
+                self._metrics.e2e.observe(now - self._start)
             self._metrics.finished(delta.finish.reason)
 
 
@@ -89,6 +92,7 @@ class _WorkerCollector(Collector):
         age = self._client.silence_s if self._client.worker else float("inf")
         yield _gauge("num_requests_running", "In the batch.", stats.num_running)
         yield _gauge("num_requests_waiting", "Not yet in it.", stats.num_waiting)
+        yield _gauge("num_requests_orphaned", "Kept without a reader.", stats.num_orphans)
         yield _gauge("kv_cache_usage_perc", "0 to 1.", used / max(stats.num_blocks, 1))
         yield _gauge("step_age_seconds", "Since the worker's loop was last heard.", age)
         yield _counter("steps", "Iterations.", stats.num_steps)

@@ -24,7 +24,7 @@ HARMLESS = frozenset(
 
 # fmt: off
 _WITHOUT_NEUTRAL_VALUE = (
-    "add_special_tokens", "allowed_token_ids", "audio", "cache_salt", "chat_template",
+    "add_special_tokens", "allowed_token_ids", "audio", "chat_template",
     "guided_choice", "guided_decoding_backend", "guided_grammar", "guided_json", "guided_regex",
     "json_schema", "lora_path", "prediction", "prompt_logprobs", "reasoning", "regex",
     "structured_outputs", "truncate_prompt_tokens", "verbosity", "web_search_options",

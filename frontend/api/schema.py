@@ -32,22 +32,42 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The request can't be served as it is",
         401: "No known API key",
-        404: "No such model or path",
+        404: "No such model, path or stream",
         408: "The body came too slowly",
+        409: "The Idempotency-Key came with another body, or another reader took over",
         413: "The body is too large",
         415: "The body is not declared to be JSON",
         429: "Too much in flight for this API key",
         500: "Our failure",
         503: "No worker, or too much in flight; Retry-After says when to try again",
+        504: "Not finished within the time limit",
     }.items()
 }
+
+
+def parameter(
+    name: str, place: str, description: str, schema: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """One that may be left out; a string unless the schema says otherwise."""
+    shape = schema or {"type": "string"}
+    return {"name": name, "in": place, "description": description, "schema": shape}
+
+
+IDEMPOTENCY_KEY = parameter(
+    "Idempotency-Key",
+    "header",
+    "A name of yours for this request: sent again with it, the request that runs, or that ended "
+    "a short while ago, is joined instead of made anew.",
+    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+)
 
 
 def documented(schema: type[BaseModel]) -> dict[str, Any]:
     """Arguments for a route whose body is a `schema`."""
     reference = {"$ref": REFERENCE.format(model=schema.__name__)}
     body = {"required": True, "content": {"application/json": {"schema": reference}}}
-    return {"openapi_extra": {"requestBody": body}, "responses": ERRORS}
+    extra = {"requestBody": body, "parameters": [IDEMPOTENCY_KEY]}
+    return {"openapi_extra": extra, "responses": ERRORS}
 
 
 class DocumentedApp(FastAPI):

@@ -81,7 +81,12 @@ def servers(job: Job) -> Iterator[Servers]:
             if time.monotonic() > deadline:
                 raise BenchmarkError(f"the server is not ready after {job.timeout_s:g} s")
             time.sleep(POLL_S)
-        yield Servers(port, worker.pid, frontend.pid)
+        yield Servers(port, _child_of(worker.pid), frontend.pid)
+
+
+def _child_of(pid: int) -> int:
+    """What `chairlift worker` watches: the process that does the work."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def fetch(port: int, path: str) -> str:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from chairlift.frontend.results import Delta
 from chairlift.shared.errors import ContextLengthError, OverloadedError, RequestFailedError
 from chairlift.shared.messages import Finish
+from tests.frontend.events import events_of
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -285,6 +286,8 @@ def test_unknown_model(http: TestClient) -> None:
         ("context_length_exceeded", 400, "context_length_exceeded"),
         ("invalid_request", 400, "invalid_value"),
         ("step_failed", 500, "step_failed"),
+        ("worker_crashed_on_request", 500, "worker_crashed_on_request"),
+        ("deadline_exceeded", 504, "deadline_exceeded"),
     ],
 )
 def test_refused_by_the_worker(
@@ -300,6 +303,8 @@ def test_refused_by_the_worker(
         if code == "overloaded":
             assert answer.headers["retry-after"] == "2"
             assert answer.headers["retry-after-ms"] == "1500"
+        if status == 504:  # it would take as long again
+            assert answer.headers["x-should-retry"] == "false"
 
 
 @pytest.mark.parametrize(
@@ -333,9 +338,9 @@ def test_failure_within_a_stream(http: TestClient, fake: Any) -> None:
     ]
     answer = post(http, COMPLETIONS, stream=True)
     assert answer.status_code == 200
-    events = answer.text.removesuffix("\n\n").split("\n\n")
-    assert [json.loads(event[6:])["choices"][0]["text"] for event in events[:-1]] == ["a", "b"]
-    assert json.loads(events[-1][6:])["error"]["code"] == "step_failed"
+    *events, last = events_of(answer.text)
+    assert [event.json["choices"][0]["text"] for event in events] == ["a", "b"]
+    assert last.json["error"]["code"] == "step_failed"
 
 
 @pytest.mark.anyio
@@ -375,4 +380,17 @@ def test_documented(http: TestClient) -> None:
         assert schema == {"$ref": f"#/components/schemas/{name}"}
         assert "temperature" in document["components"]["schemas"][name]["properties"]
         assert "422" not in operation["responses"]
+        assert {"cache_salt", "resumable"} <= set(
+            document["components"]["schemas"][name]["properties"]
+        )
+        assert [one["name"] for one in operation["parameters"]] == ["Idempotency-Key"]
+    operation = document["paths"]["/v1/streams/{response_id}"]["get"]
+    names = {one["name"]: one["in"] for one in operation["parameters"]}
+    assert names == {
+        "response_id": "path",
+        "Last-Event-ID": "header",
+        "last_event_id": "query",
+        "read_only": "query",
+    }
+    assert "text/event-stream" in operation["responses"]["200"]["content"]
     assert http.get("/docs").status_code == 200

@@ -14,6 +14,7 @@ from pydantic import ByteSize, SecretStr
 from chairlift.frontend.api import create_app
 from chairlift.frontend.auth import ApiKeys
 from chairlift.frontend.client import AsyncClient
+from chairlift.frontend.readers import Readers
 from chairlift.shared.errors import ChairliftError, InvalidRequestError
 from chairlift.shared.messages import Greeting, WorkerStats
 from chairlift.shared.sampling_params import SamplingParams
@@ -155,6 +156,7 @@ async def test_generate_checks_before_it_counts() -> None:
     connection = FakeConnection()
     connection.last_heard = asyncio.get_running_loop().time()
     client._connection = connection  # type: ignore[assignment]
+    client._readers = Readers(client._connection)  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match="temperature"):
         client.generate([1], SamplingParams(max_tokens=2, temperature=5.0))
     with pytest.raises(InvalidRequestError, match="vocabulary"):

@@ -20,6 +20,7 @@ from chairlift.frontend.results import Delta
 from chairlift.shared.errors import ChairliftError, OverloadedError
 from chairlift.shared.messages import Finish
 from chairlift.shared.settings import ServeSettings
+from tests.frontend.events import events_of
 
 COMPLETIONS = "/v1/completions"
 JSON = {"content-type": "application/json"}
@@ -98,7 +99,8 @@ async def test_one_failure_cancels_the_others(api: openai.AsyncOpenAI, fake: Any
 @pytest.mark.anyio
 @pytest.mark.parametrize("stream", [True, False])
 async def test_shutdown(url: str, fake: Any, stream: bool) -> None:
-    """Who is cut off when the time to shut down is over gets a clear word and is cancelled."""
+    """Who is cut off when the time to shut down is over gets a clear word. A stream is told where
+    it goes on, anything else is cancelled."""
     fake.gate = asyncio.Semaphore(0)
     body = {"prompt": "a", "stream": stream}
     async with asyncio.timeout(10), httpx2.AsyncClient() as http:
@@ -108,7 +110,11 @@ async def test_shutdown(url: str, fake: Any, stream: bool) -> None:
         answer = await asking
     assert answer.status_code == (200 if stream else 503)
     assert '"code":"shutting_down"' in answer.text
-    assert fake.streams[0].is_cancelled
+    if stream:
+        error = events_of(answer.text)[-1].json["error"]
+        assert f"/v1/streams/cmpl-{fake.streams[0].request_id.hex()}" in error["message"]
+    assert fake.streams[0].is_detached == stream
+    assert fake.streams[0].is_cancelled != stream
 
 
 class TestQuietStream:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import httpx2
@@ -12,6 +11,7 @@ import pytest
 
 from chairlift.frontend.results import Delta
 from chairlift.shared.messages import Finish
+from tests.frontend.events import events_of
 
 pytestmark = pytest.mark.anyio
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -76,7 +76,8 @@ async def test_chat_stream(api: openai.AsyncOpenAI) -> None:
 
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
 async def test_stream_on_the_wire(url: str, path: str) -> None:
-    """With include_usage every chunk has a null usage but the last, and [DONE] ends it."""
+    """With include_usage every chunk has a null usage but the last, and [DONE] ends it. Every
+    event has an id."""
     body = {"prompt": "abc"} if path == "completions" else {"messages": HELLO}
     body |= {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 2}
     async with httpx2.AsyncClient() as http:
@@ -84,10 +85,10 @@ async def test_stream_on_the_wire(url: str, path: str) -> None:
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-cache"
     assert answer.headers["x-accel-buffering"] == "no"
-    events = answer.text.removesuffix("\n\n").split("\n\n")
-    assert all(event.startswith("data: ") for event in events)
-    assert events.pop() == "data: [DONE]"
-    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    events = events_of(answer.text)
+    assert events.pop().is_done
+    assert len({event.id for event in events}) == len(events)
+    chunks = [event.json for event in events]
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] == 2

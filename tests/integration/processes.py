@@ -6,30 +6,38 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 STOP_TIMEOUT_S = 10.0
+FORK_TIMEOUT_S = 20.0
+PROGRAM = ("-m", "chairlift")
 
 
 @contextmanager
 def chairlift(
-    command: str, *, log: Path | None = None, **settings: object
+    command: str,
+    *,
+    log: Path | None = None,
+    program: Sequence[str] = PROGRAM,
+    **settings: object,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`chairlift COMMAND` with settings as environment variables; terminated on leaving.
 
-    What it wrote is printed when the test fails.
+    What it wrote is printed when the test fails. It leads a process group of its own.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CHAIRLIFT_")}
     environment |= {f"CHAIRLIFT_{name.upper()}": str(value) for name, value in settings.items()}
     environment["OMP_NUM_THREADS"] = "1"
     with log.open("ab") if log else open(os.devnull, "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "chairlift", command],
+            [sys.executable, *program, command],
             env=environment,
             stderr=output if log else None,
             cwd="/",  # away from any .env
+            start_new_session=True,
         )
         try:
             yield process
@@ -47,3 +55,14 @@ def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:
         process.kill()
         process.wait()
         raise
+
+
+def worker_child(parent: subprocess.Popen[bytes], *, other_than: int = 0) -> int:
+    """The process id of the worker that `chairlift worker` watches; bounded."""
+    deadline = time.monotonic() + FORK_TIMEOUT_S
+    while time.monotonic() < deadline:
+        for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split():
+            if int(pid) != other_than:
+                return int(pid)
+        time.sleep(0.01)
+    raise AssertionError("the parent has no child")

@@ -60,5 +60,5 @@ def check_nothing_is_left(simulation: Simulation, seed: int) -> None:
     worker = simulation.worker
     assert worker.blocks.num_free_blocks == NUM_BLOCKS, f"seed {seed}"
     assert not worker.engine.scheduler.has_work, f"seed {seed}"
-    known = [rid for rid in simulation.request_ids if worker.publisher.find(rid) is not None]
+    known = [rid for rid in simulation.request_ids if worker.streams.find(rid) is not None]
     assert not known, f"seed {seed}"

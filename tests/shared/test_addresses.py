@@ -37,15 +37,38 @@ def test_tcp_takes_two_ports() -> None:
         ("tcp://127.0.0.1", "port"),
         ("tcp://127.0.0.1:0", "port"),
         ("tcp://127.0.0.1:65535", "port"),
-        ("tcp://0.0.0.0:5600", "leaves this machine"),
-        ("tcp://*:5600", "leaves this machine"),
-        ("tcp://example.org:5600", "leaves this machine"),
+        ("tcp://:5600", "no host"),
+        ("tcp://::1:5600", "brackets"),
+        ("tcp://127.0.0.1:0;10.0.0.1:5600", "no host"),
+        ("tcp://127.0.0.1:5600/x:5600", "no host"),
+        ("tcp://a b:5600", "no host"),
     ],
 )
 def test_bad_addresses_say_what_to_change(address: str, complaint: str) -> None:
     """Each bad address is refused with a hint."""
     with pytest.raises(AddressError, match=complaint):
         Endpoints.parse(address)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local", "is_wildcard"),
+    [
+        ("127.0.0.1", True, False),
+        ("localhost", True, False),
+        ("[::1]", True, False),
+        ("0.0.0.0", False, True),
+        ("*", False, True),
+        ("[::]", False, True),
+        ("10.0.0.1", False, False),
+        ("lo", False, False),
+        ("localhost.example.org", False, False),
+        ("[fe80::1%eth0]", False, False),
+    ],
+)
+def test_hosts_are_told_apart(host: str, is_local: bool, is_wildcard: bool) -> None:
+    """What is not certainly this machine counts as beyond it."""
+    endpoints = Endpoints.parse(f"tcp://{host}:5600")
+    assert (endpoints.is_local, endpoints.is_wildcard) == (is_local, is_wildcard)
 
 
 def test_default_address_is_valid() -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from chairlift.shared import template_budget
 from chairlift.shared.chat_template import ChatTemplate
-from chairlift.shared.errors import InvalidRequestError
+from chairlift.shared.errors import InvalidRequestError, ModelError
 from chairlift.shared.tokenizer import Tokenizer
+from tests.chat_templates import ALL_OF_A_LOOP, LLAMA, MISTRAL, QWEN
 
 _spec = importlib.util.spec_from_file_location(
     "tokenizers_of_tests", Path(__file__).with_name("test_tokenizer.py")
@@ -66,6 +71,7 @@ TEMPLATES = {
         "{% endif %}\n{% endfor %}"
     ),
 }
+TEMPLATES |= {"llama": LLAMA, "qwen": QWEN, "mistral": MISTRAL, "a loop": ALL_OF_A_LOOP}
 CHATS: dict[str, list[dict[str, str]]] = {
     "one": [{"role": "user", "content": "the lift goes up"}],
     "spaces": [{"role": "user", "content": "  the hill \n"}],
@@ -123,7 +129,17 @@ def test_helpers() -> None:
         "{{ messages.append(1) }}",
         "{% for i in range(10 ** 9) %}{% endfor %}",
         "{{ 1 / 0 }}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ messages[0].__class__.mro() }}",
+        "{{ dict.mro() }}",
+        "{{ lipsum.__globals__ }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ '{0.__class__.__mro__}'.format(1) }}",
+        "{{ namespace(__class__=1) }}",
+        "{{ (5).to_bytes(10 ** 9, 'big') }}",
+        "{{ 'x'.encode('punycode') }}",
+        "{{ 'x'.translate({120: 'y'}) }}",
+        "{% include 'other' %}",
         "{{ messages | map(attribute='x.y') | list | first | upper }}{{ nothing.at_all }}",
     ],
 )
@@ -139,3 +155,161 @@ def test_named_templates() -> None:
     named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     template = ChatTemplate.from_config({"chat_template": named})
     assert template.render([], add_generation_prompt=True) == "d"
+
+
+LINE = "{% set b = 'x' * 500000 %}"
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}"
+ENDS = "{% endfor %}{% endfor %}"
+GROWING = {
+    "loops": f"{LOOPS}{ENDS}",
+    "output in loops": f"{LOOPS}x{ENDS}",
+    "a long text in a loop": f"{{% for a in range(99999) %}}{'x' * 50_000}{{% endfor %}}",
+    "a long text captured": f"{{% set y %}}{LOOPS}{'x' * 50_000}{ENDS}{{% endset %}}",
+    "a loop that lets nothing pass": (
+        "{% set l = range(99999) | list %}{% for x in range(99999) if -1 in l %}{% endfor %}"
+    ),
+    "a filter that lets nothing pass": (
+        "{% set l = range(99999) | list %}{{ l | select('in', [-1] * 20000) | list }}"
+    ),
+    "a loop that calls itself": (
+        "{% for a in range(9) recursive %}{% if loop.depth < 20 %}{{ loop(range(9)) }}{% endif %}"
+        "{% endfor %}"
+    ),
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "recursion of a loop": "{% for a in range(9) recursive %}{{ loop(range(9)) }}{% endfor %}",
+    "macros": "{% macro f0() %}{% endmacro %}"
+    + "".join(
+        f"{{% macro f{i + 1}() %}}{{{{ f{i}() }}}}{{{{ f{i}() }}}}{{% endmacro %}}"
+        for i in range(60)
+    )
+    + "{{ f60() }}",
+    "blocks": "".join(
+        f"{{% block b{i} %}}{{{{ self.b{i + 1}() }}}}{{{{ self.b{i + 1}() }}}}{{% endblock %}}"
+        for i in range(60)
+    )
+    + "{% block b60 %}{% endblock %}",
+    "doubling": "{% set ns = namespace(x='x') %}{% for i in range(60) %}"
+    "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "doubling by ~": "{% set x = 'x' %}" + "{% set x = x ~ x %}" * 60,
+    "doubling by output": "{% set x = 'x' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 60,
+    "lists of lists": "{% set x = [1] %}" + "{% set x = [x, x] %}" * 60 + "{{ x == 1 }}",
+    "dicts of dicts": "{% set x = 1 %}" + "{% set x = {1: x, 2: x} %}" * 60 + "{{ x | tojson }}",
+    "dicts by name": "{% set x = 1 %}" + "{% set x = dict(a=x, b=x) %}" * 60 + "{{ x | string }}",
+    "views": "{% set x = {} %}" + "{% set x = {1: x.items(), 2: x.items()} %}" * 60 + "{{ x }}",
+    "namespaces": "{% set x = 1 %}" + "{% set x = namespace(a=x, b=x) %}" * 60 + "{{ x | string }}",
+    "times": "{{ 'x' * 10 ** 9 }}",
+    "times, turned": "{{ 10 ** 9 * [1] }}",
+    "powers": "{{ 10 ** (10 ** 10) }}",
+    "squares": "{% set ns = namespace(x=3) %}{% for i in range(99) %}"
+    "{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "width": "{{ '%1000000000d' % 1 }}",
+    "width elsewhere": "{{ '%*d' % (1000000000, 1) }}",
+    "width in a filter": "{{ '%1000000000d' | format(1) }}",
+    "width in braces": "{{ '{:1000000000}'.format(1) }}",
+    "width from an argument": "{{ '{:{}}'.format(1, 1000000000) }}",
+    "fields": LINE + "{{ ('{0}' * 9000).format(b) }}",
+    "center": "{{ 'x' | center(10 ** 9) }}",
+    "ljust": "{{ 'x'.ljust(10 ** 9) }}",
+    "zfill": "{{ 'x'.zfill(10 ** 9) }}",
+    "expandtabs": "{{ '\t'.expandtabs(10 ** 9) }}",
+    "indent": "{{ 'a\nb' | indent(10 ** 9) }}",
+    "indent JSON": "{{ [1] | tojson(indent=10 ** 9) }}",
+    "replace": LINE + "{{ b | replace('', b) }}",
+    "replace, the method": LINE + "{{ b.replace('x', b) }}",
+    "replace a block": f"{{% filter replace('x', 'y' * 900000) %}}{'x' * 9000}{{% endfilter %}}",
+    "join": LINE + "{{ range(9999) | join(b) }}",
+    "join, the method": LINE + "{{ b.join(range(9999) | map('string')) }}",
+    "join much": LINE + "{{ ([b] * 9999) | join }}",
+    "sum": "{{ ([[1]] * 90000) | sum(start=[]) }}",
+    "slice": "{{ [1] | slice(10 ** 9) | list }}",
+    "batch": "{{ [1] | batch(10 ** 9, 'x') | list }}",
+    "kept lists": "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}"
+    "{% set ns.x = ns.x + [range(99999) | list] %}{% endfor %}",
+    "kept slices": LINE + "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}"
+    "{% set ns.x = ns.x + [b[1:]] %}{% endfor %}",
+    "kept copies": "".join(f"{{% set ns{i} = namespace() %}}" for i in range(99))
+    + LINE
+    + "".join(f"{{% set ns{i % 99}.x{i} = b.upper() %}}" for i in range(500)),
+    "sorting": "{% for i in range(9999) %}{% set x = range(99999) | list | sort %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", GROWING.values(), ids=GROWING.keys())
+def test_limits(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would run or grow without end is stopped early, and told as the template's fault."""
+    monkeypatch.setattr(template_budget, "MAX_CPU_S", 0.2)
+    template = ChatTemplate(source, {})
+    start = time.thread_time()
+    before = peak_mib()
+    with pytest.raises(InvalidRequestError, match="was stopped") as error:
+        template.render([{"role": "user", "content": "hello"}], add_generation_prompt=True)
+    assert error.value.code == "chat_template_limit" and error.value.param == "messages"
+    assert time.thread_time() - start < 1
+    assert peak_mib() - before < 100
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_limits_grow_with_the_input() -> None:
+    """A long chat is nothing that a template could be blamed for."""
+    content = "x" * 1_000_000
+    assert len(render(QWEN, *[content] * 8)) > 8_000_000
+    with pytest.raises(InvalidRequestError, match="was stopped"):
+        render("{{ messages[0].content * 9 }}", content)
+    many = render(LLAMA, *["hello"] * 4096)
+    assert many.count("hello") == 4096
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set ns = namespace(t='') %}{% for m in messages %}{% set ns.t = ns.t + m.content %}"
+        "{% endfor %}{{ ns.t }}",
+        "{% for m in messages %}{% for n in messages[loop.index:] %}{{ n.name }}{% endfor %}"
+        "{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{% if messages | selectattr('role', 'equalto', 'user') | first %}"
+        "{{ m.content }}{% endif %}{% endfor %}",
+    ],
+)
+def test_long_chats(source: str) -> None:
+    """Hundreds of messages may be collected in one text, or each be looked at for each."""
+    assert len(render(source, *["x" * 2000] * 400)) == 800_000
+
+
+def test_renderings_share_nothing() -> None:
+    """What one rendering has used up is not missing for the next, at the same time or later."""
+    template = ChatTemplate("{{ messages[0].content * 60 }}", {})
+    message = {"role": "user", "content": "x" * 15_000}
+
+    def once(_: int) -> int:
+        return len(template.render([message], add_generation_prompt=True))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(once, range(200))) == {900_000}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{% if 1 %}" * 2000 + "{% endif %}" * 2000,
+        "{{ " + "not " * 20_000 + "1 }}",
+        "{% for x in y %}" * 30 + "{% endfor %}" * 30,
+        "x" * 300_000,
+        "{{ 'x' | urlize }}",
+        "{% if %}",
+    ],
+)
+def test_sources_that_are_no_template(source: str) -> None:
+    """What can't be compiled is the model's fault, found when it is loaded."""
+    with pytest.raises(ModelError, match="can't be compiled"):
+        ChatTemplate(source, {})
+
+
+def test_long_reasons_are_cut() -> None:
+    """A template's own words become part of an answer, a million of them don't."""
+    with pytest.raises(InvalidRequestError) as error:
+        render("{{ raise_exception('no' * 400000) }}")
+    assert len(str(error.value)) < 2000

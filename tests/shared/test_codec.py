@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from chairlift.shared.codec import VERSION, decode_reply, decode_request, encode
 from chairlift.shared.errors import ProtocolError
 from chairlift.shared.messages import (
+    Attach,
     Cancel,
+    Detach,
     Finish,
     Frame,
     Greeting,
+    Joined,
     Message,
     Submit,
     Sync,
@@ -38,6 +41,7 @@ FRAME = Frame(
     state="ready",
     stats=WorkerStats(num_running=1),
     unknown=b"",
+    joined=[Joined(True, SUBMIT)],
     request_ids=REQUEST * 2,
     offsets=[0, 3],
     num_tokens=[2, 0],
@@ -48,6 +52,8 @@ FRAME = Frame(
 )
 REQUESTS: list[Message] = [
     SUBMIT,
+    Attach(FRONTEND, REQUEST, 3, True),
+    Detach(FRONTEND, REQUEST),
     Cancel(FRONTEND, REQUEST),
     Sync(FRONTEND, 1, 2, False, True, pack_live({REQUEST: 4})),
     Sync(FRONTEND, 1, 2, True, False, None),
@@ -89,7 +95,7 @@ HOSTILE = {
     "truncated": encode(SUBMIT)[:-3],
     "trailing bytes": encode(SUBMIT) + b"\x00",
     "unknown field": packed(VERSION, [*body(SUBMIT), 1]),
-    "missing field": packed(VERSION, body(SUBMIT)[:-1]),
+    "missing field": packed(VERSION, body(SUBMIT)[:6]),
     "unknown tag": packed(VERSION, ["shutdown"]),
     "short request id": packed(VERSION, ["cancel", FRONTEND, REQUEST[:-1]]),
     "text for bytes": packed(VERSION, ["cancel", "ZnJvbnRlbmQ=", REQUEST]),
@@ -101,13 +107,13 @@ HOSTILE = {
     "extension": b"\xc7\x01\x05\x00",
     "negative epoch": packed(VERSION, ["sync", FRONTEND, -1, 0, False, False, None]),
     "huge integer": packed(VERSION, ["sync", FRONTEND, 2**64 - 1, 0, False, False, None]),
-    "not a number": packed(VERSION, [*body(SUBMIT)[:-1], [8, float("nan")]]),
+    "not a number": packed(VERSION, [*body(SUBMIT)[:6], [8, float("nan")]]),
     "infinite bias": packed(
         VERSION,
-        [*body(SUBMIT)[:-1], [8, 1.0, 0, 1.0, 0.0, 0, 0.0, 0.0, 1.0, [[1, float("inf")]]]],
+        [*body(SUBMIT)[:6], [8, 1.0, 0, 1.0, 0.0, 0, 0.0, 0.0, 1.0, [[1, float("inf")]]]],
     ),
     "too many stops": packed(
-        VERSION, [*body(SUBMIT)[:-1], [8, 1.0, 0, 1.0, 0.0, 0, 0.0, 0.0, 1.0, [], ["x"] * 17]]
+        VERSION, [*body(SUBMIT)[:6], [8, 1.0, 0, 1.0, 0.0, 0, 0.0, 0.0, 1.0, [], ["x"] * 17]]
     ),
     "pickle": pickle.dumps({"frontend_id": FRONTEND}),
 }

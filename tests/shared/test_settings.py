@@ -17,6 +17,7 @@ from chairlift.shared.settings import (
     WorkerSettings,
     load_settings,
 )
+from tests.tcp import Keys
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,10 @@ def test_frozen() -> None:
         (ServeSettings, ["--keep-alive-s", "0"], "--keep-alive-s"),
         (ServeSettings, ["--address", "elsewhere"], "ipc:///directory"),
         (ServeSettings, ["--address", "tcp://0.0.0.0:5"], "leaves this machine"),
+        (WorkerSettings, ["--address", "tcp://*:5"], "`chairlift keygen`"),
+        (WorkerSettings, ["--curve-key", "k"], "--curve-key and --curve-frontends go together"),
+        (ServeSettings, ["--curve-worker", "k"], "--curve-key and --curve-worker go together"),
+        (ServeSettings, ["--curve-key=k", "--curve-worker=w"], "k can't be read"),
         (WorkerSettings, ["--max-num-seqs", "0"], "--max-num-seqs (CHAIRLIFT_MAX_NUM_SEQS)"),
         (WorkerSettings, ["--max-num-seqs", "500"], "max_num_seqs + 32 (532)"),
         (WorkerSettings, ["--kv-cache-bytes", "-1"], "--kv-cache-bytes"),
@@ -121,6 +126,18 @@ def test_typo(
     with pytest.raises(SystemExit):
         serve()
     assert "did you mean CHAIRLIFT_MAX_NUM_SEQS?" in capsys.readouterr().err
+
+
+def test_keys_for_tcp(tmp_path: Path) -> None:
+    """Each side takes its own secret and the other's public keys; ipc takes none."""
+    keys = Keys.make(tmp_path)
+    ours = ["--curve-key", str(keys.worker), "--curve-frontends", str(keys.frontends)]
+    theirs = ["--curve-key", str(keys.listed), "--curve-worker", str(keys.worker_public)]
+    assert worker("--address", "tcp://*:5", *ours).load_curve() == keys.of_worker()
+    assert serve("--address", "tcp://h:5", *theirs).load_curve() == keys.of(keys.listed)
+    assert worker().load_curve() is None and serve().load_curve() is None
+    with pytest.raises(SystemExit):
+        worker("--address", f"ipc://{tmp_path}", *ours)
 
 
 def test_keys_are_secret(monkeypatch: pytest.MonkeyPatch) -> None:

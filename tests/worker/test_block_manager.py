@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import count, pairwise
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,9 +24,10 @@ BLOCK_SIZE = 4
 _numbers = count()
 
 
-def make_sequence(prompt: list[int], max_tokens: int = 8) -> Sequence:
+def make_sequence(prompt: list[int], max_tokens: int = 8, salt: bytes = b"") -> Sequence:
     request_id = next(_numbers).to_bytes(16, "big")
-    return Sequence(request_id, prompt, SamplingParams(max_tokens=max_tokens))
+    params = SamplingParams(max_tokens=max_tokens)
+    return Sequence(request_id, prompt, params, cache_salt=salt)
 
 
 def compute(manager: BlockManager, sequence: Sequence) -> None:
@@ -33,9 +35,11 @@ def compute(manager: BlockManager, sequence: Sequence) -> None:
     manager.commit(sequence)
 
 
-def admitted(manager: BlockManager, prompt: list[int], max_tokens: int = 8) -> Sequence:
+def admitted(
+    manager: BlockManager, prompt: list[int], max_tokens: int = 8, salt: bytes = b""
+) -> Sequence:
     """A sequence with blocks, its prompt computed."""
-    sequence = make_sequence(prompt, max_tokens)
+    sequence = make_sequence(prompt, max_tokens, salt)
     assert manager.admit(sequence)
     compute(manager, sequence)
     return sequence
@@ -54,22 +58,25 @@ class BlockMachine(RuleBasedStateMachine):
     def start(self, num_blocks: int, has_prefix_cache: bool) -> None:
         self.manager = BlockManager(num_blocks, BLOCK_SIZE, has_prefix_cache=has_prefix_cache)
         self.held: list[Sequence] = []
-        self.written: dict[int, tuple[int, ...]] = {}  # slot: all tokens up to the one in it
+        self.written: dict[int, tuple[object, ...]] = {}  # slot: salt, all tokens up to this one
 
     @rule(
         blocks=st.lists(st.integers(0, 2), max_size=4),
         rest=st.integers(1, 2 * BLOCK_SIZE),
         max_tokens=st.integers(1, 12),
         headroom=st.integers(0, 2),
+        salt=st.sampled_from([b"", b"", b"a", b"b"]),
     )
-    def admit(self, blocks: list[int], rest: int, max_tokens: int, headroom: int) -> None:
+    def admit(
+        self, blocks: list[int], rest: int, max_tokens: int, headroom: int, salt: bytes
+    ) -> None:
         """Full blocks of equal tokens, so that two prompts often share some, and a rest."""
         prompt = [token for token in blocks for _ in range(BLOCK_SIZE)] + rest * [7]
         capacity = self.manager.num_blocks * BLOCK_SIZE
         if len(prompt) + max_tokens > capacity:
             return
         num_free = self.manager.num_free_blocks
-        sequence = make_sequence(prompt, max_tokens)
+        sequence = make_sequence(prompt, max_tokens, salt)
         if not self.manager.admit(sequence, headroom=headroom):
             assert num_free < self.manager.num_blocks_for(len(prompt) + 1) + headroom
             assert self.manager.num_free_blocks == num_free
@@ -94,7 +101,7 @@ class BlockMachine(RuleBasedStateMachine):
             block = sequence.block_table[position // BLOCK_SIZE]
             assert sum(block in other.block_table for other in self.held) == 1, "written and shared"
             slot = block * BLOCK_SIZE + position % BLOCK_SIZE
-            self.written[slot] = tuple(sequence.token_ids[: position + 1])
+            self.written[slot] = (sequence.cache_salt, *sequence.token_ids[: position + 1])
         sequence.num_computed_tokens = last
         self.manager.commit(sequence)
 
@@ -155,7 +162,7 @@ class BlockMachine(RuleBasedStateMachine):
             for position in range(sequence.num_computed_tokens):
                 block = sequence.block_table[position // BLOCK_SIZE]
                 slot = block * BLOCK_SIZE + position % BLOCK_SIZE
-                assert self.written[slot] == tokens[: position + 1]
+                assert self.written[slot] == (sequence.cache_salt, *tokens[: position + 1])
 
     @invariant()
     def books_agree(self) -> None:
@@ -201,6 +208,50 @@ def test_equal_blocks_behind_another_beginning_are_not_shared() -> None:
     other = make_sequence([2, 2, 2, 2, 5, 5, 5, 5, 9])
     assert manager.admit(other)
     assert other.num_computed_tokens == 0
+
+
+def test_only_equal_salts_share_a_prefix() -> None:
+    """A prompt is found under its own salt, under no other, and not without one."""
+    manager = BlockManager(64, BLOCK_SIZE)
+    prompt = list(range(9))
+    salts = [b"", b"a", b"b", b"a" * 32]
+    for salt in salts:
+        assert not manager._cached_prefix(make_sequence(prompt, salt=salt))
+        admitted(manager, prompt, salt=salt)
+    tables = [manager._cached_prefix(make_sequence(prompt, salt=salt)) for salt in salts]
+    assert [len(table) for table in tables] == [2] * 4
+    assert len({block for table in tables for block in table}) == 8
+
+
+@given(
+    st.lists(st.integers(0, 1), min_size=9, max_size=20),
+    st.lists(st.integers(0, 1), min_size=9, max_size=20),
+    st.binary(max_size=3),
+    st.binary(max_size=3),
+)
+def test_what_is_shared_has_equal_salts_and_equal_tokens(
+    tokens: list[int], others: list[int], salt: bytes, other_salt: bytes
+) -> None:
+    """As many blocks are shared as are equal from the first on, and none between salts."""
+    manager = BlockManager(64, BLOCK_SIZE)
+    admitted(manager, tokens, salt=salt)
+    num_equal = 0
+    while tokens[:num_equal] == others[:num_equal] and num_equal <= min(len(tokens), len(others)):
+        num_equal += 1
+    num_full = min((num_equal - 1) // BLOCK_SIZE, (len(others) - 1) // BLOCK_SIZE)
+    found = manager._cached_prefix(make_sequence(others, salt=other_salt))
+    assert len(found) == (num_full if salt == other_salt else 0)
+
+
+def test_no_salt_stands_for_the_beginning_of_another_prompt() -> None:
+    """Someone who knows the digest of a prefix can't put blocks of his own behind it."""
+    manager = BlockManager(64, BLOCK_SIZE)
+    victim = make_sequence([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    manager.admit(victim)
+    compute(manager, victim)
+    for salt in (victim.block_digests[0], array("I", [1, 2, 3, 4]).tobytes()):
+        attacker = make_sequence([5, 6, 7, 8, 9], salt=salt)
+        assert not manager._cached_prefix(attacker)
 
 
 @pytest.mark.parametrize("num_tokens", [4, 8, 9])

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import count
 from random import Random
 from typing import Any
 
 import pytest
+import torch
 
 from chairlift.shared.messages import Finish
-from chairlift.shared.sampling_params import SamplingParams
-from chairlift.worker.block_manager import BlockManager
-from chairlift.worker.engine import Engine
-from chairlift.worker.sampler import Sampler
-from chairlift.worker.scheduler import ContinuousScheduler, Scheduler
+from chairlift.worker.engine import Engine, StepTimes
+from chairlift.worker.scheduler import ContinuousScheduler, Plan, Scheduler
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.static_scheduler import StaticScheduler
-from tests.fake_model import FakeModelRunner, digest, last_plus_one
-
-BLOCK_SIZE = 4
-VOCAB_SIZE = 96
-EOS = frozenset({0, 1})
-CANCELLED = Finish("abort", code="cancelled")
-_numbers = count()
+from tests.fake_engine import (
+    BLOCK_SIZE,
+    CANCELLED,
+    VOCAB_SIZE,
+    Size,
+    Wish,
+    make_engine,
+    make_wish,
+    output_of,
+    random_wish,
+    run_alone,
+    run_to_the_end,
+    runner_of,
+)
+from tests.fake_model import last_plus_one
 
 
 class Clock:
@@ -36,91 +38,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a worker's settings say."""
-
-    num_blocks: int = 64
-    max_num_seqs: int = 8
-    budget: int = 32
-    has_prefix_cache: bool = True
-
-
-def make_engine(
-    size: Size | None = None,
-    policy: type[Scheduler] = ContinuousScheduler,
-    next_token: Callable[..., int] = digest,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Engine:
-    size = size or Size()
-    scheduler = policy(
-        BlockManager(size.num_blocks, BLOCK_SIZE, has_prefix_cache=size.has_prefix_cache),
-        max_num_seqs=size.max_num_seqs,
-        max_num_batched_tokens=size.budget,
-    )
-    runner = FakeModelRunner(size.num_blocks, BLOCK_SIZE, VOCAB_SIZE, next_token)
-    return Engine(scheduler, runner, Sampler(EOS), EOS, clock)
-
-
-def runner_of(engine: Engine) -> FakeModelRunner:
-    assert isinstance(engine._runner, FakeModelRunner)
-    return engine._runner
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a client asked for, to be run more than once."""
-
-    prompt: tuple[int, ...]
-    params: SamplingParams
-
-    def sequence(self) -> Sequence:
-        return Sequence(next(_numbers).to_bytes(16, "big"), list(self.prompt), self.params)
-
-
-def make_wish(prompt: list[int], **params: Any) -> Wish:
-    values = {"max_tokens": 8, "temperature": 0.0, **params}
-    return Wish(tuple(prompt), SamplingParams(**values))
-
-
-def output_of(sequence: Sequence) -> list[int]:
-    return sequence.token_ids[sequence.num_prompt_tokens :]
-
-
-def run_to_the_end(engine: Engine) -> list[Sequence]:
-    """Every sequence that a step named, in order."""
-    named = []
-    for _ in range(10_000):
-        if not engine.scheduler.has_work:
-            return named
-        named += engine.step()
-    raise AssertionError("it never ends")
-
-
-def run_alone(wish: Wish) -> Sequence:
-    """The oracle: nobody else, the prompt in one piece, no cache."""
-    engine = make_engine(Size(budget=4096, has_prefix_cache=False))
-    sequence = wish.sequence()
-    engine.add(sequence)
-    run_to_the_end(engine)
-    return sequence
-
-
-def random_wish(random: Random, capacity: int) -> Wish:
-    max_tokens = random.randint(1, min(16, capacity - 1))
-    num_prompt_tokens = random.randint(1, min(30, capacity - max_tokens))
-    first = random.choice([7, 8])  # few beginnings, so that prefixes are shared
-    prompt = [first + i // 8 for i in range(num_prompt_tokens)]
-    prompt[-1] = random.randint(2, VOCAB_SIZE - 1)
-    params: dict[str, Any] = {"max_tokens": max_tokens, "ignore_eos": random.random() < 0.5}
-    if random.random() < 0.5:
-        params |= {"temperature": 3.0 / 2, "seed": random.randint(0, 1 << 40)}
-        params |= random.choice([{}, {"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.05}])
-    if random.random() < 0.3:
-        params |= {"presence_penalty": 1.0, "repetition_penalty": 1.2, "min_tokens": 3}
-    return make_wish(prompt, **params)
 
 
 @pytest.mark.parametrize("policy", [ContinuousScheduler, StaticScheduler])
@@ -222,6 +139,47 @@ def test_row_that_is_no_number_ends_alone_with_an_error(policy: type[Scheduler])
     assert engine.scheduler.block_manager.num_free_blocks == 64
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_neighbours_of_a_row_that_is_no_number_get_the_same_bits(seed: int) -> None:
+    """Whatever way of sampling they share with it: logits and tokens are those of a run without."""
+    random = Random(seed)
+    wishes = [random_wish(random, 40) for _ in range(10)]
+
+    def run(poisoned: set[int]) -> tuple[list[Sequence], dict[tuple[int, int], bytes]]:
+        engine = make_engine(Size(num_blocks=32, budget=100))
+        runner = runner_of(engine)
+        runner.poisoned_token_ids = poisoned
+        sequences = [wish.sequence() for wish in wishes]
+        rows: dict[tuple[int, int], bytes] = {}
+        compute = runner.run
+
+        def noted(plan: Plan) -> torch.Tensor:
+            logits = compute(plan)
+            for sequence, row in zip(plan.sampled, logits, strict=True):
+                rows[sequences.index(sequence), sequence.num_tokens] = row.numpy().tobytes()
+            return logits
+
+        runner.run = noted  # type: ignore[method-assign]  # a model that is watched
+        for sequence in sequences:
+            engine.add(sequence)
+        run_to_the_end(engine)
+        return sequences, rows
+
+    control, control_rows = run(set())
+    victim = max(control, key=lambda s: s.num_output_tokens)
+    tested, rows = run({victim.token_ids[victim.num_prompt_tokens]})
+    num_same = 0
+    for n, (sequence, other) in enumerate(zip(tested, control, strict=True)):
+        if sequence.finish is not None and sequence.finish.reason == "error":
+            continue
+        num_same += 1
+        assert sequence.token_ids == other.token_ids
+        assert {k: v for k, v in rows.items() if k[0] == n} == {
+            k: v for k, v in control_rows.items() if k[0] == n
+        }
+    assert 0 < num_same < len(wishes)
+
+
 def test_end_is_at_once_and_only_once() -> None:
     """Ending a waiting, a running or a finished sequence: one finish, no blocks, no more tokens."""
     engine = make_engine(Size(max_num_seqs=1), next_token=last_plus_one)
@@ -287,7 +245,8 @@ def finish_some(engine: Engine, clock: Clock, number: int, seconds_each: float) 
 def test_estimated_wait_is_the_queue_at_the_rate_of_the_last_finishes() -> None:
     """Ten waiting at two seconds each are twenty seconds; before there is a rate, one second."""
     clock = Clock()
-    engine = make_engine(Size(max_num_seqs=1), clock=clock)
+    engine = make_engine(Size(max_num_seqs=1))
+    engine.times = StepTimes(clock)
     assert engine.estimated_wait_ms() == 1000
     finish_some(engine, clock, 5, seconds_each=2.0)
     assert engine.estimated_wait_ms() == 1000
@@ -299,7 +258,8 @@ def test_estimated_wait_is_the_queue_at_the_rate_of_the_last_finishes() -> None:
 def test_estimated_wait_does_not_count_the_time_without_work() -> None:
     """After a quiet hour a full queue waits as long as after a busy one."""
     clock = Clock()
-    engine = make_engine(Size(max_num_seqs=1), clock=clock)
+    engine = make_engine(Size(max_num_seqs=1))
+    engine.times = StepTimes(clock)
     finish_some(engine, clock, 5, seconds_each=2.0)
     clock.now += 3600
     for _ in range(10):
@@ -310,22 +270,9 @@ def test_estimated_wait_does_not_count_the_time_without_work() -> None:
 def test_times_add_up() -> None:
     """The parts of a step's time are those of its phases."""
     clock = Clock()
-    engine = make_engine(clock=clock)
+    engine = make_engine()
+    engine.times = StepTimes(clock)
     finish_some(engine, clock, 3, seconds_each=2.0)
     times = engine.times
     assert times.forward_s == 6.0
     assert times.schedule_s == times.sample_s == times.commit_s == 0.0
-
-
-def test_error_in_a_step_leaves_the_state_as_it_was() -> None:
-    """When the model raises, nothing was committed: the next step computes the same again."""
-    engine = make_engine(next_token=last_plus_one)
-    sequence = make_wish([5, 6, 7]).sequence()
-    engine.add(sequence)
-    engine.step()
-    runner_of(engine).fail_next(RuntimeError("out of memory"))
-    with pytest.raises(RuntimeError, match="out of memory"):
-        engine.step()
-    assert output_of(sequence) == [8]
-    run_to_the_end(engine)
-    assert output_of(sequence) == list(range(8, 16))

@@ -1,8 +1,10 @@
-"""Continuous batching under random arrivals, cancels and shortage, with a simulated model."""
+"""Continuous batching under random arrivals, cancels, failures, suspects and shortage, with a
+simulated model."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -48,6 +50,7 @@ class Life:
     outputs_at_preemption: int = -1
     work_ahead: int = 0  # tokens that it and all before it may need
     first_admitted: int | None = None  # place in the order of first admissions
+    was_suspect: bool = False
 
 
 @dataclass
@@ -64,6 +67,8 @@ class World:
     num_steps: int = 0
     num_admitted: int = 0
     num_waits: int = 0  # steps that the oldest sat out
+    num_lone_steps: int = 0
+    was_lone_step: bool = False
 
     def __post_init__(self) -> None:
         assert self.max_num_batched_tokens >= self.max_num_seqs + BLOCK_SIZE  # as settings demand
@@ -81,12 +86,25 @@ class World:
     def capacity(self) -> int:
         return self.num_blocks * BLOCK_SIZE
 
-    def add(self, prompt: list[int], max_tokens: int) -> Sequence:
+    @property
+    def places(self) -> list[Sequence]:
+        scheduler = self.scheduler
+        return [*scheduler.running, *scheduler.suspects, *scheduler.waiting]
+
+    @property
+    def lone(self) -> Sequence | None:
+        """The suspect that has blocks."""
+        return next((s for s in self.scheduler.suspects if s.status is Status.RUNNING), None)
+
+    def add(self, prompt: list[int], max_tokens: int, *, is_suspect: bool = False) -> Sequence:
         sequence = make_sequence(prompt, max_tokens)
+        sequence.is_suspect = is_suspect
         assert sequence.max_num_tokens <= self.capacity, "intake refuses what can never fit"
-        ahead = sum(s.max_num_tokens for s in (*self.scheduler.running, *self.scheduler.waiting))
-        life = Life(len(self.arrivals), self.num_steps)
-        life.work_ahead = ahead + sequence.max_num_tokens
+        for other in self.places:  # whoever has to wait for the newcomer
+            if is_suspect or other.is_suspect:
+                self.lives[other].work_ahead += sequence.max_num_tokens
+        life = Life(len(self.arrivals), self.num_steps, was_suspect=is_suspect)
+        life.work_ahead = sequence.max_num_tokens + sum(s.max_num_tokens for s in self.places)
         self.lives[sequence] = life
         self.arrivals.append(sequence)
         self.scheduler.add(sequence)
@@ -96,35 +114,45 @@ class World:
         self._end(sequence)
         assert not sequence.block_table
 
-    def step(self) -> Plan:
-        """Plans, "computes", "samples", finishes whoever is at max_tokens."""
+    def step(self, fails: Callable[[Sequence], bool] = lambda _: False) -> Plan:
+        """Plans, "computes", "samples", finishes whoever is at max_tokens or fails."""
         scheduler = self.scheduler
-        had_work = scheduler.has_work
+        had_work, lone = scheduler.has_work, self.lone
         before = list(scheduler.running)
         decoding = [s for s in before if s.num_uncomputed_tokens == 1]
         protected = {s for s in before if s.is_protected}
         plan = scheduler.plan()
         self.num_steps += 1
         self._note_preemptions(before, protected)
-        self._note_admissions(before)
+        self._note_admissions(before, lone)
         assert bool(plan.entries) == had_work, "an empty plan, and there is work"
         self._check_budget(plan)
-        self._check_decodes(plan, decoding)
-        self._check_chunks(plan)
-        self._compute(plan)
-        sampled = [entry.sequence for entry in plan.entries if entry.is_sampled]
-        scheduler.commit(plan)
-        for sequence in sampled:
+        self._check_turns(plan, lone)
+        if not self.was_lone_step:
+            self._check_decodes(plan, decoding)
+            self._check_chunks(plan)
+        computed = Plan(tuple(entry for entry in plan.entries if not fails(entry.sequence)))
+        self._compute(computed)
+        scheduler.commit(computed)
+        for sequence in computed.sampled:
+            assert not sequence.is_suspect
+            if self.was_lone_step:  # it starts anew, behind all others
+                life = self.lives[sequence]
+                life.arrived = self.num_steps
+                life.work_ahead = sum(s.max_num_tokens for s in self.places)
             sequence.append(self._next_token(sequence))
             if sequence.num_output_tokens == sequence.params.max_tokens:
                 self._end(sequence)
+        for entry in plan.entries:
+            if entry not in computed.entries:
+                self._end(entry.sequence)
         self.check_places()
         self._check_starvation()
         return plan
 
     def drain(self) -> None:
         """Nobody new: everybody is through after a bounded number of steps."""
-        left = sum(s.max_num_tokens for s in (*self.scheduler.running, *self.scheduler.waiting))
+        left = sum(s.max_num_tokens for s in self.places)
         for _ in range(2 * left):
             if not self.scheduler.has_work:
                 break
@@ -161,27 +189,43 @@ class World:
             else:
                 newer.add(sequence)
 
-    def _note_admissions(self, before: list[Sequence]) -> None:
+    def _note_admissions(self, before: list[Sequence], lone: Sequence | None) -> None:
+        if self.lone is not None and self.lone is not lone:
+            self.lives[self.lone].computed = self.lone.num_computed_tokens
         for sequence in self.scheduler.running:
             life = self.lives[sequence]
-            if life.first_admitted is None:
+            if life.first_admitted is None and not life.was_suspect:
                 life.first_admitted = self.num_admitted
                 self.num_admitted += 1
                 earlier = [s for s in self.lives if self.lives[s].number < life.number]
-                assert all(self.lives[s].first_admitted is not None for s in earlier), (
-                    "admitted before somebody who came first"
-                )
+                assert all(
+                    life.first_admitted is not None or life.was_suspect
+                    for life in map(self.lives.__getitem__, earlier)
+                ), "admitted before somebody who came first"
             if sequence not in before:
                 life.computed = sequence.num_computed_tokens  # what the cache had
 
     def _check_budget(self, plan: Plan) -> None:
         assert plan.num_padding_tokens == 0
         assert plan.num_tokens <= self.max_num_batched_tokens
-        assert len(self.scheduler.running) <= self.max_num_seqs
+        assert len(self.scheduler.running) + (self.lone is not None) <= self.max_num_seqs
         assert len({entry.sequence for entry in plan.entries}) == len(plan.entries)
         for entry in plan.entries:
             assert entry.sequence.status is Status.RUNNING
             assert 1 <= entry.num_tokens <= entry.sequence.num_uncomputed_tokens
+
+    def _check_turns(self, plan: Plan, lone: Sequence | None) -> None:
+        """A suspect is alone in its step, oldest first, and takes every second one."""
+        suspects = [e.sequence for e in plan.entries if e.sequence.is_suspect]
+        if suspects:
+            assert suspects == [self.scheduler.suspects[0]]
+            assert len(plan.entries) == 1
+            if self.was_lone_step:
+                assert not any(map(self.manager.has_room, self.scheduler.running))
+        elif lone is not None:
+            assert self.was_lone_step
+        self.was_lone_step = bool(suspects)
+        self.num_lone_steps += self.was_lone_step
 
     def _check_decodes(self, plan: Plan, decoding: list[Sequence]) -> None:
         """Running ones ride, but for the oldest, which waits where none may be preempted."""
@@ -211,7 +255,7 @@ class World:
 
     def _compute(self, plan: Plan) -> None:
         """Writes each position once; all that is read must be what the sequence holds there."""
-        holders = Counter(block for s in self.scheduler.running for block in s.block_table)
+        holders = Counter(block for s in self.places for block in s.block_table)
         for entry in plan.entries:
             sequence, life = entry.sequence, self.lives[entry.sequence]
             first = sequence.num_computed_tokens
@@ -229,16 +273,24 @@ class World:
             life.computed = last
 
     def check_places(self) -> None:
-        """Every sequence is in exactly one place, and only running ones hold blocks."""
-        scheduler = self.scheduler
-        places = [*scheduler.running, *scheduler.waiting]
+        """Every sequence is in exactly one place, and only running ones and the first suspect hold
+        blocks."""
+        scheduler, places = self.scheduler, self.places
         assert len(places) == len(set(places))
         assert set(places) == set(self.lives)
-        assert all(s.status is Status.RUNNING and s.block_table for s in scheduler.running)
-        assert all(s.status is Status.WAITING for s in scheduler.waiting)
-        assert not any(s.block_table or s.num_computed_tokens for s in scheduler.waiting)
+        holders = [s for s in places if s.status is Status.RUNNING]
+        assert holders == [*scheduler.running, *([self.lone] if self.lone else [])]
+        assert self.lone in (None, *list(scheduler.suspects)[:1])
+        assert all(s.block_table for s in holders)
+        queues = [*scheduler.waiting, *scheduler.suspects]
+        assert scheduler.num_waiting_tokens == sum(s.num_tokens for s in queues)
+        assert scheduler.num_waiting == len(queues)
+        assert all(s.is_suspect == (s in scheduler.suspects) for s in places)
+        waiting = [s for s in queues if s is not self.lone]
+        assert all(s.status is Status.WAITING for s in waiting)
+        assert not any(s.block_table or s.num_computed_tokens for s in waiting)
         assert all(s.status is Status.FINISHED for s in self.finished)
-        held = {block for s in scheduler.running for block in s.block_table}
+        held = {block for s in holders for block in s.block_table}
         assert len(held) + self.manager.num_free_blocks == self.num_blocks
 
     def _check_starvation(self) -> None:
@@ -263,12 +315,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world = World(num_blocks, max_num_seqs, budget, has_prefix_cache)
 
     @rule(
-        first=st.integers(0, 2), num_prompt_tokens=st.integers(1, 40), max_tokens=st.integers(1, 24)
+        first=st.integers(0, 2),
+        num_prompt_tokens=st.integers(1, 40),
+        max_tokens=st.integers(1, 24),
+        is_suspect=st.sampled_from([False, False, True]),
     )
-    def add(self, first: int, num_prompt_tokens: int, max_tokens: int) -> None:
+    def add(self, first: int, num_prompt_tokens: int, max_tokens: int, is_suspect: bool) -> None:
         num_prompt_tokens = min(num_prompt_tokens, self.world.capacity - max_tokens)
         if num_prompt_tokens > 0:
-            self.world.add(num_prompt_tokens * [first], max_tokens)
+            self.world.add(num_prompt_tokens * [first], max_tokens, is_suspect=is_suspect)
 
     @precondition(lambda self: self.world.lives)
     @rule(data=st.data())
@@ -279,6 +334,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
             self.world.step()
+
+    @precondition(lambda self: self.world.lives)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        """A step in which some can't be computed."""
+        doomed = data.draw(st.sets(st.sampled_from(list(self.world.lives))))
+        self.world.step(fails=doomed.__contains__)
 
     @invariant()
     def everybody_is_somewhere(self) -> None:
@@ -294,8 +356,8 @@ TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=100, stateful_step_count=20)
 
 
-def random_run(seed: int) -> int:
-    """One small world from beginning to end; the number of preemptions."""
+def random_run(seed: int) -> World:
+    """One small world from beginning to end."""
     random = Random(seed)
     max_num_seqs = random.randint(1, 8)
     world = World(
@@ -305,28 +367,33 @@ def random_run(seed: int) -> int:
         has_prefix_cache=random.random() < 0.7,
     )
     arrival_rate = random.choice([0.1, 0.5, 1.5])
+    suspect_rate, failure_rate = random.choice([0.0, 0.0, 0.3]), random.choice([0.0, 0.0, 0.05])
     for _ in range(random.randint(5, 25)):
         while random.random() < arrival_rate / (1 + arrival_rate):
             max_tokens = random.randint(1, min(20, world.capacity - 1))
             num_prompt_tokens = random.randint(1, min(30, world.capacity - max_tokens))
-            world.add(num_prompt_tokens * [random.randint(0, 2)], max_tokens)
+            prompt = num_prompt_tokens * [random.randint(0, 2)]
+            world.add(prompt, max_tokens, is_suspect=random.random() < suspect_rate)
         if world.lives and random.random() < 0.1:
             world.cancel(random.choice(list(world.lives)))
-        world.step()
+        world.step(fails=lambda _: random.random() < failure_rate)
     world.drain()
-    return world.scheduler.num_preemptions
+    return world
 
 
 @pytest.mark.parametrize("start", range(0, 2000, 500))
 def test_random_runs_keep_every_rule(start: int) -> None:
     """Thousands of small worlds with scarce blocks: no rule is broken, and preemption happens."""
-    num_preemptions = 0
+    num_preemptions = num_lone_steps = 0
     for seed in range(start, start + 500):
         try:
-            num_preemptions += random_run(seed)
+            world = random_run(seed)
         except AssertionError as error:
             raise AssertionError(f"random_run({seed}): {error}") from error
+        num_preemptions += world.scheduler.num_preemptions
+        num_lone_steps += world.num_lone_steps
     assert num_preemptions > 500
+    assert num_lone_steps > 500
 
 
 def test_long_prompt_does_not_hold_up_decodes() -> None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from chairlift.shared.codec import decode_reply, encode
 from chairlift.shared.messages import (
     Cancel,
-    Finish,
     Frame,
     Greeting,
-    Message,
-    Row,
-    Submit,
     Sync,
     TokenizerFiles,
     WorkerStats,
@@ -24,68 +17,11 @@ from chairlift.shared.messages import (
 )
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.tokenizer import Tokenizer
-from chairlift.worker.publisher import LEASE_S, MAX_UNACKNOWLEDGED_FRAMES, UNSUBSCRIBED_LEASE_S
-from tests.simulation import NUM_BLOCKS, VOCAB_SIZE, SimulatedWorker, letters, next_token
-
-ALICE, BOB = b"alice-01", b"bob-0001"
-PARAMS = SamplingParams(max_tokens=6, temperature=0.0)
-
-
-class Desk:
-    """A worker, a clock, and what each frontend has received."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.now = 100.0
-        self.tokenizer = tokenizer
-        self.worker = SimulatedWorker(tokenizer, 77, self.now)
-        self.received: dict[bytes, list[object]] = {ALICE: [], BOB: []}
-        self.is_blocked = False
-        for frontend in self.received:
-            self.worker.publisher.subscribed(frontend, self.now)
-
-    def send(self, topic: bytes, body: bytes) -> bool:
-        if self.is_blocked:
-            return False
-        self.received[topic].append(decode_reply(body))
-        return True
-
-    def turn(self, *messages: Message | bytes, seconds: float = 0.01) -> None:
-        self.now += seconds
-        arrivals = [m if isinstance(m, bytes) else encode(m) for m in messages]
-        self.worker.turn(arrivals, self.send, self.now)
-
-    def turns(self, count: int) -> None:
-        for _ in range(count):
-            self.turn()
-
-    def submit(self, frontend: bytes, number: int, **changes: object) -> Submit:
-        fields: dict[str, object] = {
-            "frontend_id": frontend,
-            "request_id": bytes([number]) * 16,
-            "tokenizer": self.tokenizer.fingerprint,
-            "prompt_token_ids": pack_token_ids([number, 2, 3]),
-            "output_token_ids": b"",
-            "params": PARAMS,
-        }
-        return Submit(**{**fields, **changes})  # type: ignore[arg-type]
-
-    def frames(self, frontend: bytes = ALICE) -> list[Frame]:
-        return [m for m in self.received[frontend] if isinstance(m, Frame) and not m.is_heartbeat]
-
-    def rows(self, frontend: bytes = ALICE) -> Iterator[Row]:
-        for frame in self.frames(frontend):
-            yield from frame.rows()
-
-    def tokens(self, frontend: bytes = ALICE) -> list[int]:
-        return [token for row in self.rows(frontend) for token in row.token_ids]
-
-    def end(self, frontend: bytes = ALICE) -> Finish:
-        (finish,) = [row.finish for row in self.rows(frontend) if row.finish is not None]
-        return finish
-
-
-def expected_tokens(number: int, count: int = 6) -> list[int]:
-    return [next_token(number, 3 + i) for i in range(count)]
+from chairlift.worker.admission import Limits
+from chairlift.worker.publisher import MAX_UNACKNOWLEDGED_FRAMES
+from chairlift.worker.stream import LEASE_S, UNSUBSCRIBED_LEASE_S
+from tests.desk import ALICE, BOB, Desk, expected_tokens
+from tests.simulation import NUM_BLOCKS, VOCAB_SIZE, letters
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +53,14 @@ def test_a_request_yields_a_row_a_step_and_one_end(desk: Desk) -> None:
 
 
 def test_the_same_id_twice_is_one_request(desk: Desk) -> None:
-    """A repeated Submit changes nothing."""
+    """A repeated Submit makes nothing run twice; what it says is not held is handed out again."""
     desk.turn(desk.submit(ALICE, 5), desk.submit(ALICE, 5))
     desk.turn(desk.submit(ALICE, 5))
     desk.turns(8)
-    assert desk.tokens() == expected_tokens(5)
+    assert {row.offset + i: t for row in desk.rows() for i, t in enumerate(row.token_ids)} == dict(
+        enumerate(expected_tokens(5))
+    )
+    assert desk.worker.engine.num_generation_tokens == 6
 
 
 def test_a_blocked_send_only_makes_the_next_frame_longer(desk: Desk) -> None:
@@ -205,7 +144,7 @@ def test_cancel_frees_at_once(desk: Desk) -> None:
     assert desk.worker.blocks.num_free_blocks < NUM_BLOCKS
     desk.turn(Cancel(ALICE, bytes([5]) * 16))
     assert desk.worker.blocks.num_free_blocks == NUM_BLOCKS
-    assert desk.worker.publisher.find(bytes([5]) * 16) is None
+    assert desk.worker.streams.find(bytes([5]) * 16) is None
 
 
 def test_nobody_cancels_for_others(desk: Desk) -> None:
@@ -223,7 +162,7 @@ def test_what_a_sync_leaves_out_is_forgotten(desk: Desk) -> None:
     desk.turn(desk.submit(ALICE, 5))
     desk.turn(Sync(ALICE, 77, 1, False, False, b""))
     assert not desk.worker.engine.scheduler.has_work
-    assert desk.worker.publisher.find(bytes([5]) * 16) is None
+    assert desk.worker.streams.find(bytes([5]) * 16) is None
 
 
 def test_frontends_that_are_gone_are_forgotten(desk: Desk) -> None:
@@ -231,10 +170,10 @@ def test_frontends_that_are_gone_are_forgotten(desk: Desk) -> None:
     desk.turn(desk.submit(ALICE, 5), desk.submit(BOB, 6))
     desk.worker.publisher.unsubscribed(ALICE, desk.now)
     desk.turn(seconds=UNSUBSCRIBED_LEASE_S + 0.1)
-    assert desk.worker.publisher.find(bytes([5]) * 16) is None
-    assert desk.worker.publisher.find(bytes([6]) * 16) is not None
+    assert desk.worker.streams.find(bytes([5]) * 16) is None
+    assert desk.worker.streams.find(bytes([6]) * 16) is not None
     desk.turn(seconds=LEASE_S)
-    assert desk.worker.publisher.find(bytes([6]) * 16) is None
+    assert desk.worker.streams.find(bytes([6]) * 16) is None
     assert desk.worker.blocks.num_free_blocks == NUM_BLOCKS
 
 
@@ -273,7 +212,7 @@ def test_what_cannot_be_served_is_refused(
 
 def test_a_full_queue_refuses_with_a_time(desk: Desk) -> None:
     """Beyond max_waiting a request is refused at once with a time to come back."""
-    desk.worker.intake._limits = type(desk.worker.intake._limits)(VOCAB_SIZE, 64, 2)
+    desk.worker.intake._admission.limits = Limits(VOCAB_SIZE, 64, max_waiting=2)
     requests = [desk.submit(ALICE, n) for n in range(1, 9)]
     desk.turn(*requests)
     refused = [row for row in desk.rows() if row.finish is not None]

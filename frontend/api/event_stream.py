@@ -1,0 +1,136 @@
+"""An answer as server-sent events, from any position on. Sans-IO: deltas in, bytes out.
+
+Reference: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import orjson
+
+from ..results import Delta
+from .answer_form import AnswerForm, Json
+from .errors import answer_for
+from .position import ChoicePosition, Position, written
+from .response_id import ResponseId
+from .shapes import SHAPES
+from .usage import Usage
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"[DONE]"
+
+
+class _Cursor:
+    """One choice: what came of it, and what of that the reader has."""
+
+    def __init__(self, held: ChoicePosition | None) -> None:
+        self.held = held
+        self.num_tokens = 0
+        self.num_characters = 0
+
+    @property
+    def has_end(self) -> bool:
+        return self.held is not None and self.held.is_finished
+
+    def take(self, delta: Delta) -> str:
+        """What of its text the reader doesn't have."""
+        num_held = self.held.num_characters if self.held else 0
+        num_known = max(0, num_held - self.num_characters)
+        self.num_tokens += len(delta.token_ids)
+        self.num_characters += len(delta.text)
+        return delta.text[num_known:]
+
+
+class EventStream:
+    """Takes every choice's deltas from the first token on, and writes what comes after a position.
+
+    However the deltas are cut, what was written up to an event's id and what is written after it
+    make the whole answer, each part once.
+    """
+
+    def __init__(
+        self, response_id: ResponseId, form: AnswerForm, after: Position | None = None
+    ) -> None:
+        """Raises InvalidRequestError when `after` is of a stream with more or fewer choices."""
+        after = after or Position.start(form.num_choices)
+        after.check_fits(form.num_choices)
+        self._form = form
+        self._shape = SHAPES[form.endpoint]
+        self._head = form.head(response_id) | {"object": self._shape.chunk_object}
+        self._cursors = [_Cursor(held) for held in after.choices]
+        self._marks = ["-" if held is None else str(held) for held in after.choices]
+        self._has_usage = after.has_usage
+        self._usage = Usage(form)
+        self._num_unfinished = form.num_choices
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing more will come."""
+        return self._num_unfinished == 0
+
+    def openings(self) -> bytes:
+        """The chunks that begin each choice."""
+        events = []
+        for index, cursor in enumerate(self._cursors):
+            for choice in self._shape.openings(index) if cursor.held is None else ():
+                events.append(self._chunk(index, choice))
+        return b"".join(events)
+
+    def write(self, index: int, delta: Delta) -> bytes:
+        """The events for one choice's news; the last of all brings usage and [DONE]."""
+        parts = b"".join(self._parts(index, delta))
+        if delta.finish:
+            return parts + self._finish_one()
+        return parts
+
+    def leave_out(self, index: int) -> bytes:
+        """For a choice that is no longer kept, of which the reader has all."""
+        held = self._cursors[index].held
+        assert held is not None and held.is_finished, "only what the reader has can be left out"
+        self._usage.add_tokens(held.num_tokens)
+        return self._finish_one()
+
+    def fail(self, error: Exception, request_id: str) -> bytes:
+        """The last event, instead of what would still come."""
+        self._num_unfinished = 0
+        return self._event(answer_for(error, request_id).body)
+
+    def _parts(self, index: int, delta: Delta) -> Iterator[bytes]:
+        cursor = self._cursors[index]
+        self._usage.add(index, delta)
+        text = cursor.take(delta)
+        if cursor.has_end:
+            return
+        reason = delta.finish.reason if delta.finish else None
+        for choice in self._shape.parts(index, text, reason):
+            yield self._chunk(index, choice)
+
+    def _chunk(self, index: int, choice: Json) -> bytes:
+        cursor = self._cursors[index]
+        is_finished = choice["finish_reason"] is not None
+        cursor.held = ChoicePosition(
+            cursor.num_tokens, cursor.num_characters, is_finished=is_finished
+        )
+        self._marks[index] = str(cursor.held)
+        return self._data([choice], None)
+
+    def _finish_one(self) -> bytes:
+        self._num_unfinished -= 1
+        if self._num_unfinished:
+            return b""
+        usage = b""
+        if self._form.has_usage and not self._has_usage:
+            self._has_usage = True
+            usage = self._data([], self._usage.as_json())
+        return usage + self._event(DONE)
+
+    def _data(self, choices: list[Json], usage: Json | None) -> bytes:
+        chunk = {**self._head, "choices": choices}
+        if self._form.has_usage:
+            chunk["usage"] = usage
+        return self._event(orjson.dumps(chunk))
+
+    def _event(self, data: bytes) -> bytes:
+        position = written(self._marks, self._has_usage).encode()
+        return b"id: " + position + b"\ndata: " + data + b"\n\n"

@@ -1,0 +1,120 @@
+"""Idempotency-Key: a request asked again is the same request, on any frontend.
+
+As in https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from pathlib import Path
+
+import orjson
+import structlog
+
+from ...shared.addresses import Endpoints, make_private_directory
+from ...shared.errors import ChairliftError, InvalidRequestError
+from ...shared.settings import ServeSettings
+from .errors import NO_RETRY, HttpError
+from .generation_request import GenerationRequest
+from .response_id import ResponseId
+
+HEADER = "Idempotency-Key"
+KEY = re.compile(r"[!-~]{1,255}")
+SECRET_BYTES = 32
+SECRET_NAME = "secret"
+
+log = structlog.get_logger(__name__)
+
+
+class Idempotency:
+    """Makes request ids of keys. The secret keeps others from guessing them: an id is the
+    permission to read the answer."""
+
+    def __init__(self, secret: bytes | None, directory: Path | None = None) -> None:
+        """Without a secret, that of the directory is taken, or put there, at the first use."""
+        self._secret = secret
+        self._directory = directory
+
+    @classmethod
+    def from_settings(cls, settings: ServeSettings) -> Idempotency:
+        """Raises ChairliftError when the file that is set can't be used."""
+        if settings.idempotency_secret_file:
+            return cls(_read_secret(settings.idempotency_secret_file))
+        return cls(None, Endpoints.parse(settings.address).directory)
+
+    def response_id(self, asked: GenerationRequest, tenant: str, key: str) -> ResponseId:
+        """Raises InvalidRequestError for a bad key, HttpError when there is no secret."""
+        if not KEY.fullmatch(key):
+            message = f"{HEADER} must have 1 to 255 visible ASCII characters, without spaces"
+            raise InvalidRequestError(message, param=HEADER)
+        named = f"{tenant}\0{key}".encode()
+        base = hmac.digest(self._the_secret(), named, "sha256")[:16]
+        return ResponseId(asked.endpoint, base)
+
+    def _the_secret(self) -> bytes:
+        if self._secret is None:
+            self._secret = self._common_secret()
+        return self._secret
+
+    def _common_secret(self) -> bytes:
+        if self._directory is None:
+            raise InvalidRequestError(
+                f"{HEADER} is not served here: the server needs --idempotency-secret-file, the "
+                "same for all frontends of the worker",
+                param=HEADER,
+                code="unsupported_parameter",
+            )
+        try:
+            make_private_directory(self._directory)
+            return _read_or_create(self._directory)
+        except (OSError, ChairliftError) as error:
+            log.error("no secret for idempotency keys", reason=str(error))
+            message = f"{HEADER} can't be served now: its secret can't be read; leave it out"
+            raise HttpError(500, message, code="idempotency_unavailable") from None
+
+
+def body_digest(asked: GenerationRequest) -> str:
+    """Of the request as it was understood, so spelling and spaces don't count."""
+    body = orjson.dumps([asked.endpoint, asked.model_dump()], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(body).hexdigest()
+
+
+def key_reused() -> HttpError:
+    message = f"this {HEADER} came with another body before: use a new key for a new request"
+    return HttpError(409, message, code="idempotency_key_reused", headers=NO_RETRY)
+
+
+def _read_secret(path: Path) -> bytes:
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise ChairliftError(f"{path} can't be read: {error.strerror}") from None
+    if len(secret) < SECRET_BYTES:
+        raise ChairliftError(
+            f"{path} holds {len(secret)} bytes, a secret needs {SECRET_BYTES}: try "
+            "`openssl rand -hex 32`"
+        )
+    return secret
+
+
+def _read_or_create(directory: Path) -> bytes:
+    """Whoever links first makes it; all read the whole of it or nothing."""
+    path = directory / SECRET_NAME
+    if not path.exists():
+        draft = directory / f"{SECRET_NAME}.{secrets.token_hex(8)}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(secrets.token_hex(SECRET_BYTES).encode())
+                file.flush()
+                os.fsync(descriptor)
+            os.link(draft, path)
+        except FileExistsError:
+            pass  # another was faster
+        finally:
+            draft.unlink()
+    return _read_secret(path)

@@ -1,0 +1,181 @@
+"""How the generations of an answer come to run for us: submitted, or attached to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass, replace
+
+from starlette.requests import Request
+
+from ...shared.errors import RequestIdConflictError, StreamNotFoundError
+from ...shared.messages import Greeting
+from ..client import AsyncClient
+from ..request_options import RequestOptions
+from ..token_stream import TokenStream
+from .answer_form import AnswerForm, now, system_fingerprint
+from .context import Context
+from .generation_request import Choice, GenerationRequest
+from .idempotency import HEADER, body_digest, key_reused
+from .position import Position
+from .response_id import ResponseId
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The streams of an answer's choices, less those that are gone and that the reader has."""
+
+    response_id: ResponseId
+    form: AnswerForm
+    streams: dict[int, TokenStream]
+    is_resumable: bool  # the worker keeps them when we go
+    is_watched: bool = False  # by a reader who must not stop them
+    is_new: bool = True  # timed from the start
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What one POST asks of the worker."""
+
+    response_id: ResponseId
+    form: AnswerForm
+    choices: list[Choice]
+    options: RequestOptions
+    is_stream: bool
+
+    def open(self, client: AsyncClient) -> Opened:
+        """Raises what `AsyncClient.generate` raises, then nothing of it runs; HttpError when the
+        key is that of another request."""
+        streams: dict[int, TokenStream] = {}
+        try:
+            for choice in self.choices:
+                request_id = self.response_id.of_choice(choice.index)
+                options = replace(self.options, request_id=request_id)
+                streams[choice.index] = client.generate(
+                    choice.prompt_token_ids, choice.params, options
+                )
+        except BaseException as error:
+            for stream in streams.values():
+                (stream.detach if self.form.body_digest else stream.cancel)()
+            if isinstance(error, RequestIdConflictError):
+                raise key_reused() from None
+            raise
+        return Opened(self.response_id, self.form, streams, self.options.is_resumable)
+
+
+def submission(
+    context: Context,
+    request: Request,
+    asked: GenerationRequest,
+    prompts: list[list[int]],
+    greeting: Greeting,
+) -> Submission:
+    """Raises InvalidRequestError or HttpError for what can't be."""
+    tenant = request.scope["chairlift.caller"].tenant
+    key = request.headers.get(HEADER)
+    has_key = key is not None
+    response_id = (
+        ResponseId.draw(asked.endpoint)
+        if key is None
+        else context.idempotency.response_id(asked, tenant, key)
+    )
+    salt = _cache_salt(context, tenant, asked.cache_salt)
+    choices = asked.choices(prompts, greeting, response_id.seed)
+    form = AnswerForm(
+        endpoint=asked.endpoint,
+        created=now(),
+        model=greeting.model,
+        system_fingerprint=system_fingerprint(greeting),
+        num_choices=len(choices),
+        n=asked.n,
+        num_prompt_tokens=sum(map(len, prompts)),
+        has_usage=asked.has_usage,
+        tells_cached=not context.has_tenants or bool(salt),
+        is_kept=asked.resumable or has_key,
+        body_digest=body_digest(asked) if has_key else "",
+    )
+    options = RequestOptions(
+        context=form.encode(),
+        is_resumable=asked.stream or form.is_kept,
+        cache_salt=salt,
+        ttl_s=context.settings.request_timeout_s,
+    )
+    return Submission(response_id, form, choices, options, asked.stream)
+
+
+def _cache_salt(context: Context, tenant: str, given: str | None) -> bytes:
+    """Prefixes are shared by those with equal salts only; a tenant's are no other's."""
+    if given is None and not context.settings.isolate_prefix_cache:
+        return b""
+    return hashlib.sha256(f"{tenant}\0{given or ''}".encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What one GET asks: to read on an answer that was asked for before."""
+
+    response_id: ResponseId
+    after: Position | None
+    takes_over: bool
+
+    async def open(self, client: AsyncClient) -> Opened:
+        """Raises StreamNotFoundError, WorkerUnavailableError, and InvalidRequestError for a
+        position in another stream."""
+        first = self._first_index()
+        streams: dict[int, TokenStream] = {}
+        try:
+            await self._attach(client, first, streams)
+            form = self._form_of(streams[first])
+            others = [i for i in range(form.num_choices) if i != first]
+            await _all(self._attach_if_kept(client, index, streams) for index in others)
+        except BaseException:
+            for stream in streams.values():
+                stream.detach()
+            raise
+        return Opened(
+            self.response_id,
+            form,
+            streams,
+            is_resumable=True,
+            is_watched=not self.takes_over,
+            is_new=False,
+        )
+
+    def _first_index(self) -> int:
+        """A choice that must be there: one of which the reader does not have all."""
+        num_choices = len(self.after.choices) if self.after else 0
+        return next((i for i in range(num_choices) if not self._has_all(i)), 0)
+
+    def _has_all(self, index: int) -> bool:
+        return self.after is not None and self.after.is_finished(index)
+
+    def _form_of(self, stream: TokenStream) -> AnswerForm:
+        form = AnswerForm.decode(stream.context)
+        if form.endpoint != self.response_id.endpoint:
+            raise StreamNotFoundError("the answer with this number has another prefix")
+        if self.after:
+            self.after.check_fits(form.num_choices)
+        return form
+
+    async def _attach_if_kept(
+        self, client: AsyncClient, index: int, streams: dict[int, TokenStream]
+    ) -> None:
+        try:
+            await self._attach(client, index, streams)
+        except StreamNotFoundError:
+            if not self._has_all(index):
+                raise
+
+    async def _attach(
+        self, client: AsyncClient, index: int, streams: dict[int, TokenStream]
+    ) -> None:
+        request_id = self.response_id.of_choice(index)
+        streams[index] = await client.attach(request_id, takes_over=self.takes_over)
+
+
+async def _all(attempts: Iterable[Awaitable[None]]) -> None:
+    """Raises what one of them raised, once none goes on."""
+    for result in await asyncio.gather(*attempts, return_exceptions=True):
+        if result is not None:
+            raise result

@@ -1,0 +1,80 @@
+"""A place in an event stream: what its reader has, as the `id:` of its last event says.
+
+Written `12:57.,3:10` for two choices: of the first, 12 tokens with 57 characters and its end; of
+the second, three tokens. `-` is a choice of which nothing was sent, a final `!` says that the
+usage was. To callers it is opaque.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ...shared.errors import InvalidRequestError
+from .answer_form import MAX_CHOICES
+
+CHOICE = r"(?:-|[0-9]{1,9}:[0-9]{1,9}\.?)"
+WRITTEN = re.compile(rf"({CHOICE}(?:,{CHOICE}){{0,{MAX_CHOICES - 1}}})(!?)")
+
+
+@dataclass(frozen=True, slots=True)
+class ChoicePosition:
+    """How much of one choice was sent, the chunk that opens it included."""
+
+    num_tokens: int = 0
+    num_characters: int = 0
+    is_finished: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.num_tokens}:{self.num_characters}{'.' if self.is_finished else ''}"
+
+    @classmethod
+    def parse(cls, text: str) -> ChoicePosition | None:
+        if text == "-":
+            return None
+        num_tokens, _, rest = text.partition(":")
+        return cls(int(num_tokens), int(rest.rstrip(".")), rest.endswith("."))
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """One entry for each choice, None for a choice not begun."""
+
+    choices: tuple[ChoicePosition | None, ...]
+    has_usage: bool = False
+
+    @classmethod
+    def start(cls, num_choices: int) -> Position:
+        return cls((None,) * num_choices)
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Raises InvalidRequestError for what was never an event's id."""
+        match = WRITTEN.fullmatch(text)
+        if match is None:
+            raise _bad("is no id of an event")
+        return cls(tuple(map(ChoicePosition.parse, match[1].split(","))), bool(match[2]))
+
+    def __str__(self) -> str:
+        return written(["-" if one is None else str(one) for one in self.choices], self.has_usage)
+
+    def check_fits(self, num_choices: int) -> None:
+        """Raises InvalidRequestError when the stream has more or fewer choices."""
+        if len(self.choices) != num_choices:
+            raise _bad(f"has {len(self.choices)} choices, not the {num_choices}")
+
+    def is_finished(self, index: int) -> bool:
+        one = self.choices[index]
+        return one is not None and one.is_finished
+
+
+def written(choices: list[str], has_usage: bool) -> str:
+    return ",".join(choices) + ("!" if has_usage else "")
+
+
+def _bad(reason: str) -> InvalidRequestError:
+    message = (
+        f"Last-Event-ID {reason} of this stream: send the id of the last event that you have, or "
+        "none to begin at the start"
+    )
+    return InvalidRequestError(message, param="Last-Event-ID")

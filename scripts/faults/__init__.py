@@ -1,0 +1,1 @@
+"""What chairlift survives and what that costs: scripts/chaos, figures in docs/reliability.md."""

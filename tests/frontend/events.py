@@ -1,0 +1,90 @@
+"""Server-sent events as a client reads them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    id: str
+    data: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+    @property
+    def is_done(self) -> bool:
+        return self.data == "[DONE]"
+
+
+def events_of(text: str | bytes) -> list[Event]:
+    """Whole events only; every one must have an id, as all of ours do."""
+    if isinstance(text, bytes):
+        text = text.decode()
+    blocks = [block for block in text.split("\n\n")[:-1] if not block.startswith(":")]
+    events = []
+    for block in blocks:
+        id_line, data_line = block.split("\n")
+        assert id_line.startswith("id: ") and data_line.startswith("data: ")
+        events.append(Event(id_line[4:], data_line[6:]))
+    return events
+
+
+class Assembled:
+    """What a client makes of a stream, whichever of the two routes it came from."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.heads: set[str] = set()
+        self.text: dict[int, str] = {}
+        self.openings: Counter[int] = Counter()
+        self.reasons: dict[int, list[str]] = {}
+        self.usages: list[Any] = []
+        self.errors: list[Any] = []
+        self.num_done = 0
+        for event in events:
+            assert not self.num_done, "nothing follows [DONE]"
+            if event.is_done:
+                self.num_done += 1
+            else:
+                self._take(event.json)
+
+    def _take(self, chunk: Any) -> None:
+        if "error" in chunk:
+            self.errors.append(chunk["error"])
+            return
+        names = ("id", "object", "created", "model", "system_fingerprint")
+        self.heads.add(json.dumps([chunk[name] for name in names]))
+        if chunk.get("usage"):
+            assert chunk["choices"] == [] and not self.usages
+            self.usages.append(chunk["usage"])
+        for choice in chunk["choices"]:
+            self._take_choice(choice)
+
+    def _take_choice(self, choice: Any) -> None:
+        index = choice["index"]
+        delta = choice.get("delta", {})
+        assert index not in self.reasons, "nothing follows the end of a choice"
+        self.openings[index] += "role" in delta
+        text = choice["text"] if "text" in choice else delta.get("content") or ""
+        self.text[index] = self.text.get(index, "") + text
+        if choice["finish_reason"]:
+            self.reasons.setdefault(index, []).append(choice["finish_reason"])
+
+    @property
+    def whole(self) -> Any:
+        """Equal for two streams that tell the same."""
+        return (
+            self.heads,
+            {i: text for i, text in self.text.items() if text},
+            +self.openings,
+            self.reasons,
+            self.usages,
+            self.errors,
+            self.num_done,
+        )

@@ -1,0 +1,200 @@
+"""Answers as events, cut anywhere and continued: the whole, each part once."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chairlift.frontend.api.answer_form import AnswerForm
+from chairlift.frontend.api.event_stream import EventStream
+from chairlift.frontend.api.position import ChoicePosition, Position
+from chairlift.frontend.api.response_id import ResponseId
+from chairlift.frontend.results import Delta
+from chairlift.shared.errors import InvalidRequestError, StreamNotFoundError
+from chairlift.shared.messages import MAX_CONTEXT_BYTES, Finish
+from tests.frontend.events import Assembled, Event, events_of
+
+PIECES = st.lists(st.text("aé漢🎉 \n", max_size=4), max_size=8)  # the text of each token
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the worker made of one request: the pieces of every choice."""
+
+    form: AnswerForm
+    pieces: list[list[str]]
+
+    @property
+    def response_id(self) -> ResponseId:
+        return ResponseId(self.form.endpoint, b"0123456789abcdef")
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> Answer:
+    n, num_prompts = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    pieces = draw(st.lists(PIECES, min_size=n * num_prompts, max_size=n * num_prompts))
+    form = AnswerForm(
+        endpoint=draw(st.sampled_from(["completions", "chat"])),
+        created=1,
+        model="m",
+        system_fingerprint="fp",
+        num_choices=len(pieces),
+        n=n,
+        num_prompt_tokens=7,
+        has_usage=draw(st.booleans()),
+        tells_cached=draw(st.booleans()),
+    )
+    return Answer(form, pieces)
+
+
+def cut(data: st.DataObject, pieces: list[str]) -> list[Delta]:
+    """Some tokens at a time; the end comes with the last of them or after it."""
+    deltas = []
+    start = 0
+    while start < len(pieces):
+        end = data.draw(st.integers(start + 1, len(pieces)))
+        deltas.append(Delta(list(range(start, end)), "".join(pieces[start:end])))
+        start = end
+    finish = Finish("stop", num_cached_tokens=2)
+    last = deltas.pop() if deltas and data.draw(st.booleans()) else Delta([], "")
+    return [*deltas, Delta(last.token_ids, last.text, finish)]
+
+
+def write(data: st.DataObject, answer: Answer, after: Position | None) -> list[Event]:
+    """One reader's events, the choices' deltas cut and mixed anyhow."""
+    stream = EventStream(answer.response_id, answer.form, after)
+    written = stream.openings()
+    coming = {index: cut(data, pieces) for index, pieces in enumerate(answer.pieces)}
+    for index in [*coming]:
+        is_gone = after is not None and after.is_finished(index) and len(coming) > 1
+        if is_gone and not answer.form.tells_cached and data.draw(st.booleans()):
+            del coming[index]
+            written += stream.leave_out(index)
+    while coming:
+        index = data.draw(st.sampled_from(sorted(coming)))
+        written += stream.write(index, coming[index].pop(0))
+        if not coming[index]:
+            del coming[index]
+    assert stream.is_complete
+    return events_of(written)
+
+
+@given(st.data())
+def test_continued_anywhere_any_number_of_times(data: st.DataObject) -> None:
+    """What came up to each cut and what comes after it make the answer: every character, opening,
+    end and usage once and in order."""
+    answer = data.draw(answers())
+    events = write(data, answer, None)
+    expected = Assembled(events)
+    held: list[Event] = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        num_taken = data.draw(st.integers(0, len(events)))
+        held += events[:num_taken]
+        after = Position.parse(held[-1].id) if held else None
+        events = write(data, answer, after)
+        if held and held[-1].is_done:
+            assert [event.data for event in events] == ["[DONE]"]
+            held.pop()
+    assembled = Assembled(held + events)
+    assert assembled.whole == expected.whole
+    assert {i: t for i, t in assembled.text.items() if t} == {
+        i: "".join(pieces) for i, pieces in enumerate(answer.pieces) if "".join(pieces)
+    }
+
+
+@given(
+    st.lists(
+        st.none()
+        | st.builds(
+            ChoicePosition, st.integers(0, 10**9 - 1), st.integers(0, 10**9 - 1), st.booleans()
+        ),
+        min_size=1,
+        max_size=128,
+    ),
+    st.booleans(),
+)
+def test_a_position_survives_writing(choices: list[ChoicePosition | None], has_usage: bool) -> None:
+    """What is written is read back as it was."""
+    position = Position(tuple(choices), has_usage)
+    assert Position.parse(str(position)) == position
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "1", "1:", ":1", "1:2:3", "-1:2", "1:2,", ",1:2", "1:2!!", "!", "1:2;", "1:2 "),
+        *(
+            "1:2\n",
+            "\u0661:\u0662",
+            "1" * 10 + ":1",
+            "1:2..",
+            "-.",
+            "--",
+            ",".join(["-"] * 129),
+            "[DONE]",
+        ),
+    ],
+)
+def test_malformed_positions(text: str) -> None:
+    """Anything that no event had for its id is refused, with what to do."""
+    with pytest.raises(InvalidRequestError, match="send the id of the last event"):
+        Position.parse(text)
+
+
+@given(st.text(max_size=20))
+def test_any_text_as_position(text: str) -> None:
+    """Whatever comes is a position or is refused."""
+    with suppress(InvalidRequestError):
+        position = Position.parse(text)
+        assert Position.parse(str(position)) == position
+
+
+def test_a_position_of_another_stream() -> None:
+    """The number of choices must be that of the stream."""
+    answer = AnswerForm(
+        endpoint="chat",
+        created=1,
+        model="m",
+        system_fingerprint="f",
+        num_choices=2,
+        n=2,
+        num_prompt_tokens=1,
+    )
+    with pytest.raises(InvalidRequestError, match="has 1 choices, not the 2 of this stream"):
+        EventStream(ResponseId("chat", b"0" * 16), answer, Position.parse("1:1"))
+
+
+def test_forms() -> None:
+    """The largest form fits into a context; what is no form is no HTTP stream."""
+    form = AnswerForm(
+        endpoint="completions",
+        created=2**40,
+        model="漢" * 256,
+        system_fingerprint="f" * 64,
+        num_choices=128,
+        n=128,
+        num_prompt_tokens=2**40,
+        has_usage=True,
+        body_digest="d" * 64,
+    )
+    assert len(form.encode()) <= MAX_CONTEXT_BYTES
+    assert AnswerForm.decode(form.encode()) == form
+    for context in (b"", b"{}", b"null", b"\xff", form.encode().replace(b"created", b"creator")):
+        with pytest.raises(StreamNotFoundError):
+            AnswerForm.decode(context)
+
+
+@pytest.mark.parametrize("text", ["", "cmpl-", "chat-" + "0" * 32, "cmpl-" + "0" * 31 + "G"])
+def test_response_ids(text: str) -> None:
+    """An id is a prefix and 16 bytes; its text leads back, its repr does not show it."""
+    with pytest.raises(StreamNotFoundError):
+        ResponseId.parse(text)
+    response_id = ResponseId.draw("chat")
+    assert ResponseId.parse(str(response_id)) == response_id
+    assert response_id.base.hex() not in repr(response_id)
+    assert response_id.of_choice(0) == response_id.base
+    assert len({response_id.of_choice(i) for i in range(128)}) == 128

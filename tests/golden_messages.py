@@ -1,0 +1,100 @@
+"""One message of every kind, as this version sends it; `tests/golden/` holds their bytes.
+
+A message whose bytes change breaks whoever runs another release: the protocol's version has to
+change with it. `python -m tests.golden_messages` writes the files of a new version.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chairlift.shared.codec import VERSION, encode
+from chairlift.shared.messages import (
+    Attach,
+    Cancel,
+    Detach,
+    Finish,
+    Frame,
+    Greeting,
+    Joined,
+    Message,
+    Submit,
+    Sync,
+    TokenizerFiles,
+    WorkerStats,
+    pack_live,
+    pack_token_ids,
+)
+from chairlift.shared.sampling_params import SamplingParams
+
+FOLDER = Path(__file__).parent / "golden"
+FRONTEND, REQUEST, OTHER = b"frontend", b"request-id-16-by", b"another-request!"
+PARAMS = SamplingParams(
+    max_tokens=8,
+    temperature=0.7,
+    top_k=40,
+    top_p=0.9,
+    min_p=0.05,
+    seed=2**63 - 1,
+    presence_penalty=0.5,
+    frequency_penalty=-0.5,
+    repetition_penalty=1.1,
+    logit_bias=((3, -1.5),),
+    stop=("\n", "é"),
+    stop_token_ids=(7,),
+    min_tokens=2,
+    ignore_eos=True,
+)
+SUBMIT = Submit(
+    frontend_id=FRONTEND,
+    request_id=REQUEST,
+    tokenizer=b"tokenize",
+    prompt_token_ids=pack_token_ids([1, 2]),
+    output_token_ids=pack_token_ids([3]),
+    params=PARAMS,
+    generation=2,
+    is_resumable=True,
+    context=b"context",
+    cache_salt=b"salt",
+    ttl_ms=60_000,
+)
+REQUESTS: dict[str, Message] = {
+    "submit": SUBMIT,
+    "attach": Attach(FRONTEND, REQUEST, 3, True),
+    "detach": Detach(FRONTEND, REQUEST),
+    "cancel": Cancel(FRONTEND, REQUEST),
+    "sync": Sync(FRONTEND, 1, 2, False, True, pack_live({REQUEST: 4, OTHER: 0})),
+    "acknowledgement": Sync(FRONTEND, 1, 2, True, False, None),
+}
+REPLIES: dict[str, Message] = {
+    "greeting": Greeting(1, 1, 1, "model", 0, b"12345678", b"87654321", 100, 64, 0),
+    "tokenizer": TokenizerFiles(b"{}", b"{}"),
+    "frame": Frame(
+        epoch=2**63 - 1,
+        number=7,
+        state="ready",
+        stats=WorkerStats(num_running=1),
+        unknown=OTHER,
+        joined=[Joined(True, SUBMIT)],
+        request_ids=REQUEST + OTHER,
+        offsets=[0, 3],
+        num_tokens=[2, 0],
+        token_ids=pack_token_ids([5, 6]),
+        text_offsets=[0, 9],
+        texts=["hé", ""],
+        finishes=[(1, Finish("stop", "\n", num_cached_tokens=32))],
+    ),
+}
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / f"v{VERSION}-{name}.msgpack"
+
+
+def main() -> None:
+    for name, message in (REQUESTS | REPLIES).items():
+        path_of(name).write_bytes(encode(message))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""A frontend process: a real core, its connections, and what its callers were promised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from chairlift.frontend.connection import SEND_RETRY_S, TICK_S
+from chairlift.frontend.protocol import FrontendProtocol, News
+from chairlift.shared.messages import Finish
+
+from .asks import Ask
+from .network import NEVER, Pipe, Pipes
+
+Kind = Literal["submit", "take over", "watch"]
+Farewell = Literal["", "cancel", "detach", "death"]
+
+
+@dataclass(eq=False)
+class Opening:
+    """One caller's hold on a stream, and how much of it has come."""
+
+    frontend: SimulatedFrontend
+    request_id: bytes
+    kind: Kind
+    opened_at: float
+    ask: Ask | None  # not known before the worker has told whose request it is
+    num_tokens: int = 0
+    num_characters: int = 0
+    finish: Finish | None = None
+    farewell: Farewell = ""
+    ended_at: float = NEVER
+    num_lost_before: int = 0  # requests that the frontend had lost when it ended
+    taken_at: float = 0.0  # by who read it already
+    patient_until: float = 0.0  # after a restart, for who didn't submit it
+    num_sent_before: int = 0  # requests that the frontend had sent with it
+    reading: object = None  # the worker's, as it was last seen
+    num_sent: int = 0  # ... and its pointer
+    unknown_since: float | None = None
+    unowned_since: float | None = None
+    behind_since: float | None = None
+    awaited: int = 0  # tokens and end that there were when it fell behind
+
+    def __str__(self) -> str:
+        return f"{self.frontend}, {self.kind} {self.request_id.hex()[:6]}"
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the worker has it, and no farewell to an earlier one is on its way any more."""
+        return self.frontend.requests.num_gone >= self.num_sent_before
+
+    @property
+    def is_live(self) -> bool:
+        return self.ended_at == NEVER
+
+
+class Listener(Protocol):
+    """Who hears what comes of it, and who has to know of connections."""
+
+    def heard(self, frontend: SimulatedFrontend, item: News) -> None: ...
+
+    def subscribed(self, frontend: SimulatedFrontend) -> None: ...
+
+
+class SimulatedFrontend:
+    """Its callers open streams and leave them."""
+
+    def __init__(
+        self,
+        name: str,
+        frontend_id: bytes,
+        pipes: Pipes,
+        listener: Listener,
+        now: float,
+    ) -> None:
+        self.name = name
+        self.protocol = FrontendProtocol(frontend_id, now)
+        self.requests, self.frames = pipes.requests, pipes.frames
+        self.openings: dict[bytes, Opening] = {}  # the live ones
+        self.frozen_until = 0.0
+        self.is_dead = False
+        self.stale: list[bytes] = []  # frames of a former worker that are still to come
+        self.last_heard = now  # by the worker
+        self.unsubscribed_at: float | None = None  # ... as it knows
+        self.lapsed_at = float("-inf")  # when it last had to take this frontend for gone
+        self._listener = listener
+        self._next_tick = now
+        self._retry_at = NEVER
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def frontend_id(self) -> bytes:
+        return self.protocol.frontend_id
+
+    @property
+    def epoch(self) -> int | None:
+        """Of the worker that it has met."""
+        return self.protocol.greeting.epoch if self.protocol.greeting else None
+
+    @property
+    def is_connected(self) -> bool:
+        return self.requests.is_open and self.frames.is_open
+
+    @property
+    def due(self) -> float:
+        if self.is_dead:
+            return NEVER
+        soonest = min(self._next_tick, self._retry_at, self.frames.due, self.requests.opens_at)
+        return max(soonest, self.frozen_until)
+
+    def open(self, kind: Kind, request_id: bytes, ask: Ask | None, now: float) -> Opening:
+        """As `frontend.client` does, for what isn't read here already."""
+        opening = Opening(self, request_id, kind, now, ask)
+        self.openings[request_id] = opening
+        if kind == "submit":
+            assert ask is not None, "nobody submits what he doesn't know"
+            self.protocol.submit(ask.prompt, ask.params, ask.options, now)
+        else:
+            self.protocol.attach(request_id, now, takes_over=kind == "take over")
+        self._ask(opening, now)
+        return opening
+
+    def take_over(self, opening: Opening, now: float) -> None:
+        """What is read here already."""
+        opening.kind, opening.taken_at = "take over", now
+        self.protocol.take_over(opening.request_id, now)
+        self._ask(opening, now)
+
+    def _ask(self, opening: Opening, now: float) -> None:
+        self.flush(now)
+        opening.num_sent_before = self.requests.num_accepted + len(self.protocol.outgoing)
+
+    def leave(self, request_id: bytes, farewell: Farewell, now: float) -> None:
+        part = self.protocol.cancel if farewell == "cancel" else self.protocol.detach
+        part(request_id)
+        self._end(self.openings[request_id], farewell, now)
+        self.flush(now)
+
+    def finish(self, opening: Opening, finish: Finish, now: float) -> None:
+        opening.finish = finish
+        self._end(opening, "", now)
+
+    def die(self, now: float) -> None:
+        for opening in [*self.openings.values()]:
+            self._end(opening, "death", now)
+        self.is_dead = True
+
+    def act(self, now: float) -> None:
+        """All that is due."""
+        for pipe in (self.requests, self.frames):
+            if now >= pipe.opens_at:
+                pipe.open(now)
+                if pipe is self.frames:
+                    self._listener.subscribed(self)
+        if now >= self._next_tick:
+            self._next_tick = now + TICK_S
+            self._hear(self.protocol.tick(now))
+        for data in self.frames.take(now):
+            self._hear(self.protocol.receive(data, now))
+        self.flush(now)
+
+    def flush(self, now: float) -> None:
+        outgoing = self.protocol.outgoing
+        while outgoing and self.requests.send(outgoing[0], now):
+            outgoing.popleft()
+        self._retry_at = now + SEND_RETRY_S if outgoing and self.requests.is_open else NEVER
+
+    def receive_stale(self, now: float) -> None:
+        """What took a longer way than the new worker's greeting."""
+        stale, self.stale = self.stale, []
+        for data in stale:
+            self._hear(self.protocol.receive(data, now))
+
+    def _hear(self, news: list[News]) -> None:
+        for item in news:
+            self._listener.heard(self, item)
+
+    def _end(self, opening: Opening, farewell: Farewell, now: float) -> None:
+        opening.farewell, opening.ended_at = farewell, now
+        opening.num_lost_before = self.requests.num_lost
+        del self.openings[opening.request_id]

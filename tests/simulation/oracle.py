@@ -1,0 +1,169 @@
+"""What callers are promised, checked at every piece of news that they get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from chairlift.frontend.protocol import REATTACH_PATIENCE_S, News, Opened, Output
+from chairlift.shared.messages import Finish
+
+from .asks import Asks
+from .frontend import Opening, SimulatedFrontend
+from .network import NEVER
+from .violation import Violation
+
+NATURAL = ("stop", "length")
+OVERLAP_S = 1.0  # what was sent before somebody left may arrive after it
+CLOCK_S = 0.002  # times to live travel in milliseconds
+
+
+class Oracle:
+    """Knows every token of every answer, and who may be told what in the place of it."""
+
+    def __init__(self, asks: Asks, note: Callable[..., None]) -> None:
+        self.openings: dict[bytes, list[Opening]] = {}  # all there ever were, by request id
+        self.absent_at: dict[bytes, float] = {}  # when the worker last didn't know an id
+        self.num_ended: dict[str, int] = {}
+        self._asks = asks
+        self._note = note
+
+    def add(self, opening: Opening) -> None:
+        self.openings.setdefault(opening.request_id, []).append(opening)
+
+    def hear(self, frontend: SimulatedFrontend, item: News, now: float) -> None:
+        if isinstance(item, Opened):
+            self._take_opened(frontend, item)
+        elif isinstance(item, Output):
+            self._take_output(frontend, item, now)
+
+    def _take_opened(self, frontend: SimulatedFrontend, item: Opened) -> None:
+        opening = self._opening(frontend, item.request_id)
+        ask = self._asks.by_context.get(item.context)
+        if ask is None or ask.request_id != item.request_id:
+            raise Violation("the context is the request's own", repr(item.context))
+        if opening.ask is not None and opening.ask is not ask:
+            raise Violation("nobody reads another's answer", f"{item.context!r}")
+        opening.ask = ask
+
+    def _take_output(self, frontend: SimulatedFrontend, item: Output, now: float) -> None:
+        opening = self._opening(frontend, item.request_id)
+        if item.token_ids or item.text:
+            self._take_tokens(opening, item)
+        if item.finish is not None:
+            self._note("end", opening, item.finish.code or item.finish.reason)
+            frontend.finish(opening, item.finish, now)
+            name = item.finish.code or item.finish.reason
+            self.num_ended[name] = self.num_ended.get(name, 0) + 1
+            self._judge(opening, item.finish, now)
+
+    def _opening(self, frontend: SimulatedFrontend, request_id: bytes) -> Opening:
+        opening = frontend.openings.get(request_id)
+        if opening is None:
+            raise Violation("one end, and nothing after it", f"{frontend.name} hears more")
+        return opening
+
+    def _take_tokens(self, opening: Opening, item: Output) -> None:
+        if opening.ask is None:
+            raise Violation("first it is told whose request it is", "tokens of nobody's")
+        answer = opening.ask.answer
+        start, end = opening.num_tokens, opening.num_tokens + len(item.token_ids)
+        if item.token_ids != answer.token_ids[start:end]:
+            details = f"{item.token_ids} at {start} of {answer.token_ids}"
+            raise Violation("no token is lost, doubled or changed", details)
+        opening.num_tokens = end
+        start, text = opening.num_characters, answer.text
+        opening.num_characters += len(item.text)
+        if item.finish is not None and item.finish.reason not in NATURAL:  # nothing is held back
+            text = self._asks.language.tokenizer.decode(answer.token_ids[:end])
+        if item.text != text[start : opening.num_characters]:
+            details = f"{item.text!r} at {start} of {text!r}"
+            raise Violation("no character is lost, doubled or changed", details)
+
+    def _judge(self, opening: Opening, finish: Finish, now: float) -> None:
+        if finish.reason in NATURAL:
+            self._check_whole(opening, finish)
+            return
+        judge = {
+            "taken_over": self._may_be_taken_over,
+            "cancelled": self._may_be_cancelled,
+            "stream_not_found": self._may_be_missing,
+            "request_id_conflict": self._may_conflict,
+            "deadline_exceeded": self._may_be_late,
+            "worker_crashed_on_request": self._may_be_condemned,
+        }.get(finish.code)
+        if judge is None or not judge(opening, now):
+            name = finish.code or finish.reason
+            raise Violation("every end has its reason", f"{opening.frontend.name} is told {name}")
+
+    def _check_whole(self, opening: Opening, finish: Finish) -> None:
+        ask = opening.ask
+        if ask is None:
+            raise Violation("first it is told whose request it is", "the end of nobody's")
+        answer, got = ask.answer, (opening.num_tokens, opening.num_characters)
+        if got != (len(answer.token_ids), len(answer.text)):
+            wanted = (len(answer.token_ids), len(answer.text))
+            raise Violation("an end means that all is there", f"{got} of {wanted}")
+        if (finish.reason, finish.stop_reason) != (answer.reason, answer.stop_reason):
+            raise Violation("the end is the right one", f"{finish} for {answer.reason}")
+
+    def _may_be_taken_over(self, opening: Opening, now: float) -> bool:
+        """By who wanted it, or by who read along while this frontend was taken for gone."""
+        return any(
+            other.kind == "take over" or opening.frontend.lapsed_at >= opening.opened_at
+            for other in self._others(opening)
+            if other.ended_at + OVERLAP_S > opening.opened_at
+        )
+
+    def _may_be_cancelled(self, opening: Opening, now: float) -> bool:
+        """By its owner; a watcher also by the owner's leaving."""
+        farewells = {other.farewell for other in self.openings[opening.request_id]}
+        if "cancel" in farewells or opening.kind != "watch":
+            return "cancel" in farewells
+        owners = [other for other in self._others(opening) if other.kind != "watch"]
+        return any(not other.is_live or other.frontend.lapsed_at > 0 for other in owners)
+
+    def _may_be_missing(self, opening: Opening, now: float) -> bool:
+        """Who asks for what the worker doesn't know; after a restart only when nobody comes."""
+        if opening.kind == "submit" or opening.patient_until > now:
+            return False
+        return self.absent_at.get(opening.request_id, now) >= self._first_asked(opening)
+
+    def _first_asked(self, opening: Opening) -> float:
+        """An answer to an earlier question of the same frontend may still be on its way."""
+        asked_at = opening.opened_at
+        for earlier in reversed(self.openings[opening.request_id]):
+            if earlier.frontend is opening.frontend and earlier.ended_at + OVERLAP_S > asked_at:
+                asked_at = min(asked_at, earlier.opened_at)
+        return asked_at
+
+    def _may_conflict(self, opening: Opening, now: float) -> bool:
+        return len(self._asks.by_id[opening.request_id]) > 1
+
+    def _may_be_late(self, opening: Opening, now: float) -> bool:
+        return now + CLOCK_S >= self.deadline(opening.request_id)
+
+    def _may_be_condemned(self, opening: Opening, now: float) -> bool:
+        asks = self._asks.by_id[opening.request_id]
+        return any(ask.is_poison or ask.num_lone_hits >= 3 for ask in asks)
+
+    def deadline(self, request_id: bytes) -> float:
+        """The earliest that anybody gave."""
+        return min(
+            (
+                opening.opened_at + opening.ask.options.ttl_s
+                for opening in self.openings[request_id]
+                if opening.kind == "submit" and opening.ask and opening.ask.options.ttl_s
+            ),
+            default=NEVER,
+        )
+
+    def _others(self, opening: Opening) -> list[Opening]:
+        """Other frontends' openings of the same request."""
+        openings = self.openings[opening.request_id]
+        return [other for other in openings if other.frontend is not opening.frontend]
+
+    def greeted(self, frontend: SimulatedFrontend, now: float) -> None:
+        """By another worker than before: its readers are patient for a while."""
+        for opening in frontend.openings.values():
+            if opening.kind != "submit":
+                opening.patient_until = now + REATTACH_PATIENCE_S

@@ -1,0 +1,316 @@
+"""What must be true after every turn of the worker, and how soon what was disturbed is repaired.
+
+The times are simulated, so they are exact; they follow from the protocol's own constants. Those
+that a Sync once a second would heal anyway are shorter than that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chairlift.frontend.connection import SEND_RETRY_S, TICK_S
+from chairlift.frontend.protocol import (
+    DEADLINE_MARGIN_S,
+    GAP_SYNC_INTERVAL_S,
+    REATTACH_PATIENCE_S,
+    SYNC_INTERVAL_S,
+)
+from chairlift.worker import publisher
+from chairlift.worker.intake import EXPIRY_INTERVAL_S
+from chairlift.worker.publisher import HEARTBEAT_S
+from chairlift.worker.stream import LEASE_S, UNSUBSCRIBED_LEASE_S, Frontend, Reading, Stream
+
+from .faults import Faults
+from .frontend import Opening, SimulatedFrontend
+from .host import WorkerHost
+from .network import NEVER
+from .oracle import Oracle
+from .violation import Violation
+from .worker import NUM_BLOCKS, SimulatedWorker
+
+THOROUGH_EVERY = 16  # turns
+SLACK_S = 0.01
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long something may take once nothing is in its way any more."""
+
+    message_s: float  # one way, and the turn that it is taken in
+    news_s: float  # a token; a frame that was refused waits for the next turn, or a heartbeat
+    shown_s: float  # a loss that a later frame shows
+    tail_s: float  # a loss that only a heartbeat shows, which an idle worker sends a little late
+    sync_s: float  # a lost request
+
+    @classmethod
+    def of(cls, faults: Faults) -> Patience:
+        message_s = faults.delay_s + 2 * faults.step_s + SEND_RETRY_S + SLACK_S
+        shown_s = 3 * message_s + 4 * faults.step_s
+        tail_s = 2 * HEARTBEAT_S + GAP_SYNC_INTERVAL_S + 4 * message_s + 4 * faults.step_s
+        return cls(
+            message_s=message_s,
+            news_s=HEARTBEAT_S + 2 * message_s + 4 * faults.step_s,
+            shown_s=shown_s,
+            tail_s=tail_s,
+            sync_s=SYNC_INTERVAL_S + TICK_S + tail_s,
+        )
+
+
+class Watch:
+    """Looks into the worker after each of its turns."""
+
+    def __init__(self, host: WorkerHost, oracle: Oracle, faults: Faults) -> None:
+        self._host = host
+        self._oracle = oracle
+        self._patience = Patience.of(faults)
+        self._grace_s = faults.grace_s
+        self._core: SimulatedWorker | None = None
+        self._streams: dict[bytes, Stream] = {}  # as of the last look
+        self._ghosts: dict[tuple[bytes, bytes], Opening] = {}
+
+    def look(self, now: float) -> None:
+        core = self._host.core
+        assert core is not None, "a turn needs a worker"
+        if core is not self._core:
+            self._begin(core)
+        for frontend in self._host.frontends:
+            record = core.publisher._frontends.get(frontend.frontend_id)
+            self._note_lapse(frontend, now)
+            if record is not None:
+                self._check_lease(frontend, record, now)
+                self._check_window(frontend, record)
+            if not frontend.is_dead:
+                self._check_openings(frontend, record, now)
+        self._check_streams(core, now)
+        if self._host.num_turns % THOROUGH_EVERY == 0:
+            check_books(core)
+
+    def _begin(self, core: SimulatedWorker) -> None:
+        self._core = core
+        self._streams = {}
+        for frontend in self._host.frontends:
+            for opening in frontend.openings.values():
+                opening.reading = None
+                opening.unknown_since = opening.behind_since = None
+
+    def _note_lapse(self, frontend: SimulatedFrontend, now: float) -> None:
+        since = frontend.unsubscribed_at
+        is_silent = now - frontend.last_heard > LEASE_S
+        if is_silent or (since is not None and now - since > UNSUBSCRIBED_LEASE_S):
+            frontend.lapsed_at = now
+
+    def _check_lease(self, frontend: SimulatedFrontend, record: Frontend, now: float) -> None:
+        """Who is gone holds nothing."""
+        since = frontend.unsubscribed_at
+        silent_s = now - frontend.last_heard - LEASE_S
+        if since is not None:
+            silent_s = max(silent_s, now - since - UNSUBSCRIBED_LEASE_S)
+        if record.readings and silent_s > EXPIRY_INTERVAL_S + SLACK_S:
+            raise Violation("who is gone reads nothing", f"{frontend.name}, {silent_s:.2f} s")
+
+    def _check_window(self, frontend: SimulatedFrontend, record: Frontend) -> None:
+        """Unread frames are bounded."""
+        is_met = frontend.epoch == self._host.core.epoch if self._host.core else False
+        num_read = frontend.protocol._frame_number if is_met else 0
+        if record.frame_number - num_read > publisher.MAX_UNACKNOWLEDGED_FRAMES:
+            details = f"{record.frame_number - num_read} for {frontend.name}"
+            raise Violation("unread frames are bounded", details)
+
+    def _calm_since(self, frontend: SimulatedFrontend, now: float) -> float:
+        """Since when nothing keeps this frontend and the worker from speaking."""
+        pipes = (frontend.requests, frontend.frames)
+        if not frontend.is_connected or frontend.frozen_until > now:
+            return NEVER
+        disturbed = [max(pipe.opened_at, pipe.held_until) for pipe in pipes]
+        return max(*disturbed, frontend.frozen_until, self._host.calm_since)
+
+    def _check_openings(
+        self, frontend: SimulatedFrontend, record: Frontend | None, now: float
+    ) -> None:
+        calm_since = self._calm_since(frontend, now)
+        readings = record.readings if record else {}
+        verdicts = record.verdicts if record else {}
+        for opening in frontend.openings.values():
+            reading = readings.get(opening.request_id)
+            if reading is None:
+                self._check_drop(opening, opening.request_id in verdicts, now)
+                self._check_known(opening, opening.request_id in verdicts, calm_since, now)
+            else:
+                self._check_pointer(opening, reading)
+                self._check_news(opening, reading, calm_since, now)
+                self._check_owner(opening, reading, calm_since, now)
+            opening.reading = reading if opening.is_asked else None
+            self._check_ttl(opening, reading, calm_since, now)
+        for request_id, reading in readings.items():
+            if request_id not in frontend.openings:
+                self._check_ghost(frontend, reading, calm_since, now)
+
+    def _check_drop(self, opening: Opening, has_verdict: bool, now: float) -> None:
+        """The worker forgets nobody who is there."""
+        if opening.reading is None or has_verdict:
+            return
+        if opening.frontend.lapsed_at < now:
+            raise Violation("nobody is forgotten who is there", f"{opening.frontend.name}")
+
+    def _check_known(
+        self, opening: Opening, has_verdict: bool, calm_since: float, now: float
+    ) -> None:
+        """Soon after a restart, a reset, a lapse, a loss the worker knows the stream again."""
+        patience, frontend = self._patience, opening.frontend
+        opening.behind_since = None
+        if opening.unknown_since is None:
+            opening.unknown_since = max(now, opening.opened_at)
+        is_asked_anew = frontend.lapsed_at > calm_since - SLACK_S or has_verdict
+        wait_s = patience.tail_s if is_asked_anew else 3 * patience.message_s
+        wait_s += 0.1 * len(frontend.openings) * patience.message_s
+        limit = max(
+            max(opening.unknown_since, calm_since) + wait_s,
+            frontend.frames.lost_at + 2 * patience.tail_s,
+            frontend.requests.lost_at + patience.sync_s,
+        )
+        if opening.kind != "submit" and now < opening.patient_until + patience.sync_s:
+            limit = NEVER
+        if now > limit:
+            details = f"{frontend.name} for {now - opening.unknown_since:.3f} s"
+            raise Violation("what is lost is asked for again in time", details)
+
+    def _check_pointer(self, opening: Opening, reading: Reading) -> None:
+        """Where nothing was lost nothing is sent again."""
+        opening.unknown_since = None
+        frontend = opening.frontend
+        if reading is opening.reading and reading.num_sent < opening.num_sent and frontend.frames.is_pristine:
+            details = f"{frontend.name}: from {opening.num_sent} back to {reading.num_sent}"
+            raise Violation("what wasn't lost isn't sent again", details)
+        opening.num_sent = reading.num_sent
+
+    def _check_news(
+        self, opening: Opening, reading: Reading, calm_since: float, now: float
+    ) -> None:
+        """Tokens and ends arrive in time."""
+        sequence = reading.stream.sequence
+        num_made = sequence.num_output_tokens + (sequence.finish is not None)
+        if num_made <= opening.num_tokens:
+            opening.behind_since = None
+        elif opening.behind_since is None or opening.num_tokens >= opening.awaited:
+            opening.behind_since, opening.awaited = now, num_made
+        elif now > self._news_limit(opening, calm_since):
+            late_s = now - opening.behind_since
+            details = f"{opening.frontend.name} waits {late_s:.3f} s for {opening.awaited}"
+            raise Violation("news arrives in time", details)
+
+    def _news_limit(self, opening: Opening, calm_since: float) -> float:
+        patience, frontend = self._patience, opening.frontend
+        since = opening.behind_since or 0.0
+        many_s = len(frontend.openings) * patience.message_s / 2  # more than a frame holds
+        lost_at, shown_at = frontend.frames.lost_at, frontend.frames.shown_at
+        quiet_since = max(calm_since, frontend.requests.lost_at)
+        if quiet_since < lost_at and since <= lost_at and len(shown_at) == 2:
+            return max(shown_at[1] + patience.shown_s, since + patience.news_s) + many_s
+        return many_s + max(
+            since + patience.news_s,
+            calm_since + patience.tail_s,
+            lost_at + patience.tail_s,
+            frontend.requests.lost_at + patience.sync_s,
+        )
+
+    def _check_owner(
+        self, opening: Opening, reading: Reading, calm_since: float, now: float
+    ) -> None:
+        """Who takes a running request over owns it."""
+        stream = reading.stream
+        is_owner = stream.owner is reading.frontend
+        if opening.kind != "take over" or is_owner or stream.sequence.finish is not None:
+            opening.unowned_since = None
+            return
+        if opening.unowned_since is None:
+            opening.unowned_since = now
+        patience, frontend = self._patience, opening.frontend
+        limit = max(
+            max(opening.unowned_since, calm_since) + 3 * patience.message_s,
+            frontend.requests.lost_at + patience.sync_s,
+            frontend.frames.lost_at + patience.sync_s,
+        )
+        if now > limit:
+            raise Violation("who takes over is the owner", f"{opening.frontend}")
+
+    def _check_ttl(
+        self, opening: Opening, reading: Reading | None, calm_since: float, now: float
+    ) -> None:
+        """Nothing outlives its time: by the worker's word, or else the frontend's own."""
+        ttl_s = opening.ask.options.ttl_s if opening.ask else None
+        if ttl_s is None or opening.kind != "submit" or calm_since > opening.opened_at:
+            return
+        deadline = opening.opened_at + ttl_s
+        is_over = now > deadline + DEADLINE_MARGIN_S + TICK_S + SLACK_S
+        is_computed = reading is not None and reading.stream.sequence.finish is None
+        is_computed &= now > deadline + EXPIRY_INTERVAL_S + 0.5
+        if is_over or is_computed:
+            raise Violation("nothing outlives its time", f"{now - deadline:.3f} s")
+
+    def _check_ghost(
+        self, frontend: SimulatedFrontend, reading: Reading, calm_since: float, now: float
+    ) -> None:
+        """Who has left, or has all, is soon no reader any more; what an owner cancelled ends."""
+        request_id = reading.stream.request_id
+        openings = self._oracle.openings[request_id]
+        last = next(o for o in reversed(openings) if o.frontend is frontend)
+        patience, requests = self._patience, frontend.requests
+        is_farewell = last.farewell in ("cancel", "detach")
+        wait_s = patience.message_s if is_farewell else patience.sync_s
+        limit = max(
+            max(last.ended_at, calm_since) + wait_s,
+            requests.lost_at + patience.sync_s,
+            frontend.frames.lost_at + patience.sync_s,
+        )
+        if requests.num_lost - last.num_lost_before > is_farewell:  # nobody answers to those
+            limit = NEVER
+        if now > limit:
+            details = f"{frontend.name}, {last.farewell or 'all received'}"
+            raise Violation("who leaves is let go in time", details)
+
+    def _check_streams(self, core: SimulatedWorker, now: float) -> None:
+        streams = {stream.request_id: stream for stream in core.streams}
+        for request_id in self._oracle.openings:
+            if request_id not in streams or request_id not in self._streams:
+                self._oracle.absent_at[request_id] = now  # ... or until now
+        for request_id, stream in self._streams.items():
+            if streams.get(request_id) is not stream:
+                self._check_gone(stream, now)
+        for stream in streams.values():
+            if not stream.readings and now - stream.unread_since > self._grace_s + 0.2:
+                raise Violation("nobody is waited for beyond the grace", f"{self._grace_s} s")
+            if not stream.readings and not stream.request.is_resumable:
+                raise Violation("what can't be resumed ends with its reader", "it goes on")
+        self._streams = streams
+
+    def _check_gone(self, stream: Stream, now: float) -> None:
+        """What is resumable waits for the grace, unless it was cancelled or has failed."""
+        finish = stream.sequence.finish
+        is_dropped = finish is None or finish.code in ("", "cancelled")
+        if not stream.request.is_resumable or not is_dropped:
+            return
+        openings = self._oracle.openings[stream.request_id]
+        if any(opening.farewell == "cancel" for opening in openings):
+            return
+        if stream.readings or now - stream.unread_since < self._grace_s:
+            raise Violation("what is resumable waits for the grace", f"{finish}")
+
+
+def check_books(core: SimulatedWorker) -> None:
+    """Every sequence that runs or waits is a stream's, every block is free or a running one's."""
+    scheduler = core.scheduler
+    at_work = [*scheduler.running, *scheduler.waiting, *scheduler.suspects]
+    wanted = [s.sequence for s in core.streams if s.sequence.finish is None]
+    if len(at_work) != len(wanted) or set(map(id, at_work)) != set(map(id, wanted)):
+        details = f"{len(at_work)} at work, {len(wanted)} wanted"
+        raise Violation("what nobody wants is not computed", details)
+    held = {block for sequence in at_work for block in sequence.block_table}
+    if len(held) + core.blocks.num_free_blocks != NUM_BLOCKS:
+        details = f"{len(held)} held, {core.blocks.num_free_blocks} free of {NUM_BLOCKS}"
+        raise Violation("no block is leaked", details)
+    for stream in core.streams:
+        owner = stream.owner
+        if owner is not None and stream.readings.get(owner.frontend_id) is None:
+            raise Violation("an owner is a reader", "it isn't")
+    if core.intake.num_malformed:
+        raise Violation("nobody sends nonsense", f"{core.intake.num_malformed} messages")

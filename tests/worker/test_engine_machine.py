@@ -1,0 +1,197 @@
+"""The engine under whatever may happen to it, in any order: no block leaks, no answer changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import structlog
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+)
+
+from chairlift.shared.messages import Finish
+from chairlift.worker.detokenizer import NoText
+from chairlift.worker.engine import Engine
+from chairlift.worker.pulse import Pulse
+from chairlift.worker.scheduler import ContinuousScheduler, Plan
+from chairlift.worker.sequence import Sequence, Status
+from chairlift.worker.static_scheduler import StaticScheduler
+from tests.fake_engine import (
+    BLOCK_SIZE,
+    CANCELLED,
+    Size,
+    Wish,
+    make_engine,
+    make_wish,
+    output_of,
+    run_alone,
+    run_to_the_end,
+    runner_of,
+)
+
+
+@dataclass
+class Faults:
+    """Whom the next steps fail."""
+
+    culprits: set[Sequence] = field(default_factory=set)
+    max_num_tokens: int = 1_000_000  # more than that in a step is too much for the memory
+
+    def __call__(self, plan: Plan) -> Exception | None:
+        if any(entry.sequence in self.culprits for entry in plan.entries):
+            return RuntimeError("at fault")
+        return MemoryError() if plan.num_tokens > self.max_num_tokens else None
+
+
+class FragileText(NoText):
+    """Breaks when it is told to."""
+
+    is_broken = False
+
+    def append(self, token_id: int, *, is_stop_checked: bool = True) -> None:
+        if self.is_broken:
+            raise ValueError("broken")
+        super().append(token_id, is_stop_checked=is_stop_checked)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Arrivals, resumptions, suspects, cancels, faults of one or of all, and both policies."""
+
+    @initialize(
+        num_blocks=st.integers(6, 24),
+        max_num_seqs=st.integers(1, 6),
+        spare_budget=st.integers(BLOCK_SIZE, 24),
+        has_prefix_cache=st.booleans(),
+        policy=st.sampled_from([ContinuousScheduler, ContinuousScheduler, StaticScheduler]),
+    )
+    def start(
+        self,
+        num_blocks: int,
+        max_num_seqs: int,
+        spare_budget: int,
+        has_prefix_cache: bool,
+        policy: type[ContinuousScheduler | StaticScheduler],
+    ) -> None:
+        size = Size(num_blocks, max_num_seqs, max_num_seqs + spare_budget, has_prefix_cache)
+        self.num_blocks, self.pulse, self.faults = num_blocks, Pulse.private(), Faults()
+        self.engine: Engine = make_engine(size, policy, pulse=self.pulse)
+        runner_of(self.engine).error_in = self.faults
+        self.wishes: dict[Sequence, Wish] = {}
+        self.answers: dict[Wish, list[int]] = {}
+        self.suspects: list[Sequence] = []
+
+    @property
+    def live(self) -> list[Sequence]:
+        return [sequence for sequence in self.wishes if sequence.finish is None]
+
+    @rule(
+        number=st.integers(1, 4),
+        prompt=st.tuples(st.integers(7, 8), st.integers(1, 30)),
+        max_tokens=st.integers(1, 12),
+        num_given=st.sampled_from([0, 0, 1, 5]),
+        is_suspect=st.sampled_from([False, False, True]),
+    )
+    def add(
+        self,
+        number: int,
+        prompt: tuple[int, int],
+        max_tokens: int,
+        num_given: int,
+        is_suspect: bool,
+    ) -> None:
+        """Anew, or resumed with some tokens of the answer; each a token shorter than the last."""
+        token_id, num_prompt_tokens = prompt
+        num_prompt_tokens = min(num_prompt_tokens, self.num_blocks * BLOCK_SIZE - max_tokens)
+        for length in range(num_prompt_tokens, max(0, num_prompt_tokens - number), -1):
+            wish = make_wish([token_id] * length, max_tokens=max_tokens)
+            given = self._answer(wish)[:num_given]
+            sequence = wish.sequence(FragileText(), is_suspect=is_suspect)
+            self.wishes[sequence] = wish
+            self.engine.add(sequence, given)
+            if is_suspect and sequence.finish is None:
+                self.suspects.append(sequence)
+
+    @rule(data=st.data(), harm=st.sampled_from(["cancel", "fault", "text"]))
+    def harm(self, data: st.DataObject, harm: str) -> None:
+        """Cancelled, or failing from now on wherever it is computed, or no text comes out."""
+        if not self.live:
+            return
+        sequence = data.draw(st.sampled_from(self.live))
+        if harm == "cancel":
+            self.engine.end(sequence, CANCELLED)
+        elif harm == "fault":
+            self.faults.culprits.add(sequence)
+        else:
+            assert isinstance(sequence.detokenizer, FragileText)
+            sequence.detokenizer.is_broken = True
+
+    @rule(max_num_tokens=st.sampled_from([5, 12, 1_000_000, 1_000_000]))
+    def change_memory(self, max_num_tokens: int) -> None:
+        """So many tokens are the most that a step can have."""
+        self.faults.max_num_tokens = max_num_tokens
+
+    @rule(num_steps=st.integers(1, 6))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            before = {sequence: sequence.num_tokens for sequence in self.live}
+            with structlog.testing.capture_logs():
+                named = self.engine.step()
+            assert len(named) == len(set(named))
+            changed = {s for s, n in before.items() if s.num_tokens != n or s.finish is not None}
+            assert set(named) == changed
+
+    @invariant()
+    def everybody_is_somewhere_or_has_ended(self) -> None:
+        scheduler = self.engine.scheduler
+        queues = [*scheduler.waiting, *scheduler.suspects]
+        places = [*queues, *scheduler.running]
+        assert sorted(map(id, places)) == sorted(map(id, self.live))
+        assert scheduler.num_waiting_tokens == sum(s.num_tokens for s in queues)
+        assert not any(s.block_table for s in self.wishes if s.status is Status.FINISHED)
+        for sequence in self.wishes:
+            assert len(sequence.detokenizer.released_ends) == sequence.num_output_tokens
+
+    @invariant()
+    def answers_are_right_as_far_as_they_go(self) -> None:
+        for sequence, wish in self.wishes.items():
+            if sequence.finish is None or sequence.finish == CANCELLED:
+                continue
+            if sequence.finish.reason == "error":
+                assert self._is_to_blame(sequence, sequence.finish)
+            else:
+                assert output_of(sequence) == self._answer(wish)
+
+    def _answer(self, wish: Wish) -> list[int]:
+        if wish not in self.answers:
+            self.answers[wish] = output_of(run_alone(wish))
+        return self.answers[wish]
+
+    def _is_to_blame(self, sequence: Sequence, finish: Finish) -> bool:
+        if finish.code == "out_of_memory":
+            return True
+        text = sequence.detokenizer
+        return sequence in self.faults.culprits or (
+            isinstance(text, FragileText) and text.is_broken
+        )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        with structlog.testing.capture_logs():
+            run_to_the_end(self.engine)
+        self.everybody_is_somewhere_or_has_ended()
+        self.answers_are_right_as_far_as_they_go()
+        assert not self.live
+        assert self.engine.scheduler.block_manager.num_free_blocks == self.num_blocks
+        cleared = self.pulse.cleared_request_ids
+        assert set(cleared) == {s.request_id for s in self.suspects if not s.is_suspect}
+        assert len(cleared) == len(set(cleared))
+
+
+TestEngineMachine = EngineMachine.TestCase
+TestEngineMachine.settings = settings(max_examples=150, stateful_step_count=20)

@@ -1,0 +1,91 @@
+"""Which requests a worker takes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..shared.messages import Finish, Submit, unpack_token_ids
+from .engine import Engine
+from .quarantine import Quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What this worker can take on, and for how long it keeps it waiting."""
+
+    vocab_size: int
+    max_model_len: int  # which the KV cache can hold at least once
+    max_waiting: int
+    max_waiting_tokens: int = 1 << 20
+    queue_timeout_s: float = 60.0
+
+
+class Admission:
+    """Says of a request why it can't run here, in its caller's terms. Changes nothing."""
+
+    def __init__(
+        self, limits: Limits, tokenizer: bytes, quarantine: Quarantine | None = None
+    ) -> None:
+        """`tokenizer` is the fingerprint of the worker's."""
+        self.limits = limits
+        self._tokenizer = tokenizer
+        self._quarantine = quarantine or Quarantine()
+
+    def is_suspect(self, request_id: bytes) -> bool:
+        """Whether it was in a step that killed the worker, and has to run alone first."""
+        return self._quarantine.is_suspect(request_id)
+
+    def refusal(self, submit: Submit) -> Finish | None:
+        """Why the request can never be served, or None."""
+        if self._quarantine.is_condemned(submit.request_id):
+            return failure(
+                "worker_crashed_on_request",
+                "the worker died of this request, twice: don't send it again as it is",
+            )
+        if submit.tokenizer != self._tokenizer:
+            return failure(
+                "tokenizer_mismatch",
+                "the request was encoded with another tokenizer than this worker's: connect again",
+            )
+        num_prompt_tokens = len(submit.prompt_token_ids) // 4
+        return self._unknown_token(submit) or self._too_long(
+            num_prompt_tokens, submit.params.max_tokens
+        )
+
+    def overload(self, submit: Submit, engine: Engine) -> Finish | None:
+        """Why the request can't be served now, or None. One that waits alone never is too long."""
+        limits, scheduler = self.limits, engine.scheduler
+        num_waiting, num_tokens = scheduler.num_waiting, scheduler.num_waiting_tokens
+        num_prompt_tokens = len(submit.prompt_token_ids) // 4
+        if num_waiting >= limits.max_waiting:
+            queue = f"{num_waiting} requests are waiting already"
+        elif num_waiting and num_tokens + num_prompt_tokens > limits.max_waiting_tokens:
+            queue = f"requests with {num_tokens} tokens are waiting already"
+        else:
+            return None
+        wait_ms = engine.estimated_wait_ms()
+        return failure("overloaded", f"{queue}: try again later", retry_after_ms=wait_ms)
+
+    def _unknown_token(self, submit: Submit) -> Finish | None:
+        params, vocab_size = submit.params, self.limits.vocab_size
+        token_ids = unpack_token_ids(submit.prompt_token_ids + submit.output_token_ids)
+        token_ids += [token_id for token_id, _ in params.logit_bias]
+        token_ids += params.stop_token_ids
+        if max(token_ids) < vocab_size:
+            return None
+        message = f"token id {max(token_ids)} is outside the vocabulary of {vocab_size}"
+        return failure("invalid_request", message)
+
+    def _too_long(self, num_prompt_tokens: int, max_tokens: int) -> Finish | None:
+        max_model_len = self.limits.max_model_len
+        if num_prompt_tokens + max_tokens <= max_model_len:
+            return None
+        return failure(
+            "context_length_exceeded",
+            f"{num_prompt_tokens} prompt tokens and up to {max_tokens} output tokens are more "
+            f"than the {max_model_len} that fit: shorten one of them",
+        )
+
+
+def failure(code: str, message: str, *, retry_after_ms: int = 0) -> Finish:
+    return Finish("error", code=code, message=message, retry_after_ms=retry_after_ms)

@@ -1,0 +1,144 @@
+"""One request's stream, its readers, and how much each of them was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from ..shared.messages import Finish, Joined, Row, Submit
+from .sequence import Sequence
+
+LEASE_S = 10.0  # a frontend this long silent is gone
+UNSUBSCRIBED_LEASE_S = 3.0  # ... and this long without a subscription: it may be reconnecting
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One request. Only its owner's leaving ends it, and the owner is one of its readers.
+
+    The generation counts the owners: one that was frozen while another took over has a lower one.
+    """
+
+    request: Submit  # as it was submitted; its generation is the present one
+    sequence: Sequence
+    deadline: float = float("inf")
+    queue_deadline: float = float("inf")
+    owner: Frontend | None = None
+    last_owner_id: bytes = b""
+    readings: dict[bytes, Reading] = field(default_factory=dict)  # by frontend id
+    unread_since: float = 0.0
+    num_kept_tokens: int = 0
+
+    @property
+    def request_id(self) -> bytes:
+        return self.request.request_id
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether somebody may still come for it when nobody reads; failures are not kept."""
+        finish = self.sequence.finish
+        return self.request.is_resumable and (finish is None or finish.reason in ("stop", "length"))
+
+    def is_for(self, submit: Submit) -> bool:
+        """Whether it asks for the same tokens."""
+        request = self.request
+        return (request.prompt_token_ids, request.params, request.tokenizer) == (
+            submit.prompt_token_ids,
+            submit.params,
+            submit.tokenizer,
+        )
+
+    def give_to(self, frontend: Frontend) -> None:
+        """A new owner is a new generation, which all readers have to know, should they submit the
+        request again; a former one that comes back to no other is not."""
+        if frontend.frontend_id != self.last_owner_id and self.last_owner_id:
+            self.request = replace(self.request, generation=self.request.generation + 1)
+            for reading in self.readings.values():
+                reading.needs_joined = reading.is_joined = True
+                reading.frontend.news[self.request_id] = reading
+        self.owner, self.last_owner_id = frontend, frontend.frontend_id
+
+
+@dataclass(slots=True, eq=False)
+class Reading:
+    """One frontend's place in one stream: `num_sent` output tokens were handed out."""
+
+    stream: Stream
+    frontend: Frontend
+    num_sent: int
+    may_own: bool
+    is_joined: bool  # has to be told whose request this is
+    needs_joined: bool = False
+    is_finish_sent: bool = False
+
+    def rewind(self, num_held: int) -> None:
+        """What was sent beyond `num_held` is lost."""
+        if self.num_sent > num_held or (self.is_finish_sent and self.num_sent == num_held):
+            self.num_sent, self.is_finish_sent = num_held, False
+            self.needs_joined = self.is_joined
+            self.frontend.news[self.stream.request_id] = self
+
+    def joined(self, now: float) -> Joined:
+        stream, ttl_ms = self.stream, 0
+        if stream.request.ttl_ms:
+            ttl_ms = max(1, round((stream.deadline - now) * 1000))
+        return Joined(stream.owner is self.frontend, replace(stream.request, ttl_ms=ttl_ms))
+
+    def row(self) -> Row | None:
+        """All that was not handed out yet; None when there is nothing.
+
+        After a restart a reader may hold more than the sequence has yet.
+        """
+        sequence = self.stream.sequence
+        if self.num_sent >= sequence.num_output_tokens and (
+            sequence.finish is None or self.is_finish_sent
+        ):
+            return None
+        offset = min(self.num_sent, sequence.num_output_tokens)
+        detokenizer = sequence.detokenizer
+        ends = detokenizer.released_ends
+        text_start = ends[offset - 1] if offset else 0
+        text_end = ends[-1] if ends and sequence.finish is None else len(detokenizer.text)
+        return Row(
+            sequence.request_id,
+            offset,
+            sequence.token_ids[sequence.num_prompt_tokens + offset :],
+            text_start,
+            detokenizer.text[text_start:text_end],
+            sequence.finish,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Frontend:
+    """One frontend, which is one topic. A verdict is the end of a request it does not read."""
+
+    frontend_id: bytes
+    last_heard: float
+    readings: dict[bytes, Reading] = field(default_factory=dict)
+    news: dict[bytes, Reading] = field(default_factory=dict)  # have something to hand out
+    verdicts: dict[bytes, Finish] = field(default_factory=dict)
+    unsaid: dict[bytes, Finish] = field(default_factory=dict)  # verdicts to hand out
+    unknown: list[bytes] = field(default_factory=list)
+    frame_number: int = 0
+    acknowledged: int = 0
+    last_sent: float = float("-inf")
+    is_subscribed: bool = False
+    unsubscribed_at: float = 0.0
+    needs_greeting: bool = False
+    needs_tokenizer: bool = False
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self.news or self.unsaid or self.unknown)
+
+    def tell(self, request_id: bytes, finish: Finish) -> None:
+        """How the request ends for this frontend; said again until it has been heard."""
+        self.verdicts[request_id] = self.unsaid[request_id] = finish
+
+    def is_gone(self, now: float) -> bool:
+        is_silent = bool(self.readings) and now - self.last_heard > LEASE_S
+        return is_silent or (
+            not self.is_subscribed and now - self.unsubscribed_at > UNSUBSCRIBED_LEASE_S
+        )
