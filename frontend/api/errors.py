@@ -89,7 +89,8 @@ def answer_for(error: Exception, request_id: str) -> ErrorAnswer:
             return ErrorAnswer(404, message, "stream_not_found")
         case RequestFailedError():
             status = FAILURE_STATUSES.get(error.code, 500)
-            headers = NO_RETRY if status != 500 else {}
+            is_final = status != 500 or error.code == "worker_crashed_on_request"
+            headers = NO_RETRY if is_final else {}
             return ErrorAnswer(status, message, error.code, headers=headers)
         case HTTPException():
             code = CODES.get(error.status_code, "http_error")
