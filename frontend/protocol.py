@@ -91,6 +91,12 @@ class _Request:
     def is_submitted(self) -> bool:
         return isinstance(self.opening, Submit)
 
+    @property
+    def is_attaching(self) -> bool:
+        """Whether there was no answer yet."""
+        opening = self.opening
+        return isinstance(opening, Attach) and (self.joined is None or opening.takes_over)
+
     def is_same(self, joined: Submit) -> bool:
         """Not when, after a restart, something else was submitted under the id."""
         former = self.joined or joined
@@ -244,9 +250,9 @@ class FrontendProtocol:
             self._former_epochs.add(self.greeting.epoch)
         self.greeting = greeting
         self._frame_number = self._acknowledged = greeting.frame_number
-        self._has_gap = self._has_finished = False
-        self._farewells.clear()
+        self._has_gap, self._has_finished = False, True  # it may have heard of us before
         self.outgoing.clear()
+        self.outgoing.extend(self._farewells.values())
         for request_id, request in self._requests.items():
             request.patient_until = now + REATTACH_PATIENCE_S
             self._send_opening(request_id, now)
@@ -294,6 +300,12 @@ class FrontendProtocol:
         request = self._requests.get(row.request_id)
         if request is None or self._is_awaited(request, row, now):
             return []
+        if _is_missing(row) and request.is_submitted:  # said of an earlier Attach
+            self._send_opening(row.request_id, now)
+            return []
+        if not request.is_submitted and request.joined is None and row.token_ids:
+            self._has_gap = True  # the Attach was lost: this is what an earlier reader gets
+            return []
         num_known = len(request.output_token_ids) - row.offset
         num_known_text = request.text_length - row.text_offset
         if num_known < 0 or num_known_text < 0:
@@ -312,8 +324,7 @@ class FrontendProtocol:
 
     def _is_awaited(self, request: _Request, row: Row, now: float) -> bool:
         """Whether the worker is too young to know the request: its owner will submit it again."""
-        is_missing = row.finish is not None and row.finish.code == "stream_not_found"
-        return is_missing and now < request.patient_until
+        return _is_missing(row) and now < request.patient_until and not request.is_submitted
 
     def _send_opening(self, request_id: bytes, now: float) -> None:
         """Asks for the request, with what is held of it."""
@@ -338,7 +349,7 @@ class FrontendProtocol:
         self.outgoing.extend(self._farewells.values())
         self._farewells.clear()
         for request_id, request in self._requests.items():
-            if now < request.patient_until and not request.is_submitted:
+            if request.is_attaching or (now < request.patient_until and not request.is_submitted):
                 self._send_opening(request_id, now)
         held = {rid: len(request.output_token_ids) for rid, request in self._requests.items()}
         self._send_sync(pack_live(held))
@@ -359,3 +370,7 @@ class FrontendProtocol:
                 )
             )
         )
+
+
+def _is_missing(row: Row) -> bool:
+    return row.finish is not None and row.finish.code == "stream_not_found"

@@ -1,226 +1,206 @@
-"""Jinja templates within limits: what one rendering may take of time, memory and output.
+"""Jinja templates that can't run wild: within limits of time, memory and output.
 
-The sandbox keeps a template from the interpreter, this keeps it from eating the machine. Metered
-is whatever makes much out of little: bodies that run again, operators, filters, calls, literals
-and output. It is no guarantee to the byte, and none against a flaw of Jinja's own.
+Looked at is each pass of a loop, and what operators, literals, slices, filters, calls and captured
+blocks make: before it is there when it may be far too large, else after. What makes much of little
+and no model's template uses is not offered. Not interrupted is one operation of Python's own, such
+as a sort or `in`, on values of bounded size; nor counted what a template's own length costs.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.sandbox
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context, str_join
-from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
+from jinja2 import ext, filters, nodes, sandbox, utils, visitor
 
-from .template_budget import MAX_INDENT, SIZES, Budget, TemplateLimitError, size_of_operation
+MAX_CPU_S = 1.0
+BASE_SIZE, SIZE_FACTOR = 1 << 20, 4  # of one value or the output: this, and a multiple of the input
+MAX_BYTES = 512 << 20  # of all that is made, most of which is let go again
+MAX_INDENT = 100
+TAKE = " take"  # a filter that no template can spell
+NOT_OFFERED = {
+    "batch", "center", "encode", "expandtabs", "format", "format_map", "ljust", "pprint", "rjust",
+    "round", "slice", "striptags", "sum", "to_bytes", "translate", "urlize", "wordwrap", "xmlattr",
+    "zfill",
+}  # fmt: skip
 
-MAX_SOURCE_CHARACTERS = 256 << 10  # the longest templates of known models have 20,000
-NODE_BYTES = 16  # for what a pass through a body may make without being seen
-# Names that no template can spell.
-PASS, TAKE, JOIN, PRINT = " pass", " take", " join", " print"
-COSTLY_ATTRIBUTES = frozenset({"decode", "encode", "format_map", "to_bytes", "translate"})
-COSTLY_FILTERS = ("pprint", "urlize", "wordwrap", "xmlattr")
-ITERATING_FILTERS = frozenset({"map", "reject", "rejectattr", "select", "selectattr", "sum"})
+
+class TemplateLimitError(Exception):
+    """The template takes too much; not caught by anything in Jinja."""
 
 
 class BoundedTemplate:
-    """A template compiled once; every rendering has a budget of its own."""
+    """A template compiled once; each rendering has an environment, and so limits, of its own."""
 
     def __init__(self, source: str) -> None:
-        """Raises ValueError, TypeError or jinja2.TemplateError when the source is no template."""
+        """Raises jinja2.TemplateError, or whatever Python does, when the source is no template."""
         if not isinstance(source, str):
             raise TypeError(f"it is no text but {type(source).__name__}")
-        if len(source) > MAX_SOURCE_CHARACTERS:
-            raise ValueError(f"it is longer than {MAX_SOURCE_CHARACTERS} characters")
-        environment = _Environment(Budget())
-        try:
-            tree = _Metering().visit(environment.parse(source))
-            self._code = environment.compile(tree)
-        except (RecursionError, MemoryError) as error:
-            raise ValueError(f"it is nested too deeply: {error}") from None
+        environment = _Environment({})
+        self._code = environment.compile(_Checks().visit(environment.parse(source)))
 
-    def render(self, values: Mapping[str, Any], budget: Budget) -> str:
-        """Raises TemplateLimitError, or whatever the template raises."""
-        environment = _Environment(budget)
+    def render(self, values: Mapping[str, Any]) -> str:
+        """Raises TemplateLimitError, or whatever the template raises, RecursionError too."""
+        environment = _Environment(values)
         template = jinja2.Template.from_code(environment, self._code, environment.globals)
-        pieces, size = [], 0
-        try:
-            for piece in template.root_render_func(template.new_context(dict(values))):
-                pieces.append(piece)
-                size += len(piece)
-                budget.check_size(size)
-        except RecursionError:
-            raise TemplateLimitError("it calls itself too deeply") from None
-        except MemoryError:
-            raise TemplateLimitError("it takes too much memory") from None
-        return "".join(pieces)
+        return environment.concat(template.root_render_func(template.new_context(dict(values))))
 
 
-class _Metering(NodeTransformer):
-    """Puts the meters where the environment can't."""
+class _Checks(visitor.NodeTransformer):
+    """Puts checks where the environment is not asked: loops, literals, slices and `~`."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        """The test too, which may let nothing pass into the body."""
-        if node.test is not None:
-            node.test = nodes.And(_cost([node.test]), node.test)
-        return self._repeated(node)
-
-    def _repeated(self, node: Any) -> nodes.Node:
-        cost = _cost(node.body)
         self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(cost))
-        return node  # type: ignore[no-any-return]
-
-    visit_Macro = visit_CallBlock = visit_Block = _repeated
-
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:
-        self.generic_visit(node)
-        node.nodes = [_filtered(PRINT, child) for child in node.nodes]
+        check = _filtered(nodes.Const(True), TAKE)
+        node.test = node.test and nodes.And(check, node.test)
+        node.body.insert(0, nodes.ExprStmt(check))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(JOIN, nodes.List(node.nodes, lineno=node.lineno))
-
-    def _taken(self, node: Any) -> nodes.Node:
-        self.generic_visit(node)
-        return node if getattr(node, "ctx", "load") == "store" else _filtered(TAKE, node)
-
-    visit_List = visit_Dict = visit_Tuple = _taken
+        return _filtered(nodes.List(node.nodes), "join")
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _filtered(TAKE, node) if isinstance(node.arg, nodes.Slice) else node
+        return _filtered(node, TAKE) if isinstance(node.arg, nodes.Slice) else node
+
+    def _literal(self, node: Any) -> nodes.Node:
+        self.generic_visit(node)
+        return node if getattr(node, "ctx", "load") == "store" else _filtered(node, TAKE)
+
+    visit_List = visit_Dict = visit_Tuple = _literal
 
 
-def _cost(body: Iterable[nodes.Node]) -> nodes.Filter:
-    num_nodes = sum(1 for node in body for _ in node.find_all(nodes.Node))
-    return _filtered(PASS, nodes.Const(NODE_BYTES * (num_nodes + 1)))
+def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None)
 
 
-def _filtered(name: str, node: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
-
-
-class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's own sandbox; what might be large is measured before it is made."""
+class _Environment(sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox for one rendering, counting what that makes."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, budget: Budget) -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[jinja2.ext.loopcontrols],
-            optimized=False,  # it would compute constants, and unmetered
-        )
-        self._budget = budget
-        for name in COSTLY_FILTERS:
-            del self.filters[name]
-        self.filters = {name: self._metered(name, f) for name, f in self.filters.items()}
-        self.filters |= {PASS: self._pass, TAKE: budget.take, JOIN: self._join, PRINT: self._print}
-        self.filters["tojson"] = self._tojson
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False)
+        self.add_extension(ext.loopcontrols)
+        self.add_extension(_Generation)
         del self.globals["lipsum"]
-        self.globals["dict"] = _dict
-        self.globals["namespace"] = _Namespace
+        self.globals |= {"dict": _dict, "namespace": _Namespace}
+        self.filters |= {"join": self._join, "replace": self._replace}
+        self.filters |= {"indent": _indent, "tojson": self._tojson, TAKE: lambda value: value}
+        offered = self.filters.keys() - NOT_OFFERED
+        self.filters = {name: self._taking(self.filters[name]) for name in offered}
+        self._weights: dict[int, tuple[Any, int]] = {}  # with the value, so that its id stays its
+        self._max_size = BASE_SIZE + SIZE_FACTOR * self._weigh(dict(values))
+        self._bytes_left = MAX_BYTES
+        self._deadline = time.thread_time() + MAX_CPU_S
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        is_costly = attr in COSTLY_ATTRIBUTES and isinstance(obj, str | bytes | int)
-        return not is_costly and super().is_safe_attribute(obj, attr, value)
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        name = getattr(obj, "__name__", None)
+        if name in NOT_OFFERED:
+            raise jinja2.TemplateError(f"templates can't use {name}()")
+        if name == "join":
+            return self._join(args[0], obj.__self__)
+        if name == "replace":
+            return self._replace(obj.__self__, *args)
+        return self._take(super().call(context, obj, *args, **kwargs))
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        is_costly = getattr(value, "__name__", None) in COSTLY_ATTRIBUTES
-        return None if is_costly else super().wrap_str_format(value)
+    def call_test(self, *args: Any, **kwargs: Any) -> Any:  # by select and the like, for each item
+        return self._take(super().call_test(*args, **kwargs))
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        self._budget.check_size(size_of_operation(self._budget, operator, left, right))
-        return self._budget.take(super().call_binop(context, operator, left, right))
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        match operator, left, right:
+            case ("*", int(n), Collection() as value) | ("*", Collection() as value, int(n)):
+                self._check_size(n * self._weigh(value))
+            case ("**", _, _) | ("%", str(), _):
+                raise jinja2.TemplateError(f"templates can't use {operator} here")
+        return self._take(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
-        owner = getattr(method, "__self__", None)
-        if isinstance(owner, str | bytes):
-            args = tuple(self._afforded("." + method.__name__, owner, *args, **kwargs)[1:])
-        return self._budget.take(super().call(context, obj, *args, **kwargs))
+    def concat(self, pieces: Iterable[str]) -> str:
+        """Makes one text of a rendering, a macro's, a captured block's or any other's pieces."""
+        taken, size = [], 0
+        for piece in pieces:
+            taken.append(piece)
+            size += len(piece)
+            self._check_size(size)
+        return str(self._take("".join(taken)))
 
-    def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        start = 1 if hasattr(function, "jinja_pass_arg") else 0
+    def _taking(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.wraps(function)(lambda *args, **kw: self._take(function(*args, **kw)))
 
-        def metered(*args: Any, **kwargs: Any) -> Any:
-            values = self._afforded(name, *args[start:], **kwargs)
-            return self._budget.take(function(*args[:start], *values, **kwargs))
+    def _take(self, value: Any) -> Any:
+        self._check_size(self._weigh(value))
+        self._bytes_left -= sys.getsizeof(value)
+        if self._bytes_left < 0:
+            raise TemplateLimitError("it takes too much memory")
+        if time.thread_time() > self._deadline:
+            raise TemplateLimitError(f"it takes more than {MAX_CPU_S:g} s")
+        return value
 
-        vars(metered).update(getattr(function, "__dict__", {}))  # where Jinja notes what to pass
-        return metered
+    def _check_size(self, size: int) -> None:
+        if size > self._max_size:
+            raise TemplateLimitError(f"it makes more than {self._max_size} characters")
 
-    def _afforded(self, name: str, value: Any, *args: Any, **kwargs: Any) -> list[Any]:
-        """What to give to the filter or method, when its result won't be too large."""
-        if name in ITERATING_FILTERS:
-            value = map(self._budget.look_at, value)
-        elif name == "join" and not isinstance(value, str):
-            value = [*map(self._budget.look_at, value)]
-        elif name == ".join" and args:
-            args = ([*map(self._budget.look_at, args[0])],)
-        if name in SIZES:
-            self._budget.check_size(SIZES[name](self._budget, value, *args, **kwargs))
-        return [value, *args]
+    def _weigh(self, value: Any) -> int:
+        """Of a text its length, of a number its bits, and of a container all that it holds."""
+        if isinstance(value, str | bytes):
+            return len(value)
+        if not isinstance(value, Collection):
+            return value.bit_length() if isinstance(value, int) else 8
+        if id(value) not in self._weights:
+            parts = chain(value, value.values()) if isinstance(value, Mapping) else value
+            self._weights[id(value)] = value, 2 + sum(2 + self._weigh(part) for part in parts)
+        return self._weights[id(value)][1]
 
-    def _pass(self, cost: int) -> bool:
-        self._budget.spend(cost)
-        return True
+    def _join(self, items: Iterable[Any], d: Any = "", attribute: Any = None) -> str:
+        values = map(filters.make_attrgetter(self, attribute), items) if attribute else items
+        pieces = (str(piece) for value in values for piece in (d, value))
+        next(pieces, None)  # no separator before the first
+        return self.concat(pieces)
 
-    def _join(self, parts: list[Any]) -> Any:
-        self._budget.check_size(sum(map(self._budget.weigh, parts)))
-        return self._budget.take(str_join(parts))
+    def _replace(self, text: Any, old: Any, new: Any, count: int = -1) -> str:
+        return self._join(str(text).split(str(old), count), new)
 
-    @jinja2.pass_context  # which also keeps the compiler from computing it
-    def _print(self, context: Context, value: Any) -> Any:
-        self._budget.weigh(value)
-        return self._budget.take(str(value))
-
-    def _tojson(  # as transformers has it; Jinja's own escapes HTML, which no model was trained on
-        self,
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> Any:
-        self._budget.weigh(value)
-        if max((indent or 0), *map(len, separators or ("",))) > MAX_INDENT:
-            raise TemplateLimitError(f"it indents JSON by more than {MAX_INDENT}")
-        encoder = json.JSONEncoder(
-            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-        return "".join(map(self._budget.take, encoder.iterencode(value)))
+    def _tojson(self, value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        """As transformers has it; Jinja's own escapes HTML, which no model was trained on."""
+        _check_indent(options.get("indent"))
+        return self.concat(json.JSONEncoder(ensure_ascii=ensure_ascii, **options).iterencode(value))
 
 
-class _Namespace(Namespace):
-    """Takes no private names, and does not print itself: in rings and pyramids that has no end."""
+def _indent(text: str, width: int | str = 4, *args: Any, **kwargs: Any) -> str:
+    _check_indent(width)
+    return filters.do_indent(text, width, *args, **kwargs)
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # so that `self` may be a name
-        self, *values = args
-        Namespace.__init__(self)
-        for name, value in dict(*values, **kwargs).items():
-            self[name] = value
 
-    def __setitem__(self, name: str, value: Any) -> None:
-        if str(name).startswith("_"):
-            raise SecurityError(f"a namespace can't hold {name!r}")
-        super().__setitem__(name, value)
+def _check_indent(width: int | str | None) -> None:
+    if (len(width) if isinstance(width, str) else width or 0) > MAX_INDENT:
+        raise TemplateLimitError(f"it indents by more than {MAX_INDENT}")
+
+
+class _Generation(ext.Extension):
+    """`{% generation %}` marks for training what the model says: here it is printed as it is."""
+
+    tags = {"generation"}  # noqa: RUF012  # as the base class has it
+
+    def parse(self, parser: Any) -> nodes.Node:
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=lineno)
+
+
+class _Namespace(utils.Namespace):
+    """Does not print itself: it can change, and hold itself, so it can't be weighed."""
 
     def __repr__(self) -> str:
         raise TemplateLimitError("it prints a namespace")
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """The function alone, without the attributes of the type."""
+    """Without the type's own methods: dict.update would change the messages."""
     return dict(*args, **kwargs)

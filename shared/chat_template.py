@@ -11,9 +11,8 @@ from typing import Any, NoReturn
 
 import jinja2
 
-from .bounded_template import BoundedTemplate
+from .bounded_template import BoundedTemplate, TemplateLimitError
 from .errors import InvalidRequestError, ModelError
-from .template_budget import Budget, TemplateLimitError
 
 MAX_REASON = 1000  # characters of what a template says when it refuses
 
@@ -54,12 +53,11 @@ class ChatTemplate:
             "strftime_now": _strftime_now,
             **self._special_tokens,
         }
-        num_characters = sum(len(str(text)) for message in messages for text in message.values())
         try:
-            return self._template.render(values, Budget(num_characters, len(messages)))
-        except TemplateLimitError as error:
+            return self._template.render(values)
+        except (TemplateLimitError, RecursionError, MemoryError) as error:
             raise InvalidRequestError(
-                f"the model's chat template was stopped: {error}",
+                f"the model's chat template was stopped: {str(error) or 'no memory is left'}",
                 param="messages",
                 code="chat_template_limit",
             ) from None
@@ -80,7 +78,7 @@ def _without_developer(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[st
 def _compiled(source: Any) -> BoundedTemplate:
     try:
         return BoundedTemplate(source)
-    except (jinja2.TemplateError, TypeError, ValueError, SyntaxError) as error:
+    except Exception as error:  # jinja2's own, but also from Python's compiler, RecursionError too
         raise ModelError(f"the model's chat template can't be compiled: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""Chat templates after those of real models, shortened, and one that uses all of a loop."""
+"""Chat templates after those of real models, shortened; one uses much of what Jinja offers."""
 
 LLAMA = r"""{{- bos_token }}
 {%- if custom_tools is defined %}
@@ -126,6 +126,23 @@ MISTRAL = r"""{%- if messages[0]["role"] == "system" %}
 {%- endfor %}
 """
 
+SMOLLM = r"""{%- set kept = "outside" -%}
+{%- for message in messages -%}
+    {%- if message.role == "user" -%}
+        {{ "<|im_start|>user\n" + message.content + "<|im_end|>\n" }}
+    {%- elif message.role == "assistant" -%}
+        {% generation %}
+        {%- set kept = "inside" -%}
+        {{ "<|im_start|>assistant\n" + message.content.lstrip("\n") + "<|im_end|>\n" }}
+        {% endgeneration %}
+        {{- kept }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ "<|im_start|>assistant\n" }}
+{%- endif -%}
+"""
+
 ALL_OF_A_LOOP = r"""
 {% macro turn(message, mark='-') %}{{ mark ~ message.role ~ caller() }}{% endmacro %}
 {% for m in messages if m.content recursive %}
@@ -138,20 +155,20 @@ ALL_OF_A_LOOP = r"""
 {% for number in [3, 1] %}{% if number == 3 %}{% continue %}{% endif %}{{ number }}{% endfor %}
 {% set x %}
 {% for r in messages | map(attribute='role') | unique | sort | reverse %}
-{{ '%s=%-4d|' % (r, loop.index) }}{{ '{:>9}'.format(r) }}{{ '%s' | format(r) }}
+{{ r ~ '=' ~ loop.index }}
 {% endfor %}
 {% endset %}
 {{ x | trim }}
-{{ messages[::-1] | map('tojson') | join(', ') }} {{ messages | length * 3 + 2 ** 5 % 7 }}
+{{ messages[::-1] | map('tojson') | join(', ') }} {{ messages | length * 3 + 5 % 3 }}
 {{ messages | groupby('role') | map('first') | list }} {{ messages[0].items() | list }}
 {{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ messages[0] | dictsort }}
-{{ [1, 2, 3] | sum }} {{ 'a' | center(5) }} {{ 'b\nc' | indent(2) }} {{ 'abc'[1:] }}
+{{ [[1, none], (2,)] }} {{ 'b\nc' | indent(2) }} {{ 'b\nc' | indent('> ', first=true) }} {{ 'abc'[1:] }}
 {{ ', '.join(['x', 'y']) }} {{ 'abab'.replace('b', 'cc') | replace('a', '') }}
 {{ 'x,y'.split(',') }}
 {{ messages | tojson(indent=2) }} {{ {'k': (1, 2)} | tojson(separators=(',', ':')) }}
 {% filter upper %}{{ dict(a=1).a }}q{% endfilter %}
 {% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}
 {% set a, b = 1, 2 %}{{ a }}{{ b }}{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}
-{% block z %}z{% endblock %}{{ self.z() }} {{ range(5) | batch(2, 0) | list }}
-{{ none }} {{ 1 if false }} {{ joiner()() }} {{ [['a'], ['b']] | sum(start=[]) }}
+{% block z %}z{% endblock %}{{ self.z() }}
+{{ none }} {{ 1 if false }} {{ joiner()() }} {{ messages | join('+', attribute='role') }}
 {{ 3 | string ~ 4 }}"""

@@ -169,8 +169,7 @@ class Intake:
     def _sync(self, sync: Sync, frontend: Frontend, now: float) -> None:
         live = None if sync.live is None else unpack_live(sync.live)
         if self._publisher.acknowledge(frontend, sync) and live is not None:
-            is_quiet = sync.frame_number == frontend.frame_number  # nothing is in flight
-            self._streams.sync(frontend, live, may_rewind=is_quiet or sync.has_gap, now=now)
+            self._streams.sync(frontend, live, sync, now)
 
     def _expire(self, now: float) -> None:
         for frontend in self._publisher.expire(now):

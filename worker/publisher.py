@@ -104,7 +104,8 @@ class Publisher:
     def notify(self, stream: Stream) -> None:
         """The stream has new tokens or has ended."""
         for reading in stream.readings.values():
-            reading.frontend.news[stream.request_id] = reading
+            if reading.has_row:
+                reading.frontend.news[stream.request_id] = reading
 
     def acknowledge(self, frontend: Frontend, sync: Sync) -> bool:
         """Takes what the frontend says of its frames; whether it speaks of this worker."""
@@ -164,6 +165,7 @@ class Publisher:
                 del frontend.unsaid[row.request_id]
                 continue
             given.num_sent = max(given.num_sent, row.offset + len(row.token_ids))
+            given.last_frame = frontend.frame_number
             given.is_finish_sent = row.finish is not None
             given.needs_joined = False
 

@@ -50,19 +50,20 @@ class Stream:
         )
 
     def give_to(self, frontend: Frontend) -> None:
-        """A new owner is a new generation, which all readers have to know, should they submit the
-        request again; a former one that comes back to no other is not."""
-        if frontend.frontend_id != self.last_owner_id and self.last_owner_id:
-            self.request = replace(self.request, generation=self.request.generation + 1)
-            for reading in self.readings.values():
-                reading.needs_joined = reading.is_joined = True
-                reading.frontend.news[self.request_id] = reading
         self.owner, self.last_owner_id = frontend, frontend.frontend_id
+
+    def set_generation(self, generation: int) -> None:
+        """All readers have to know it, should they submit the request again."""
+        self.request = replace(self.request, generation=generation)
+        for reading in self.readings.values():
+            reading.needs_joined = reading.is_joined = True
+            reading.frontend.news[self.request_id] = reading
 
 
 @dataclass(slots=True, eq=False)
 class Reading:
-    """One frontend's place in one stream: `num_sent` output tokens were handed out."""
+    """One frontend's place in one stream: `num_sent` output tokens were handed out, the last of
+    them in the frontend's frame `last_frame`."""
 
     stream: Stream
     frontend: Frontend
@@ -71,6 +72,11 @@ class Reading:
     is_joined: bool  # has to be told whose request this is
     needs_joined: bool = False
     is_finish_sent: bool = False
+    last_frame: int = 0
+    is_resumed: bool = field(init=False)  # it came with tokens of the request
+
+    def __post_init__(self) -> None:
+        self.is_resumed = self.num_sent > 0
 
     def rewind(self, num_held: int) -> None:
         """What was sent beyond `num_held` is lost."""
@@ -85,16 +91,18 @@ class Reading:
             ttl_ms = max(1, round((stream.deadline - now) * 1000))
         return Joined(stream.owner is self.frontend, replace(stream.request, ttl_ms=ttl_ms))
 
-    def row(self) -> Row | None:
-        """All that was not handed out yet; None when there is nothing.
-
-        After a restart a reader may hold more than the sequence has yet.
-        """
+    @property
+    def has_row(self) -> bool:
+        """After a restart a reader may hold more than the sequence has yet."""
         sequence = self.stream.sequence
-        if self.num_sent >= sequence.num_output_tokens and (
-            sequence.finish is None or self.is_finish_sent
-        ):
+        is_ended = sequence.finish is not None and not self.is_finish_sent
+        return is_ended or self.num_sent < sequence.num_output_tokens
+
+    def row(self) -> Row | None:
+        """All that was not handed out yet; None when there is nothing."""
+        if not self.has_row:
             return None
+        sequence = self.stream.sequence
         offset = min(self.num_sent, sequence.num_output_tokens)
         detokenizer = sequence.detokenizer
         ends = detokenizer.released_ends

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from ..shared.messages import Attach, Finish, Submit
+from ..shared.messages import Attach, Finish, Submit, Sync
 from .sequence import Sequence
 from .stream import Frontend, Reading, Stream
 
@@ -70,10 +70,8 @@ class Streams:
         elif submit.generation < generation and submit.output_token_ids:  # a former owner's
             frontend.tell(submit.request_id, TAKEN_OVER)
         else:
-            if submit.generation > generation:  # the former owner was faster after a restart
-                self._fence(stream)
-                stream.last_owner_id = frontend.frontend_id
-                stream.request = replace(stream.request, generation=submit.generation)
+            if submit.generation > generation:  # another was faster after a restart
+                self._succeed(stream, frontend, submit.generation)
             if stream.owner is None:
                 stream.give_to(frontend)
             num_held = len(submit.output_token_ids) // 4
@@ -88,14 +86,19 @@ class Streams:
         is_running = stream.sequence.finish is None
         if attach.takes_over and is_running and stream.owner is not frontend:
             self._fence(stream)
+            if stream.last_owner_id != frontend.frontend_id:
+                stream.set_generation(stream.request.generation + 1)
             stream.give_to(frontend)
         may_own = attach.takes_over
         self._read(stream, frontend, attach.num_held, may_own=may_own, is_joined=True)
 
     def sync(
-        self, frontend: Frontend, live: dict[bytes, int], *, may_rewind: bool, now: float
+        self, frontend: Frontend, live: dict[bytes, int], sync: Sync, now: float
     ) -> None:
-        """The frontend says what it waits for, and how much of it it holds."""
+        """The frontend says what it waits for, and how much of it it holds.
+
+        Frames keep their order: what it lacks of those up to its `frame_number` is lost.
+        """
         for request_id in [*frontend.verdicts.keys() - live.keys()]:
             del frontend.verdicts[request_id]
             frontend.unsaid.pop(request_id, None)
@@ -105,7 +108,7 @@ class Streams:
         for request_id, num_held in live.items():
             reading = frontend.readings.get(request_id)
             verdict = frontend.verdicts.get(request_id)
-            if reading is not None and may_rewind:
+            if reading is not None and (sync.has_gap or sync.frame_number >= reading.last_frame):
                 reading.rewind(num_held)
             elif reading is None and verdict is not None:
                 frontend.unsaid[request_id] = verdict
@@ -158,11 +161,21 @@ class Streams:
             owner.news.pop(stream.request_id, None)
             owner.tell(stream.request_id, TAKEN_OVER)
 
+    def _succeed(self, stream: Stream, frontend: Frontend, generation: int) -> None:
+        """Fences a former owner off; one that holds nothing yet is a new reader and stays one."""
+        owner = stream.owner
+        if owner is not None and owner.readings[stream.request_id].is_resumed:
+            self._fence(stream)
+        stream.owner, stream.last_owner_id = None, frontend.frontend_id
+        stream.set_generation(generation)
+
     def _bequeath(self, stream: Stream) -> None:
         stream.owner = None
         heir = next((r for r in stream.readings.values() if r.may_own), None)
         if heir is not None:
             stream.give_to(heir.frontend)
+            heir.needs_joined = heir.is_joined = True
+            heir.frontend.news[stream.request_id] = heir
         elif stream.readings and not stream.is_kept and stream.sequence.finish is None:
             self.abandoned.append(stream.sequence)
 

@@ -174,16 +174,14 @@ async def _call(server: Server, number: int) -> Call:
 
 async def _peak(server: Server) -> float:
     """Requests served in a second when there are always enough."""
-    end_s = time.monotonic() + PEAK_S
-    num_served = 0
+    end_s, calls = time.monotonic() + PEAK_S, list[Call]()
 
     async def caller() -> None:
-        nonlocal num_served
         while time.monotonic() < end_s:
-            num_served += (await _call(server, num_served)).status == 200
+            calls.append(await _call(server, len(calls)))
 
     await asyncio.gather(*(caller() for _ in range(8)))
-    return num_served / PEAK_S
+    return sum(call.status == 200 for call in calls) / PEAK_S
 
 
 async def _open_loop(server: Server, rate: float, seconds: float) -> list[Call]:

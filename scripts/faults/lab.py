@@ -19,7 +19,6 @@ from tests.integration.workload import Record
 
 from .outcome import Outcome, Pauses
 
-WARM_UP_S = 2.0
 QUIET_S = 5.0
 AFTERWARDS_S = 1.0
 
@@ -42,6 +41,7 @@ class Load:
     num_streams: int = 32
     reader: dict[str, Any] = field(default_factory=dict)
     worker: dict[str, Any] = field(default_factory=dict)
+    warm_up_s: float = 2.0
     affected: frozenset[int] = frozenset()  # readers whose latency is not the others'
 
 
@@ -55,10 +55,10 @@ async def disturb(lab: Lab, done: str, what: Disturb, load: Load = DEFAULT_LOAD)
     async with fleet(lab.model, **load.worker) as disturbed:
         readers = specs(disturbed.address, load.num_readers, load.num_streams, **load.reader)
         await disturbed.add_readers(*readers)
-        await asyncio.sleep(WARM_UP_S)
-        outcome.rss_before_mib = memory_of(disturbed)
+        await asyncio.sleep(load.warm_up_s)
         quiet = Fault(time.monotonic(), time.monotonic() + QUIET_S)
         await asyncio.sleep(QUIET_S)
+        outcome.rss_before_mib = memory_of(disturbed)
         faults = await what(disturbed)
         await asyncio.sleep(AFTERWARDS_S)
         outcome.rss_after_mib = memory_of(disturbed)

@@ -31,12 +31,13 @@ class Opening:
     farewell: Farewell = ""
     ended_at: float = NEVER
     num_lost_before: int = 0  # requests that the frontend had lost when it ended
-    taken_at: float = 0.0  # by who read it already
+    deadline: float = NEVER  # that it was submitted with
     patient_until: float = 0.0  # after a restart, for who didn't submit it
     num_sent_before: int = 0  # requests that the frontend had sent with it
     reading: object = None  # the worker's, as it was last seen
     num_sent: int = 0  # ... and its pointer
     unknown_since: float | None = None
+    has_owned: bool = False
     unowned_since: float | None = None
     behind_since: float | None = None
     awaited: int = 0  # tokens and end that there were when it fell behind
@@ -46,8 +47,12 @@ class Opening:
 
     @property
     def is_asked(self) -> bool:
-        """Whether the worker has it, and no farewell to an earlier one is on its way any more."""
+        """Whether what was said last of it is no longer on its way."""
         return self.frontend.requests.num_gone >= self.num_sent_before
+
+    @property
+    def is_out_of_time(self) -> bool:
+        return self.finish is not None and self.finish.code == "deadline_exceeded"
 
     @property
     def is_live(self) -> bool:
@@ -79,6 +84,7 @@ class SimulatedFrontend:
         self.openings: dict[bytes, Opening] = {}  # the live ones
         self.frozen_until = 0.0
         self.is_dead = False
+        self.greeted_at = now
         self.stale: list[bytes] = []  # frames of a former worker that are still to come
         self.last_heard = now  # by the worker
         self.unsubscribed_at: float | None = None  # ... as it knows
@@ -113,6 +119,8 @@ class SimulatedFrontend:
     def open(self, kind: Kind, request_id: bytes, ask: Ask | None, now: float) -> Opening:
         """As `frontend.client` does, for what isn't read here already."""
         opening = Opening(self, request_id, kind, now, ask)
+        if kind == "submit" and ask is not None and ask.options.ttl_s:
+            opening.deadline = now + ask.options.ttl_s
         self.openings[request_id] = opening
         if kind == "submit":
             assert ask is not None, "nobody submits what he doesn't know"
@@ -123,8 +131,10 @@ class SimulatedFrontend:
         return opening
 
     def take_over(self, opening: Opening, now: float) -> None:
-        """What is read here already."""
-        opening.kind, opening.taken_at = "take over", now
+        """What is read here already; nothing if it is ours."""
+        if self.protocol._requests[opening.request_id].is_owner:
+            return
+        opening.kind = "take over"
         self.protocol.take_over(opening.request_id, now)
         self._ask(opening, now)
 
@@ -135,8 +145,9 @@ class SimulatedFrontend:
     def leave(self, request_id: bytes, farewell: Farewell, now: float) -> None:
         part = self.protocol.cancel if farewell == "cancel" else self.protocol.detach
         part(request_id)
-        self._end(self.openings[request_id], farewell, now)
-        self.flush(now)
+        opening = self.openings[request_id]
+        self._end(opening, farewell, now)
+        self._ask(opening, now)
 
     def finish(self, opening: Opening, finish: Finish, now: float) -> None:
         opening.finish = finish

@@ -153,6 +153,7 @@ class WorkerHost:
         self.calm_since = self._free_at = now
         self._note("worker starts", epoch=self.core.epoch)
         for frontend in self.frontends:
+            frontend.unsubscribed_at = frontend.last_heard = now
             if not frontend.is_dead:
                 self._let_in(frontend, now)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from chairlift.frontend.protocol import REATTACH_PATIENCE_S, News, Opened, Output
+from chairlift.frontend.protocol import REATTACH_PATIENCE_S, SYNC_INTERVAL_S, News, Opened, Output
 from chairlift.shared.messages import Finish
 
 from .asks import Asks
 from .frontend import Opening, SimulatedFrontend
-from .network import NEVER
 from .violation import Violation
 
 NATURAL = ("stop", "length")
@@ -43,7 +42,7 @@ class Oracle:
             raise Violation("the context is the request's own", repr(item.context))
         if opening.ask is not None and opening.ask is not ask:
             raise Violation("nobody reads another's answer", f"{item.context!r}")
-        opening.ask = ask
+        opening.ask, opening.patient_until = ask, 0.0
 
     def _take_output(self, frontend: SimulatedFrontend, item: Output, now: float) -> None:
         opening = self._opening(frontend, item.request_id)
@@ -93,7 +92,7 @@ class Oracle:
         }.get(finish.code)
         if judge is None or not judge(opening, now):
             name = finish.code or finish.reason
-            raise Violation("every end has its reason", f"{opening.frontend.name} is told {name}")
+            raise Violation("every end has its reason", f"{opening} is told {name}")
 
     def _check_whole(self, opening: Opening, finish: Finish) -> None:
         ask = opening.ask
@@ -107,23 +106,29 @@ class Oracle:
             raise Violation("the end is the right one", f"{finish} for {answer.reason}")
 
     def _may_be_taken_over(self, opening: Opening, now: float) -> bool:
-        """By who wanted it, or by who read along while this frontend was taken for gone."""
+        """By another frontend that wanted it."""
+        since = self._first_asked(opening)
         return any(
-            other.kind == "take over" or opening.frontend.lapsed_at >= opening.opened_at
+            other.kind == "take over" and other.ended_at + OVERLAP_S > since
             for other in self._others(opening)
-            if other.ended_at + OVERLAP_S > opening.opened_at
         )
 
     def _may_be_cancelled(self, opening: Opening, now: float) -> bool:
-        """By its owner; a watcher also by the owner's leaving."""
-        farewells = {other.farewell for other in self.openings[opening.request_id]}
-        if "cancel" in farewells or opening.kind != "watch":
-            return "cancel" in farewells
+        """By its owner, or when that one's time was over; a watcher also by the owner's leaving."""
+        is_cancelled = any(
+            other.farewell == "cancel" or other.is_out_of_time
+            for other in self.openings[opening.request_id]
+        )
+        if is_cancelled or opening.kind != "watch":
+            return is_cancelled
         owners = [other for other in self._others(opening) if other.kind != "watch"]
         return any(not other.is_live or other.frontend.lapsed_at > 0 for other in owners)
 
     def _may_be_missing(self, opening: Opening, now: float) -> bool:
-        """Who asks for what the worker doesn't know; after a restart only when nobody comes."""
+        """Who asks for what the worker doesn't know; after a restart only when nobody comes, or
+        when something else is asked for under the id."""
+        if self._may_conflict(opening, now):
+            return True
         if opening.kind == "submit" or opening.patient_until > now:
             return False
         return self.absent_at.get(opening.request_id, now) >= self._first_asked(opening)
@@ -132,30 +137,21 @@ class Oracle:
         """An answer to an earlier question of the same frontend may still be on its way."""
         asked_at = opening.opened_at
         for earlier in reversed(self.openings[opening.request_id]):
-            if earlier.frontend is opening.frontend and earlier.ended_at + OVERLAP_S > asked_at:
+            is_recent = earlier.ended_at + OVERLAP_S + SYNC_INTERVAL_S > asked_at
+            if earlier.frontend is opening.frontend and is_recent:
                 asked_at = min(asked_at, earlier.opened_at)
         return asked_at
 
     def _may_conflict(self, opening: Opening, now: float) -> bool:
-        return len(self._asks.by_id[opening.request_id]) > 1
+        return len(self._asks.by_id.get(opening.request_id, ())) > 1
 
     def _may_be_late(self, opening: Opening, now: float) -> bool:
-        return now + CLOCK_S >= self.deadline(opening.request_id)
+        deadlines = (other.deadline for other in self.openings[opening.request_id])
+        return now + CLOCK_S >= min(deadlines)
 
     def _may_be_condemned(self, opening: Opening, now: float) -> bool:
         asks = self._asks.by_id[opening.request_id]
         return any(ask.is_poison or ask.num_lone_hits >= 3 for ask in asks)
-
-    def deadline(self, request_id: bytes) -> float:
-        """The earliest that anybody gave."""
-        return min(
-            (
-                opening.opened_at + opening.ask.options.ttl_s
-                for opening in self.openings[request_id]
-                if opening.kind == "submit" and opening.ask and opening.ask.options.ttl_s
-            ),
-            default=NEVER,
-        )
 
     def _others(self, opening: Opening) -> list[Opening]:
         """Other frontends' openings of the same request."""
@@ -164,6 +160,7 @@ class Oracle:
 
     def greeted(self, frontend: SimulatedFrontend, now: float) -> None:
         """By another worker than before: its readers are patient for a while."""
+        frontend.greeted_at = now
         for opening in frontend.openings.values():
             if opening.kind != "submit":
                 opening.patient_until = now + REATTACH_PATIENCE_S

@@ -120,11 +120,19 @@ class Trouble:
         """Another body under a known id."""
         frontend = self._awake()
         request_id = self._recent_of(frontend) if frontend else None
-        if frontend is None or request_id is None:
+        if frontend is None or request_id is None or not self._may_conflict(frontend, request_id):
             return
         self._simulation.asks.new(request_id)
         self._note("conflicts", frontend.name, request_id.hex()[:6])
         self._open(frontend, "submit", request_id)
+
+    def _may_conflict(self, frontend: SimulatedFrontend, request_id: bytes) -> bool:
+        """A known limit: where a Submit is lost, the worker takes its id for the former one's, as
+        long as it has not heard that this frontend has all of that."""
+        openings = self._simulation.oracle.openings[request_id]
+        faults = self._simulation.faults
+        is_new = all(opening.frontend is not frontend for opening in openings)
+        return is_new or not (faults.request_loss or faults.resets)
 
     def _cancel(self, now: float) -> None:
         self._leave("cancel")

@@ -101,10 +101,9 @@ class Watch:
 
     def _check_lease(self, frontend: SimulatedFrontend, record: Frontend, now: float) -> None:
         """Who is gone holds nothing."""
-        since = frontend.unsubscribed_at
         silent_s = now - frontend.last_heard - LEASE_S
-        if since is not None:
-            silent_s = max(silent_s, now - since - UNSUBSCRIBED_LEASE_S)
+        if frontend.unsubscribed_at is not None:  # by the record: a message makes another
+            silent_s = max(silent_s, now - record.unsubscribed_at - UNSUBSCRIBED_LEASE_S)
         if record.readings and silent_s > EXPIRY_INTERVAL_S + SLACK_S:
             raise Violation("who is gone reads nothing", f"{frontend.name}, {silent_s:.2f} s")
 
@@ -150,7 +149,7 @@ class Watch:
         if opening.reading is None or has_verdict:
             return
         if opening.frontend.lapsed_at < now:
-            raise Violation("nobody is forgotten who is there", f"{opening.frontend.name}")
+            raise Violation("nobody is forgotten who is there", f"{opening}")
 
     def _check_known(
         self, opening: Opening, has_verdict: bool, calm_since: float, now: float
@@ -171,7 +170,7 @@ class Watch:
         if opening.kind != "submit" and now < opening.patient_until + patience.sync_s:
             limit = NEVER
         if now > limit:
-            details = f"{frontend.name} for {now - opening.unknown_since:.3f} s"
+            details = f"{opening} for {now - opening.unknown_since:.3f} s"
             raise Violation("what is lost is asked for again in time", details)
 
     def _check_pointer(self, opening: Opening, reading: Reading) -> None:
@@ -195,7 +194,7 @@ class Watch:
             opening.behind_since, opening.awaited = now, num_made
         elif now > self._news_limit(opening, calm_since):
             late_s = now - opening.behind_since
-            details = f"{opening.frontend.name} waits {late_s:.3f} s for {opening.awaited}"
+            details = f"{opening} waits {late_s:.3f} s for {opening.awaited}"
             raise Violation("news arrives in time", details)
 
     def _news_limit(self, opening: Opening, calm_since: float) -> float:
@@ -219,7 +218,9 @@ class Watch:
         """Who takes a running request over owns it."""
         stream = reading.stream
         is_owner = stream.owner is reading.frontend
-        if opening.kind != "take over" or is_owner or stream.sequence.finish is not None:
+        is_over = is_owner or stream.sequence.finish is not None
+        if opening.kind != "take over" or is_over or opening.has_owned:
+            opening.has_owned |= is_owner  # after a restart any of those who may is the owner
             opening.unowned_since = None
             return
         if opening.unowned_since is None:
@@ -231,16 +232,15 @@ class Watch:
             frontend.frames.lost_at + patience.sync_s,
         )
         if now > limit:
-            raise Violation("who takes over is the owner", f"{opening.frontend}")
+            raise Violation("who takes over is the owner", f"{opening}")
 
     def _check_ttl(
         self, opening: Opening, reading: Reading | None, calm_since: float, now: float
     ) -> None:
         """Nothing outlives its time: by the worker's word, or else the frontend's own."""
-        ttl_s = opening.ask.options.ttl_s if opening.ask else None
-        if ttl_s is None or opening.kind != "submit" or calm_since > opening.opened_at:
+        deadline = opening.deadline
+        if now < deadline or calm_since > opening.opened_at:
             return
-        deadline = opening.opened_at + ttl_s
         is_over = now > deadline + DEADLINE_MARGIN_S + TICK_S + SLACK_S
         is_computed = reading is not None and reading.stream.sequence.finish is None
         is_computed &= now > deadline + EXPIRY_INTERVAL_S + 0.5
@@ -256,16 +256,18 @@ class Watch:
         last = next(o for o in reversed(openings) if o.frontend is frontend)
         patience, requests = self._patience, frontend.requests
         is_farewell = last.farewell in ("cancel", "detach")
-        wait_s = patience.message_s if is_farewell else patience.sync_s
+        if is_farewell and not last.is_asked:
+            return
+        is_said = is_farewell and last.ended_at > frontend.greeted_at
         limit = max(
-            max(last.ended_at, calm_since) + wait_s,
+            max(last.ended_at, calm_since) + (0.0 if is_said else patience.sync_s),
             requests.lost_at + patience.sync_s,
             frontend.frames.lost_at + patience.sync_s,
         )
         if requests.num_lost - last.num_lost_before > is_farewell:  # nobody answers to those
             limit = NEVER
         if now > limit:
-            details = f"{frontend.name}, {last.farewell or 'all received'}"
+            details = f"{last}: {last.farewell or 'all received'}"
             raise Violation("who leaves is let go in time", details)
 
     def _check_streams(self, core: SimulatedWorker, now: float) -> None:

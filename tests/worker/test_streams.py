@@ -228,7 +228,7 @@ def test_joined_comes_again_with_the_first_tokens(desk: Desk) -> None:
 
 def test_after_a_restart_the_higher_generation_owns(desk: Desk) -> None:
     """The frozen former owner may be the first to submit again: it is fenced off all the same."""
-    desk.turn(resumable(desk))
+    desk.turn(resumable(desk, output_token_ids=pack_token_ids(expected_tokens(5)[:1])))
     second = desk.submit(
         BOB, 5, generation=1, output_token_ids=pack_token_ids(expected_tokens(5)[:3])
     )
