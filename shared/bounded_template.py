@@ -149,10 +149,12 @@ class _Environment(sandbox.ImmutableSandboxedEnvironment):
 
     def _weigh(self, value: Any) -> int:
         """Of a text its length, of a number its bits, and of a container all that it holds."""
-        if isinstance(value, str | bytes):
+        if isinstance(value, str):
             return len(value)
-        if not isinstance(value, Collection):
-            return value.bit_length() if isinstance(value, int) else 8
+        if isinstance(value, int):
+            return value.bit_length()
+        if isinstance(value, range) or not isinstance(value, Collection):
+            return 8
         if id(value) not in self._weights:
             parts = chain(value, value.values()) if isinstance(value, Mapping) else value
             self._weights[id(value)] = value, 2 + sum(2 + self._weigh(part) for part in parts)

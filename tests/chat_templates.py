@@ -162,7 +162,8 @@ ALL_OF_A_LOOP = r"""
 {{ messages[::-1] | map('tojson') | join(', ') }} {{ messages | length * 3 + 5 % 3 }}
 {{ messages | groupby('role') | map('first') | list }} {{ messages[0].items() | list }}
 {{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ messages[0] | dictsort }}
-{{ [[1, none], (2,)] }} {{ 'b\nc' | indent(2) }} {{ 'b\nc' | indent('> ', first=true) }} {{ 'abc'[1:] }}
+{{ [[1, none], (2,)] }} {{ 'b\nc' | indent(2) }} {{ 'b\nc' | indent('> ', first=true) }}
+{{ 'abc'[1:] }}
 {{ ', '.join(['x', 'y']) }} {{ 'abab'.replace('b', 'cc') | replace('a', '') }}
 {{ 'x,y'.split(',') }}
 {{ messages | tojson(indent=2) }} {{ {'k': (1, 2)} | tojson(separators=(',', ':')) }}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import tempfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from .outcome import Outcome
 NUM_KILLS = 15
 DEATHS_A_SITE = 2
 STOPS_S = (0.2, 2.0, 5.0)
+BETWEEN_S = 2.0
 
 
 async def kill_worker(lab: Lab) -> Outcome:
@@ -65,7 +67,10 @@ async def stop_the_worker(lab: Lab) -> Outcome:
 
     async def stop(disturbed: Fleet) -> list[Fault]:
         epochs.append(disturbed.epoch)
-        faults = [await stop_worker(disturbed, seconds) for seconds in STOPS_S]
+        faults = []
+        for seconds in STOPS_S:
+            faults.append(await stop_worker(disturbed, seconds))
+            await asyncio.sleep(BETWEEN_S)
         epochs.append(disturbed.epoch)
         return faults
 

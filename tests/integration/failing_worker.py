@@ -29,6 +29,7 @@ class Site:
 
     place: str  # module and name, with a dot where it is a method
     is_before: bool
+    most: int = 200  # the last call to die at; enough for first and later steps
     when: Callable[..., bool] = lambda *_: True
 
 
@@ -41,16 +42,16 @@ def _is_decode(_: object, step: Any) -> bool:
 
 
 SITES = {
-    "load": Site("main:load_model", is_before=True),
-    "accepted": Site("streams:Streams.open", is_before=False),
+    "load": Site("main:load_model", is_before=True, most=1),
+    "accepted": Site("streams:Streams.open", is_before=False, most=60),
     "prefill": Site("model_runner:ModelRunner.run", is_before=True, when=_is_prefill),
     "decode": Site("model_runner:ModelRunner.run", is_before=True, when=_is_decode),
     "computed": Site("model_runner:ModelRunner.run", is_before=False),
     "committed": Site("engine:Engine.step", is_before=False),
     "to-send": Site("sockets:WorkerSockets.send", is_before=True),
     "sent": Site("sockets:WorkerSockets.send", is_before=False),  # and the pointer not yet moved
-    "acknowledged": Site("publisher:Publisher.acknowledge", is_before=False),
-    "left": Site("streams:Streams.leave", is_before=False),
+    "acknowledged": Site("publisher:Publisher.acknowledge", is_before=False, most=10),
+    "left": Site("streams:Streams.leave", is_before=False, most=40),
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.integration.failing_worker import SITES
 from tests.integration.fleet import Fleet, until
 from tests.integration.processes import worker_child
 
@@ -40,22 +41,20 @@ async def kill_workers(fleet: Fleet, times: int, choose: random.Random) -> list[
 
 async def stop_worker(fleet: Fleet, seconds: float) -> Fault:
     """SIGSTOP, and SIGCONT later."""
-    return await _stop([worker_child(fleet.worker)], seconds)
+    return await _stop(worker_child(fleet.worker), seconds)
 
 
 async def stop_reader(fleet: Fleet, index: int, seconds: float) -> Fault:
-    return await _stop([fleet.readers[index].process.pid], seconds)
+    return await _stop(fleet.readers[index].process.pid, seconds)
 
 
-async def _stop(pids: Sequence[int], seconds: float) -> Fault:
+async def _stop(pid: int, seconds: float) -> Fault:
     begin_s = time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
     try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(seconds)
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
     return Fault(begin_s, time.monotonic())
 
 
@@ -65,9 +64,8 @@ def failing_program(plan: Path, *, high_water_mark: int = 1000) -> list[str]:
 
 
 def plan_deaths(plan: Path, sites: Sequence[str], choose: random.Random) -> None:
-    """At any of the first 200 calls of each site, so that first and later steps are hit."""
-    lines = [f"{site} {1 if site == 'load' else choose.randint(1, 200)}" for site in sites]
-    plan.write_text("\n".join(lines))
+    """One death after another, each at some call of its site."""
+    plan.write_text("\n".join(f"{site} {choose.randint(1, SITES[site].most)}" for site in sites))
 
 
 async def until_dead(fleet: Fleet, num_deaths: int) -> None:

@@ -133,7 +133,7 @@ def test_helpers() -> None:
         "{{ messages[0].content + 5 }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
-        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{% for i in range(1000000000) %}{% endfor %}",
         "{{ 1 / 0 }}",
         "{{ messages[0].__class__.mro() }}",
         "{{ dict.mro() }}",
@@ -145,7 +145,7 @@ def test_helpers() -> None:
         "{{ (5).to_bytes(10 ** 9, 'big') }}",
         "{{ 'x'.encode('punycode') }}",
         "{{ 'x'.translate({120: 'y'}) }}",
-        "{{ 'x'.ljust(10 ** 9) }}",
+        "{{ 'x'.ljust(1000000000) }}",
         "{{ '{:1000000000}'.format(1) }}",
         "{{ '%1000000000d' % 1 }}",
         "{{ 10 ** (10 ** 10) }}",
@@ -177,10 +177,10 @@ GROWING = {
     "a long text in a loop": f"{{% for a in range(99999) %}}{'x' * 50_000}{{% endfor %}}",
     "a long text captured": f"{{% set y %}}{LOOPS}{'x' * 50_000}{ENDS}{{% endset %}}",
     "a loop that lets nothing pass": (
-        "{% set l = range(99999) | list %}{% for x in range(99999) if -1 in l %}{% endfor %}"
+        "{% set l = range(30000) | list %}{% for x in range(99999) if -1 in l %}{% endfor %}"
     ),
     "a filter that lets nothing pass": (
-        "{% set l = range(99999) | list %}{{ l | select('in', [-1] * 20000) | list }}"
+        "{% set l = range(30000) | list %}{{ l | select('in', [-1] * 20000) | list }}"
     ),
     "a loop that calls itself": (
         "{% for a in range(9) recursive %}{% if loop.depth < 20 %}{{ loop(range(9)) }}{% endif %}"
@@ -208,12 +208,12 @@ GROWING = {
     "dicts by name": "{% set x = 1 %}" + "{% set x = dict(a=x, b=x) %}" * 60 + "{{ x | string }}",
     "views": "{% set x = {} %}" + "{% set x = {1: x.items(), 2: x.items()} %}" * 60 + "{{ x }}",
     "namespaces": "{% set x = 1 %}" + "{% set x = namespace(a=x, b=x) %}" * 60 + "{{ x | string }}",
-    "times": "{{ 'x' * 10 ** 9 }}",
-    "times, turned": "{{ 10 ** 9 * [1] }}",
+    "times": "{{ 'x' * 1000000000 }}",
+    "times, turned": "{{ 1000000000 * [1] }}",
     "squares": "{% set ns = namespace(x=3) %}{% for i in range(99) %}"
     "{% set ns.x = ns.x * ns.x %}{% endfor %}",
-    "indent": "{{ 'a\nb' | indent(10 ** 9) }}",
-    "indent JSON": "{{ [1] | tojson(indent=10 ** 9) }}",
+    "indent": "{{ 'a\nb' | indent(1000000000) }}",
+    "indent JSON": "{{ [1] | tojson(indent=1000000000) }}",
     "replace": LINE + "{{ b | replace('x', b) }}",
     "replace, the method": LINE + "{{ b.replace('x', b) }}",
     "replace a block": f"{{% filter replace('x', 'y' * 900000) %}}{'x' * 9000}{{% endfilter %}}",
@@ -221,26 +221,32 @@ GROWING = {
     "join, the method": LINE + "{{ b.join(range(9999) | map('string')) }}",
     "join much": LINE + "{{ ([b] * 9999) | join }}",
     "kept lists": "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}"
-    "{% set ns.x = ns.x + [range(99999) | list] %}{% endfor %}",
+    "{% set ns.x = ns.x + [range(30000) | list] %}{% endfor %}",
     "kept slices": LINE + "{% set ns = namespace(x=[]) %}{% for i in range(99999) %}"
     "{% set ns.x = ns.x + [b[1:]] %}{% endfor %}",
     "kept copies": "".join(f"{{% set ns{i} = namespace() %}}" for i in range(99))
     + LINE
     + "".join(f"{{% set ns{i % 99}.x{i} = b.upper() %}}" for i in range(2000)),
-    "sorting": "{% for i in range(9999) %}{% set x = range(99999) | list | sort %}{% endfor %}",
+    "sorting": "{% for i in range(9999) %}{% set x = range(30000) | list | sort %}{% endfor %}",
 }
 
 
-@pytest.mark.parametrize("source", GROWING.values(), ids=GROWING.keys())
-def test_limits(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+TIMED = {"loops", "macros", "blocks", "a loop that calls itself", "sorting"} | {
+    f"a {what} that lets nothing pass" for what in ("loop", "filter")
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_limits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would run or grow without end is stopped early, and told as the template's fault."""
     monkeypatch.setattr(bounded_template, "MAX_CPU_S", 0.2)
-    template = ChatTemplate(source, {})
+    template = ChatTemplate(GROWING[name], {})
     start = time.thread_time()
     before = peak_mib()
     with pytest.raises(InvalidRequestError, match="was stopped") as error:
         template.render([{"role": "user", "content": "hello"}], add_generation_prompt=True)
     assert error.value.code == "chat_template_limit" and error.value.param == "messages"
+    assert name not in TIMED or "more than 0.2 s" in str(error.value)
     assert time.thread_time() - start < 1
     assert peak_mib() - before < 700
 
@@ -307,7 +313,7 @@ def test_renderings_share_nothing() -> None:
         "{% if 1 %}" * 2000 + "{% endif %}" * 2000,
         "{{ " + "not " * 20_000 + "1 }}",
         "{% for x in y %}" * 30 + "{% endfor %}" * 30,
-        "{{ 'x' | center(10 ** 9) }}",
+        "{{ 'x' | center(1000000000) }}",
         "{% if %}",
     ],
 )

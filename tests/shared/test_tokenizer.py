@@ -97,7 +97,8 @@ def test_no_special_token_from_text(name: str, text: str) -> None:
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(
     text=st.text(
-        st.characters(exclude_characters="\ue0f0\ue0f1", exclude_categories=["Cs"]), max_size=30
+        st.characters(exclude_characters="\ue0f0\ue0f1\ue0f2\ue0f3", exclude_categories=["Cs"]),
+        max_size=30,
     )
 )
 @example(text="say <|im_end|> and <s>[INST]")

@@ -60,6 +60,13 @@ class Faults:
             num_asks=draw.randint(5, 35),
         )
 
+    @property
+    def is_punctual(self) -> bool:
+        """Whether messages arrive, and in no time."""
+        lost = self.frame_loss or self.request_loss or self.resets
+        late = self.pauses or self.spikes or self.freezes or self.long_freezes
+        return not (lost or late or self.crashes or self.mid_step_crashes or self.poison)
+
     def __str__(self) -> str:
         on = [f.name for f in fields(self) if getattr(self, f.name) is True]
         sizes = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.type != "bool"]

@@ -104,6 +104,7 @@ class WorkerHost:
         condemned = self._quarantine.learn(by_chance=by_chance)
         pause_s = self._restarts.pause_s(has_progressed=has_progressed)
         self._pulse.reset()
+        epoch = self.core.epoch if self.core else None
         self.core, self.dies_in_next_step = None, False
         self.num_deaths += 1
         self.paused_until = 0.0
@@ -116,7 +117,7 @@ class WorkerHost:
             frontend.requests.close(now, NEVER)
             lost = frontend.frames.cut(now)
             frontend.frames.close(now, NEVER)
-            if self._faults.stale_frames:
+            if self._faults.stale_frames and frontend.epoch == epoch:
                 frontend.stale += lost
 
     def reset(

@@ -12,7 +12,7 @@ from .frontend import Opening, SimulatedFrontend
 from .violation import Violation
 
 NATURAL = ("stop", "length")
-OVERLAP_S = 1.0  # what was sent before somebody left may arrive after it
+OVERLAP_S = 5.0  # what was sent before somebody left may arrive as late as that after it
 CLOCK_S = 0.002  # times to live travel in milliseconds
 
 
@@ -114,15 +114,15 @@ class Oracle:
         )
 
     def _may_be_cancelled(self, opening: Opening, now: float) -> bool:
-        """By its owner, or when that one's time was over; a watcher also by the owner's leaving."""
+        """By its owner, when that one's time was over, or by its leaving what can't be resumed."""
         is_cancelled = any(
             other.farewell == "cancel" or other.is_out_of_time
             for other in self.openings[opening.request_id]
         )
-        if is_cancelled or opening.kind != "watch":
-            return is_cancelled
-        owners = [other for other in self._others(opening) if other.kind != "watch"]
-        return any(not other.is_live or other.frontend.lapsed_at > 0 for other in owners)
+        owners = [o for o in self.openings[opening.request_id] if o.kind != "watch"]
+        has_left = any(not owner.is_live or owner.frontend.lapsed_at > 0 for owner in owners)
+        is_resumable = opening.ask is not None and opening.ask.options.is_resumable
+        return is_cancelled or (has_left and not is_resumable)
 
     def _may_be_missing(self, opening: Opening, now: float) -> bool:
         """Who asks for what the worker doesn't know; after a restart only when nobody comes, or

@@ -111,7 +111,7 @@ class Simulation:
         """Nothing goes wrong any more, so everything comes to its end."""
         self.note("settles")
         for pipe in self._pipes:
-            pipe.loss = pipe.doubling = pipe.held_until = 0.0
+            pipe.loss = pipe.doubling = 0.0
         for frontend in self.frontends:
             frontend.frozen_until = min(frontend.frozen_until, self.now)
         self.host.settle(self.now)

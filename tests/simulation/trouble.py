@@ -111,6 +111,9 @@ class Trouble:
         request_id = self._recent_of(frontend) if frontend else None
         if frontend is None or request_id is None:
             return
+        asks = self._simulation.asks.by_id[request_id]
+        if kind == "submit" and len(asks) > 1 and not self._may_conflict(frontend, request_id):
+            return
         if kind != "submit" and self._random.random() < 0.05:
             request_id = self._random.randbytes(16)
         self._note(what, frontend.name, request_id.hex()[:6])
@@ -127,12 +130,11 @@ class Trouble:
         self._open(frontend, "submit", request_id)
 
     def _may_conflict(self, frontend: SimulatedFrontend, request_id: bytes) -> bool:
-        """A known limit: where a Submit is lost, the worker takes its id for the former one's, as
-        long as it has not heard that this frontend has all of that."""
+        """A known limit: while news of what it asked for before is on its way, a frontend takes it
+        for the answer to what it asks for now under the same id."""
         openings = self._simulation.oracle.openings[request_id]
-        faults = self._simulation.faults
         is_new = all(opening.frontend is not frontend for opening in openings)
-        return is_new or not (faults.request_loss or faults.resets)
+        return is_new or self._simulation.faults.is_punctual
 
     def _cancel(self, now: float) -> None:
         self._leave("cancel")

@@ -39,14 +39,14 @@ class Patience:
     message_s: float  # one way, and the turn that it is taken in
     news_s: float  # a token; a frame that was refused waits for the next turn, or a heartbeat
     shown_s: float  # a loss that a later frame shows
-    tail_s: float  # a loss that only a heartbeat shows, which an idle worker sends a little late
+    tail_s: float  # a loss that only heartbeats show, the first of them late and the next too soon
     sync_s: float  # a lost request
 
     @classmethod
     def of(cls, faults: Faults) -> Patience:
         message_s = faults.delay_s + 2 * faults.step_s + SEND_RETRY_S + SLACK_S
         shown_s = 3 * message_s + 4 * faults.step_s
-        tail_s = 2 * HEARTBEAT_S + GAP_SYNC_INTERVAL_S + 4 * message_s + 4 * faults.step_s
+        tail_s = 3 * HEARTBEAT_S + GAP_SYNC_INTERVAL_S + 4 * message_s + 4 * faults.step_s
         return cls(
             message_s=message_s,
             news_s=HEARTBEAT_S + 2 * message_s + 4 * faults.step_s,
@@ -202,8 +202,8 @@ class Watch:
         since = opening.behind_since or 0.0
         many_s = len(frontend.openings) * patience.message_s / 2  # more than a frame holds
         lost_at, shown_at = frontend.frames.lost_at, frontend.frames.shown_at
-        quiet_since = max(calm_since, frontend.requests.lost_at)
-        if quiet_since < lost_at and since <= lost_at and len(shown_at) == 2:
+        is_shown = calm_since < lost_at and since <= lost_at and len(shown_at) == 2
+        if is_shown and frontend.requests.lost_at < since:
             return max(shown_at[1] + patience.shown_s, since + patience.news_s) + many_s
         return many_s + max(
             since + patience.news_s,
@@ -239,7 +239,8 @@ class Watch:
     ) -> None:
         """Nothing outlives its time: by the worker's word, or else the frontend's own."""
         deadline = opening.deadline
-        if now < deadline or calm_since > opening.opened_at:
+        disturbed_at = max(calm_since, opening.frontend.requests.lost_at)
+        if now < deadline or disturbed_at >= opening.opened_at:
             return
         is_over = now > deadline + DEADLINE_MARGIN_S + TICK_S + SLACK_S
         is_computed = reading is not None and reading.stream.sequence.finish is None
