@@ -157,11 +157,13 @@ class AsyncClient:
         connection, readers = self._open()
         self._check_can_take(prompt_token_ids, checked(params))
         self._check_tokenizer()
+        now = asyncio.get_running_loop().time()
         request_id = options.request_id or secrets.token_bytes(16)
         if request_id in readers:
             connection.protocol.check_same(request_id, prompt_token_ids, params)
+            connection.protocol.join(request_id, now)
+            connection.flush()
             return readers.join(request_id, may_own=True)
-        now = asyncio.get_running_loop().time()
         options = replace(options, request_id=request_id)
         connection.protocol.submit(prompt_token_ids, params, options, now)
         stream = readers.add(request_id, options.context, may_own=True)
@@ -176,6 +178,7 @@ class AsyncClient:
         """
         connection, readers = self._open()
         self._check_can_answer()
+        self._check_has_room()
         now = asyncio.get_running_loop().time()
         if request_id not in readers:
             connection.protocol.attach(request_id, now, takes_over=takes_over)
@@ -330,11 +333,7 @@ class AsyncClient:
             )
         if self._connection and len(self._connection.protocol.outgoing) >= MAX_UNSENT:
             raise OverloadedError("the worker takes no messages just now", retry_after_s=1)
-        if self.num_live >= MAX_LIVE_REQUESTS:
-            raise OverloadedError(
-                f"this client has {MAX_LIVE_REQUESTS} unfinished requests, its limit",
-                retry_after_s=1,
-            )
+        self._check_has_room()
         if not prompt_token_ids:
             raise InvalidRequestError("the prompt is empty", param="prompt")
         if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < worker.vocab_size:
@@ -347,6 +346,13 @@ class AsyncClient:
             raise ContextLengthError(
                 f"{num_prompt_tokens} prompt tokens and up to {params.max_tokens} output tokens "
                 f"are more than the {worker.max_model_len} that fit: shorten one of them"
+            )
+
+    def _check_has_room(self) -> None:
+        if self.num_live >= MAX_LIVE_REQUESTS:
+            raise OverloadedError(
+                f"this client has {MAX_LIVE_REQUESTS} unfinished requests, its limit",
+                retry_after_s=1,
             )
 
     def _encode(self, prompt: Prompt) -> list[int]:

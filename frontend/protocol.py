@@ -92,6 +92,11 @@ class _Request:
         return isinstance(self.opening, Submit)
 
     @property
+    def known(self) -> Submit | None:
+        """The request as it was submitted, by us or as we were told."""
+        return self.opening if isinstance(self.opening, Submit) else self.joined
+
+    @property
     def is_attaching(self) -> bool:
         """Whether there was no answer yet."""
         opening = self.opening
@@ -170,6 +175,14 @@ class FrontendProtocol:
             self._requests[request_id].opening = opening
             self._send_opening(request_id, now)
 
+    def join(self, request_id: bytes, now: float) -> None:
+        """Asks for a live request that was only watched, as if it had been submitted here: should
+        its owner go, it is ours."""
+        request = self._requests[request_id]
+        if not request.is_submitted and request.joined is not None:
+            request.opening = replace(request.joined, frontend_id=self.frontend_id)
+            self._send_opening(request_id, now)
+
     def owns(self, request_id: bytes) -> bool:
         """Whether the request is ours to submit again, and nobody else has taken it over."""
         request = self._requests.get(request_id)
@@ -179,9 +192,9 @@ class FrontendProtocol:
         self, request_id: bytes, prompt_token_ids: list[int], params: SamplingParams
     ) -> None:
         """Raises RequestIdConflictError when something else was asked under this live id."""
-        opening = self._requests[request_id].opening
+        known = self._requests[request_id].known
         asked = (pack_token_ids(prompt_token_ids), params)
-        if isinstance(opening, Submit) and asked != (opening.prompt_token_ids, opening.params):
+        if known is not None and asked != (known.prompt_token_ids, known.params):
             raise RequestIdConflictError("another request runs under this id: use a new one")
 
     def so_far(self, request_id: bytes) -> Output:
@@ -290,9 +303,9 @@ class FrontendProtocol:
             return [Output(joined.request_id, [], "", NOT_FOUND)]
         request.joined = joined
         request.patient_until, request.is_owner = 0.0, is_owner
+        request.deadline = now + joined.ttl_ms / 1000 if joined.ttl_ms else float("inf")
         if request.is_submitted or is_owner:
             request.opening = replace(joined, frontend_id=self.frontend_id)
-            request.deadline = now + joined.ttl_ms / 1000 if joined.ttl_ms else float("inf")
         return [Opened(joined.request_id, joined.context)]
 
     def _take_row(self, row: Row, now: float) -> list[News]:

@@ -36,9 +36,10 @@ class Readers:
         """One more reader of a request that is read here already."""
         readers = self._streams[request_id]
         stream = TokenStream(request_id, self._leave, readers[0].context, may_own=may_own)
-        if readers[0].is_open:
+        protocol = self._connection.protocol
+        if readers[0].is_open or protocol.owns(request_id):
             stream.open(readers[0].context)
-        so_far = self._connection.protocol.so_far(request_id)
+        so_far = protocol.so_far(request_id)
         if so_far.token_ids:
             stream.put(Delta(so_far.token_ids, so_far.text))
         readers.append(stream)
@@ -72,19 +73,22 @@ class Readers:
                 self._leave(stream, may_go_on=False)
 
     def _leave(self, stream: TokenStream, may_go_on: bool) -> None:
-        """The request goes on for those who still read it here; an owner passes it on."""
+        """An owner passes the request on to another who may own it. Who only watches sees it end
+        when its owner stops it."""
         request_id = stream.request_id
         readers = self._streams.get(request_id)
         if readers is None or stream not in readers:
             return
         readers.remove(stream)
-        if readers:
-            heir = next((reader for reader in readers if reader.may_own), None)
-            if heir is not None:
-                heir.is_owner |= stream.is_owner
+        heir = next((reader for reader in readers if reader.may_own), None)
+        is_stopped = stream.is_owner and not may_go_on and heir is None
+        if heir is not None:
+            heir.is_owner |= stream.is_owner
+        if readers and not is_stopped:
             return
         del self._streams[request_id]
+        for watcher in readers:
+            watcher.put(Delta([], "", CANCELLED))
         protocol = self._connection.protocol
-        is_stopped = stream.is_owner and not may_go_on
         (protocol.cancel if is_stopped else protocol.detach)(request_id)
         self._connection.flush()

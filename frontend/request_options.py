@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ..shared.errors import InvalidRequestError
 from ..shared.messages import MAX_CONTEXT_BYTES, MAX_SALT_BYTES, MAX_TTL_MS
 
+DEFAULT_TTL_S = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
@@ -14,14 +16,15 @@ class RequestOptions:
 
     `context` (at most 4096 bytes) is handed to whoever attaches later. What `is_resumable` is kept
     by the worker for a grace after its owner has gone, finished or not. Cached prefixes are shared
-    under equal `cache_salt`s (at most 32 bytes). After `ttl_s` the request ends unfinished.
+    under equal `cache_salt`s (at most 32 bytes). After `ttl_s` the request ends unfinished; None
+    waits for as long as it takes.
     """
 
     request_id: bytes | None = None
     context: bytes = b""
     is_resumable: bool = False
     cache_salt: bytes = b""
-    ttl_s: float | None = None
+    ttl_s: float | None = DEFAULT_TTL_S
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError for what can't be sent."""

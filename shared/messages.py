@@ -113,6 +113,7 @@ class Greeting(Message, frozen=True, tag="greeting"):
     vocab_size: Count
     max_model_len: Count
     frame_number: Count
+    orphan_grace_ms: Count = 0  # that long it keeps what is resumable and has no reader
 
 
 class TokenizerFiles(Message, frozen=True, tag="tokenizer"):

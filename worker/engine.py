@@ -96,6 +96,8 @@ class Engine:
         self.times.schedule_s += self.times.clock() - started
         outcome = run_in_halves(plan, self._run)
         computed = self.times.clock()
+        if outcome.plan is not plan:  # it ran in halves, and the pulse knows of the last
+            self._begin(plan)
         named = self._commit(outcome)
         self.times.commit_s += self.times.clock() - computed
         self._pulse.end_step()
@@ -105,7 +107,7 @@ class Engine:
 
     def _run(self, plan: Plan) -> list[int | None]:
         """The tokens of `plan.sampled`; nothing of it is committed."""
-        self._pulse.begin_step([entry.sequence.request_id for entry in plan.entries])
+        self._begin(plan)
         times = self.times
         started = times.clock()
         prepared = self._runner.prepare(plan)
@@ -117,6 +119,9 @@ class Engine:
         times.forward_s += computed - planned
         times.sample_s += times.clock() - computed
         return tokens
+
+    def _begin(self, plan: Plan) -> None:
+        self._pulse.begin_step([entry.sequence.request_id for entry in plan.entries])
 
     def _commit(self, outcome: Outcome) -> list[Sequence]:
         """Takes the tokens in; the sequences that the step has changed."""

@@ -26,7 +26,7 @@ from .model_runner import ModelRunner
 from .models.hub import resolve_model
 from .models.loader import LoadedModel, load_model
 from .publisher import Publisher
-from .pulse import Pulse
+from .pulse import Pulse, State
 from .quarantine import Quarantine
 from .sampler import Sampler
 from .scheduler import ContinuousScheduler
@@ -62,15 +62,17 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     prepare_process(settings.num_threads)
     sockets = WorkerSockets(Endpoints.parse(settings.address), settings.load_curve())
     try:
+        pulse.state = State.DOWNLOADING
         folder = resolve_model(settings.model_source, settings.revision, settings.offline)
-        pulse.beat()  # a download has its own time
+        pulse.beat()
+        pulse.state = State.LOADING
         tokenizer = Tokenizer.from_folder(folder)
         model = load_model(folder, settings.dtype, settings.max_model_len)
         engine = build_engine(model, settings, pulse)
     except BaseException:
         sockets.close()
         raise
-    greeting = _greeting(settings.served_model_name, model, tokenizer)
+    greeting = _greeting(settings, model, tokenizer)
     publisher = Publisher(greeting, tokenizer.files)
     streams = Streams(settings.orphan_grace_s)
     limits = Limits(
@@ -126,16 +128,17 @@ def build_engine(
     return Engine(scheduler, runner, Sampler(eos_token_ids), eos_token_ids, pulse)
 
 
-def _greeting(name: str, model: LoadedModel, tokenizer: Tokenizer) -> Greeting:
+def _greeting(settings: WorkerSettings, model: LoadedModel, tokenizer: Tokenizer) -> Greeting:
     return Greeting(
         epoch=secrets.randbits(63),
         min_version=VERSION,
         max_version=VERSION,
-        model=name,
+        model=settings.served_model_name,
         created=int(time.time()),
         tokenizer=tokenizer.fingerprint,
         chat_template=tokenizer.template_fingerprint,
         vocab_size=model.config.vocab_size,
         max_model_len=model.max_model_len,
         frame_number=0,
+        orphan_grace_ms=round(settings.orphan_grace_s * 1000),
     )

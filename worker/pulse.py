@@ -21,8 +21,9 @@ class State(IntEnum):
     """How far the worker is."""
 
     LOADING = 0
-    READY = 1
-    DRAINING = 2
+    DOWNLOADING = 1
+    READY = 2
+    DRAINING = 3
 
 
 class Wish(IntEnum):

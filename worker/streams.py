@@ -99,10 +99,10 @@ class Streams:
 
         Frames keep their order: what it lacks of those up to its `frame_number` is lost.
         """
-        for request_id in [*frontend.verdicts.keys() - live.keys()]:
+        for request_id in [rid for rid in frontend.verdicts if rid not in live]:
             del frontend.verdicts[request_id]
             frontend.unsaid.pop(request_id, None)
-        for request_id in [*frontend.readings.keys() - live.keys()]:
+        for request_id in [rid for rid in frontend.readings if rid not in live]:
             self.leave(frontend, request_id, now)
         frontend.unknown = []
         for request_id, num_held in live.items():

@@ -71,7 +71,7 @@ class Vigil:
         num_turns = self._pulse.num_turns
         self.silence_s = self.silence_s + elapsed_s if num_turns == self._num_turns else 0.0
         self._num_turns = num_turns
-        self.ready_s += elapsed_s if state is not State.LOADING else 0.0
+        self.ready_s += elapsed_s if state >= State.READY else 0.0
         return state
 
 
@@ -79,16 +79,16 @@ class Restarts:
     """When the next worker starts: at once while there is progress, then later and later."""
 
     def __init__(self) -> None:
-        self._num_deaths = 0
+        self._num_in_vain = 0
 
     def pause_s(self, *, has_progressed: bool) -> float | None:
         """After a death; None when there is no point in another try."""
-        self._num_deaths = 1 if has_progressed else self._num_deaths + 1
-        if self._num_deaths >= MAX_DEATHS:
+        self._num_in_vain = 0 if has_progressed else self._num_in_vain + 1
+        if self._num_in_vain >= MAX_DEATHS:
             return None
-        if self._num_deaths == 1:
+        if self._num_in_vain <= 1:
             return 0.0
-        return min(MAX_PAUSE_S, FIRST_PAUSE_S * PAUSE_GROWTH ** (self._num_deaths - 2))
+        return min(MAX_PAUSE_S, FIRST_PAUSE_S * PAUSE_GROWTH ** (self._num_in_vain - 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,15 +176,23 @@ class Supervisor:
         wedged_s: float | None = None
         while (exit_code := child.poll()) is None:
             self._listen(signals, TICK_S)
-            is_loading = vigil.look() is State.LOADING
-            limit_s = LOADING_TIMEOUT_S if is_loading else self._settings.hang_timeout_s
+            limit_s = self._patience_s(vigil.look())
             if vigil.silence_s >= limit_s and wedged_s is None:
                 wedged_s = vigil.silence_s
                 self._dump_and_kill(child, signals, wedged_s)
             if self._clock() >= self._kill_at:
                 child.send(signal.SIGKILL)
-        self._has_been_ready |= self._pulse.state is not State.LOADING
+        self._has_been_ready |= self._pulse.state >= State.READY
         return Death(exit_code, wedged_s, vigil.ready_s)
+
+    def _patience_s(self, state: State) -> float:
+        """For a sign of life. A download takes as long as it takes, and has timeouts of its own."""
+        match state:
+            case State.DOWNLOADING:
+                return float("inf")
+            case State.LOADING:
+                return LOADING_TIMEOUT_S
+        return self._settings.hang_timeout_s
 
     def _dump_and_kill(self, child: Process, signals: Signals, silence_s: float) -> None:
         log.error("the worker is wedged: its stacks follow", silent_for_s=round(silence_s, 1))
@@ -205,9 +213,9 @@ class Supervisor:
         now = self._clock()
         if self._heard_at is None:
             self._heard_at = now
-            is_loading = self._pulse.state is State.LOADING  # nothing to lose
+            is_loaded = self._pulse.state >= State.READY  # else there is nothing to lose
             self._pulse.wish = Wish.DRAIN
-            drain_s = 0.0 if is_loading else self._settings.drain_timeout_s + KILL_MARGIN_S
+            drain_s = self._settings.drain_timeout_s + KILL_MARGIN_S if is_loaded else 0.0
             self._kill_at = now + drain_s
             log.info("told to stop", kill_in_s=drain_s)
         elif now - self._heard_at >= SAME_SIGNAL_S:
@@ -220,11 +228,10 @@ class Supervisor:
         num_in_step = len(self._pulse.step_request_ids)
         has_progressed = self._pulse.num_steps > 0 or death.ready_s >= STABLE_S
         condemned = self._quarantine.learn(by_chance=death.is_by_chance)
-        if condemned is None:
-            pause_s = self._restarts.pause_s(has_progressed=has_progressed)
-        else:  # the cause is known and out of the way
-            pause_s = 0.0
+        if condemned is not None:  # the cause is known and out of the way
             log.error("a request kills workers: refused from now on", request=short_hash(condemned))
+            has_progressed = True
+        pause_s = self._restarts.pause_s(has_progressed=has_progressed)
         log.error(
             "the worker died", how=str(death), requests_in_step=num_in_step, next_start_in_s=pause_s
         )

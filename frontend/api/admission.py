@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from ...shared.errors import InvalidRequestError, OverloadedError
 from .errors import HttpError, retry_in
@@ -27,6 +28,7 @@ class Admission:
         self._max_total = max_total
         self._estimate_s = estimate_s
         self._held: Counter[str] = Counter()
+        self._lingering: dict[bytes, Callable[[], None]] = {}
 
     @property
     def num_in_flight(self) -> int:
@@ -46,6 +48,25 @@ class Admission:
             self._check_size(count + num_held)
             self._check_tenant(tenant, count)
         self._check_total(count)
+        with self._places(tenant, count):
+            yield
+
+    def linger(self, tenant: str, count: int, base_id: bytes, seconds: float) -> None:
+        """The places of a caller who hung up on an answer that goes on without him: he is not to
+        ask for the next one at once. Until `reclaim`, or for so long."""
+        self.reclaim(base_id)
+        places = ExitStack()
+        places.enter_context(self._places(tenant, count))
+        timer = asyncio.get_running_loop().call_later(seconds, self.reclaim, base_id)
+        places.callback(timer.cancel)
+        self._lingering[base_id] = places.close
+
+    def reclaim(self, base_id: bytes) -> None:
+        """The answer is read again, or the time is over."""
+        self._lingering.pop(base_id, _nothing)()
+
+    @contextmanager
+    def _places(self, tenant: str, count: int) -> Iterator[None]:
         self._held[tenant] += count
         try:
             yield
@@ -78,3 +99,7 @@ class Admission:
     @property
     def _retry_s(self) -> float:
         return max(MIN_RETRY_S, self._estimate_s())
+
+
+def _nothing() -> None:
+    pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import orjson
@@ -34,14 +36,17 @@ class GeneratedAnswer(Response):
         send = ImpatientSend(send, context.settings.stall_timeout_s)
         tenant = scope["chairlift.caller"].tenant
         more = len(self._submission.choices) - 1  # than the one that the gate holds
+        context.admission.reclaim(self._submission.response_id.base)
         with context.admission.hold(tenant, more, num_held=1):
             opened = self._submission.open(context.client)
-            async with Generation(opened, context.metrics, context.settings) as generation:
-                generation.watch(receive, send.give_up)
-                if self._submission.is_stream:
-                    await _send_stream(generation, send, None, request_id_of(scope))
-                else:
-                    await _send_whole(generation, send)
+            generation = Generation(opened, context.metrics, context.settings)
+            with _lingering(context, generation, tenant):
+                async with generation:
+                    generation.watch(receive, send.give_up)
+                    if self._submission.is_stream:
+                        await _send_stream(generation, send, None, request_id_of(scope))
+                    else:
+                        await _send_whole(generation, send)
 
 
 class ContinuedAnswer(Response):
@@ -58,12 +63,28 @@ class ContinuedAnswer(Response):
         send = ImpatientSend(send, context.settings.stall_timeout_s)
         tenant = scope["chairlift.caller"].tenant
         hold = partial(context.admission.hold, tenant, is_takeover=attachment.takes_over)
+        context.admission.reclaim(attachment.response_id.base)
         with hold(1):
             opened = await attachment.open(context.client)
-            async with Generation(opened, context.metrics, context.settings) as generation:
-                generation.watch(receive, send.give_up)
-                with hold(opened.form.num_choices - 1, num_held=1):
-                    await _send_stream(generation, send, attachment.after, request_id_of(scope))
+            generation = Generation(opened, context.metrics, context.settings)
+            with _lingering(context, generation, tenant):
+                async with generation:
+                    generation.watch(receive, send.give_up)
+                    with hold(opened.form.num_choices - 1, num_held=1):
+                        request_id = request_id_of(scope)
+                        await _send_stream(generation, send, attachment.after, request_id)
+
+
+@contextmanager
+def _lingering(context: Context, generation: Generation, tenant: str) -> Iterator[None]:
+    """What goes on for a caller who hung up still counts as his."""
+    try:
+        yield
+    finally:
+        form, worker = generation.form, context.client.worker
+        if generation.is_abandoned and form.survives_hangup and worker is not None:
+            base_id, grace_s = generation.opened.response_id.base, worker.orphan_grace_ms / 1000
+            context.admission.linger(tenant, form.num_choices, base_id, grace_s)
 
 
 async def _send_whole(generation: Generation, send: Send) -> None:
@@ -101,6 +122,7 @@ async def _send_stream(
     events = await _first_events(generation)  # a refusal still becomes a status
     if generation.is_abandoned:
         return
+    generation.recognise()
     opened = generation.opened
     stream = EventStream(opened.response_id, generation.form, after)
     await start(send, STREAM_HEADERS)

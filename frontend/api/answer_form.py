@@ -31,7 +31,7 @@ class AnswerForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     num_prompt_tokens: int  # of all prompts
     has_usage: bool = False  # in a stream
     tells_cached: bool = False  # how much of the prompts was cached
-    is_kept: bool = False  # when the caller hangs up
+    survives_hangup: bool = False
     body_digest: Annotated[str, Meta(max_length=64)] = ""  # of what came with an Idempotency-Key
 
     def encode(self) -> bytes:

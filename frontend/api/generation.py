@@ -130,11 +130,15 @@ class Generation:
                     await self._events.put(Failure(self._judged(error)))
                 if delta.finish:
                     return
-            raise RequestFailedError("the stream broke off", code="incomplete")
         except Exception as error:
             if not isinstance(error, ChairliftError):
                 log.exception("a stream failed")
             await self._events.put(Failure(error))
+
+    def recognise(self) -> None:
+        """Before a form is written by: a joined request's own, should it be known by now."""
+        for stream in self.opened.streams.values():
+            self._recognise(stream)
 
     def _recognise(self, stream: TokenStream) -> None:
         """Whose request it is, which is known by its first news; HttpError if another's."""
@@ -164,16 +168,20 @@ class Generation:
         self._put_if_room(HungUp())  # without room there is something that wakes the reader
 
     def _leave(self, *, is_shutdown: bool = False) -> None:
-        """A caller that hangs up may come back only for what was asked to be kept; one that we
-        send away may come back for every stream."""
-        goes_on = (
-            self._is_anothers
-            or self.opened.is_watched
-            or (self.is_abandoned and self.form.is_kept)
-            or (is_shutdown and self.opened.is_resumable)
-        )
+        may_go_on = self._may_go_on(is_shutdown)
         for stream in self.opened.streams.values():
-            (stream.detach if goes_on else stream.cancel)()
+            (stream.detach if may_go_on else stream.cancel)()
+
+    def _may_go_on(self, is_shutdown: bool) -> bool:
+        """A caller that hangs up may come back only for what was asked to be kept; one that we
+        send away, for every stream."""
+        if self._is_anothers or self.opened.is_watched:
+            return True
+        if self.is_abandoned:
+            return self.form.survives_hangup
+        if is_shutdown:
+            return self.opened.is_resumable
+        return not self.opened.is_new  # refused or failed: what ran before we came is not over
 
     def _tick(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -92,12 +92,12 @@ def submission(
         num_prompt_tokens=sum(map(len, prompts)),
         has_usage=asked.has_usage,
         tells_cached=not context.has_tenants or bool(salt),
-        is_kept=asked.resumable or has_key,
+        survives_hangup=asked.resumable or has_key,
         body_digest=body_digest(asked) if has_key else "",
     )
     options = RequestOptions(
         context=form.encode(),
-        is_resumable=asked.stream or form.is_kept,
+        is_resumable=asked.stream or form.survives_hangup,
         cache_salt=salt,
         ttl_s=context.settings.request_timeout_s,
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from tests.integration.workload import Record
 
 from .outcome import Outcome, Pauses
 
-KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 QUIET_S = 5.0
 AFTERWARDS_S = 1.0
 
@@ -91,17 +88,6 @@ def _time(
     if before and during:
         outcome.figures["itl_p99_disturbed_ms"] = round(1000 * percentile(during, 99), 2)
         outcome.itl_p99_ratio = round(percentile(during, 99) / percentile(before, 99), 2)
-
-
-@contextmanager
-def few_kernels() -> Iterator[None]:
-    """For workers whose memory is watched for a short time: oneDNN keeps 1,024 kernels, one for
-    each shape that it has met, and so grows by some 130 MiB in the first minutes."""
-    os.environ[KERNELS] = "16"
-    try:
-        yield
-    finally:
-        del os.environ[KERNELS]
 
 
 def memory_of(disturbed: Fleet) -> dict[str, float]:

@@ -172,6 +172,7 @@ class FakeClient:
             vocab_size=self._tokenizer.backend.get_vocab_size(),
             max_model_len=MAX_MODEL_LEN,
             frame_number=0,
+            orphan_grace_ms=30_000,
         )
         self.stats = WorkerStats(num_blocks=10, num_free_blocks=4, num_prompt_tokens=7)
         self.silence_s = 0.0

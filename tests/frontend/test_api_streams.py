@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from chairlift.frontend.results import Delta
 from chairlift.shared.messages import Finish
 from chairlift.shared.settings import ServeSettings
+from tests.frontend.conftest import serving
 from tests.frontend.events import Assembled, Event, events_of
 
 pytestmark = pytest.mark.anyio
@@ -265,6 +266,50 @@ class TestReaders:
                 async with http.stream("GET", f"/v1/streams/{first.json['id']}") as rest:
                     await anext(rest.aiter_text())
             assert (await ended(fake.streams[1])).is_cancelled
+
+    async def test_refused_for_want_of_places(self, fake: Any) -> None:
+        """A caller who can't come back now has lost nothing: the answer goes on."""
+        fake.gate = asyncio.Semaphore(0)
+        settings = ServeSettings(max_requests=3)
+        async with (
+            asyncio.timeout(10),
+            serving(fake, settings) as url,
+            httpx2.AsyncClient(base_url=url) as http,
+        ):
+            first = await read_one(http, {"stream": True, "resumable": True, "n": 2})
+            await ended(fake.streams[1])
+            async with (
+                serving(fake, settings) as other_url,
+                httpx2.AsyncClient(base_url=other_url) as other,
+            ):
+                waiting = [
+                    asyncio.create_task(other.post(COMPLETIONS, json={"prompt": "a"}))
+                    for _ in range(2)
+                ]
+                while len(fake.streams) < 4:
+                    await asyncio.sleep(0)
+                answer = await other.get(f"/v1/streams/{first.json['id']}")
+                assert answer.status_code == 503
+                attached = fake.streams[4:]
+                assert attached and all(s.is_detached and not s.is_cancelled for s in attached)
+                for task in waiting:
+                    task.cancel()
+
+    async def test_hanging_up_frees_no_place(self, fake: Any) -> None:
+        """What goes on without its caller counts as his, until he or somebody reads it again."""
+        fake.gate = asyncio.Semaphore(0)
+        settings = ServeSettings(max_requests=2)
+        async with (
+            asyncio.timeout(10),
+            serving(fake, settings) as url,
+            httpx2.AsyncClient(base_url=url) as http,
+        ):
+            first = await read_one(http, {"stream": True, "resumable": True, "n": 2})
+            await ended(fake.streams[1])
+            await asyncio.sleep(0.05)  # the handler leaves
+            assert (await http.post(COMPLETIONS, json={"prompt": "a"})).status_code == 503
+            async with http.stream("GET", f"/v1/streams/{first.json['id']}") as answer:
+                assert answer.status_code == 200
 
     @pytest.mark.parametrize(
         ("asked", "headers", "is_resumable"),

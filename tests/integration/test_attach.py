@@ -171,3 +171,64 @@ def test_taking_over_at_the_same_client(
         assert (await rest(stream))[1] == "taken_over"
 
     play(worker_address, scenario)
+
+
+def test_an_owner_stops_it_for_watchers(
+    worker: subprocess.Popen[bytes], worker_address: str
+) -> None:
+    """Cancelled by its owner, a request ends for all who only watch it, here and elsewhere."""
+
+    async def scenario(first: chairlift.AsyncClient, second: chairlift.AsyncClient) -> None:
+        stream = first.generate(PROMPT, PARAMS, resumable())
+        await some(stream, 1)
+        watchers = [
+            await client.attach(stream.request_id, takes_over=False) for client in (first, second)
+        ]
+        stream.cancel()
+        assert [(await rest(watcher))[1] for watcher in watchers] == ["cancelled"] * 2
+        assert first.num_live == second.num_live == 0
+
+    play(worker_address, scenario)
+
+
+def test_a_watcher_who_asks_the_same_inherits(
+    worker: subprocess.Popen[bytes], worker_address: str
+) -> None:
+    """Where a request was only watched, submitting it makes an heir; another prompt is refused."""
+
+    async def scenario(first: chairlift.AsyncClient, second: chairlift.AsyncClient) -> None:
+        expected = await whole(first)
+        options = RequestOptions(secrets.token_bytes(16))
+        stream = first.generate(PROMPT, PARAMS, options)
+        await some(stream, 1)
+        watcher = await second.attach(stream.request_id, takes_over=False)
+        with pytest.raises(RequestIdConflictError):
+            second.generate([1, 2], PARAMS, options)
+        heir = second.generate(PROMPT, PARAMS, options)
+        await anext(heir)
+        await asyncio.sleep(0.05)  # the worker has heard of it
+        await first.close()
+        tokens, end = await rest(heir)
+        assert (tokens, end) == (expected[-len(tokens) :], "length")
+        assert await rest(watcher) == (expected, "length")
+
+    play(worker_address, scenario)
+
+
+def test_attaching_before_the_first_token(
+    worker: subprocess.Popen[bytes], worker_address: str
+) -> None:
+    """A request that waits in the queue can be taken over at the client that submitted it."""
+
+    async def scenario(first: chairlift.AsyncClient, _: chairlift.AsyncClient) -> None:
+        long = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
+        running = [first.generate(PROMPT, long) for _ in range(4)]
+        waiting = first.generate(PROMPT, PARAMS, resumable())
+        async with asyncio.timeout(1):
+            taken = await first.attach(waiting.request_id)
+        assert (await rest(waiting))[1] == "taken_over"
+        for stream in running:
+            stream.cancel()
+        assert (await rest(taken))[1] == "length"
+
+    play(worker_address, scenario)

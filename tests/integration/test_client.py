@@ -81,7 +81,7 @@ def test_streams_interleave(worker_address: str) -> None:
             order: list[int] = []
 
             async def one(number: int) -> None:
-                async for _ in client.stream(f"x{number}", max_tokens=40, **GREEDY):
+                async for _ in client.stream(f"x{number}", max_tokens=450, **GREEDY):
                     order.append(number)
 
             await asyncio.gather(*(one(i) for i in range(4)))

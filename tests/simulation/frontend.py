@@ -38,6 +38,8 @@ class Opening:
     num_sent: int = 0  # ... and its pointer
     unknown_since: float | None = None
     has_owned: bool = False
+    is_owner: bool = False  # by the worker's books
+    is_fenced: bool = False
     unowned_since: float | None = None
     behind_since: float | None = None
     awaited: int = 0  # tokens and end that there were when it fell behind

@@ -116,7 +116,7 @@ class Oracle:
     def _may_be_cancelled(self, opening: Opening, now: float) -> bool:
         """By its owner, when that one's time was over, or by its leaving what can't be resumed."""
         is_cancelled = any(
-            other.farewell == "cancel" or other.is_out_of_time
+            (other.farewell == "cancel" and other.kind != "watch") or other.is_out_of_time
             for other in self.openings[opening.request_id]
         )
         owners = [o for o in self.openings[opening.request_id] if o.kind != "watch"]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from chairlift.frontend.protocol import REATTACH_PATIENCE_S, News
 from chairlift.shared.messages import Greeting
 from chairlift.worker.stream import LEASE_S
+from chairlift.worker.supervisor import MAX_PAUSE_S
 
 from .asks import Asks
 from .faults import Faults
@@ -123,7 +124,7 @@ class Simulation:
 
     def _check_nothing_is_left(self) -> None:
         """Whoever is gone was noticed, every grace is over, and nothing is on its way."""
-        deadline = self.now + self.faults.grace_s + LEASE_S + 2.0
+        deadline = self.now + self.faults.grace_s + LEASE_S + MAX_PAUSE_S + 5.0
         while self._has_rest:
             if self.now > deadline:
                 raise Violation("nothing is left behind", f"after {self.now - deadline} s")

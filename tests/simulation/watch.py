@@ -131,13 +131,18 @@ class Watch:
         verdicts = record.verdicts if record else {}
         for opening in frontend.openings.values():
             reading = readings.get(opening.request_id)
+            verdict = verdicts.get(opening.request_id)
+            if verdict is not None and verdict.code == "taken_over":
+                opening.is_fenced = True
             if reading is None:
-                self._check_drop(opening, opening.request_id in verdicts, now)
-                self._check_known(opening, opening.request_id in verdicts, calm_since, now)
+                opening.is_owner = False
+                self._check_drop(opening, verdict is not None, now)
+                self._check_known(opening, verdict is not None, calm_since, now)
             else:
                 self._check_pointer(opening, reading)
                 self._check_news(opening, reading, calm_since, now)
                 self._check_owner(opening, reading, calm_since, now)
+                self._check_fence(opening, reading)
             opening.reading = reading if opening.is_asked else None
             self._check_ttl(opening, reading, calm_since, now)
         for request_id, reading in readings.items():
@@ -177,7 +182,9 @@ class Watch:
         """Where nothing was lost nothing is sent again."""
         opening.unknown_since = None
         frontend = opening.frontend
-        if reading is opening.reading and reading.num_sent < opening.num_sent and frontend.frames.is_pristine:
+        if reading is not opening.reading:
+            opening.known_since = now
+        elif reading.num_sent < opening.num_sent and _is_pristine(opening):
             details = f"{frontend.name}: from {opening.num_sent} back to {reading.num_sent}"
             raise Violation("what wasn't lost isn't sent again", details)
         opening.num_sent = reading.num_sent
@@ -233,6 +240,22 @@ class Watch:
         )
         if now > limit:
             raise Violation("who takes over is the owner", f"{opening}")
+
+    def _check_fence(self, opening: Opening, reading: Reading) -> None:
+        """Who was taken over reads no more, neither beside the new owner nor after a restart."""
+        stream = reading.stream
+        was_owner, opening.is_owner = opening.is_owner, stream.owner is reading.frontend
+        is_demoted = was_owner and not opening.is_owner and not self._host.num_deaths
+        is_back = opening.is_fenced and reading.is_resumed and not opening.is_owner
+        if is_demoted or (is_back and self._is_taken(stream)):
+            raise Violation("who was taken over is fenced off", f"{opening}")
+
+    def _is_taken(self, stream: Stream) -> bool:
+        """Whether the owner is one that has taken it over."""
+        return any(
+            opening.kind == "take over" and opening.is_owner and opening.is_live
+            for opening in self._oracle.openings[stream.request_id]
+        )
 
     def _check_ttl(
         self, opening: Opening, reading: Reading | None, calm_since: float, now: float

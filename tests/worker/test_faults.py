@@ -296,19 +296,20 @@ def test_our_own_faults_are_not_hidden() -> None:
 
 
 def test_pulse_names_who_is_being_computed() -> None:
-    """The ids of each attempt before it is made, and one end when the step is through."""
+    """The ids of each attempt before it is made, all of them while what it gave is taken in, and
+    one end when the step is through."""
     pulse = RecordingPulse()
     engine = make_engine(next_token=last_plus_one, pulse=pulse)
     sequences = added(engine, 4, max_tokens=2)
     ids = [sequence.request_id for sequence in sequences]
     runner_of(engine).error_in = fails_with(RuntimeError("at fault"), sequences[2])
     engine.step()
-    assert pulse.begun == [ids, ids[:2], ids[2:], ids[2:3], ids[3:]]
+    assert pulse.begun == [ids, ids[:2], ids[2:], ids[2:3], ids[3:], ids]
     assert pulse.num_ended == 1
     engine.step()
-    assert pulse.begun[5:] == [[ids[0], ids[1], ids[3]]]
+    assert pulse.begun[6:] == [[ids[0], ids[1], ids[3]]]
     engine.step()
-    assert (len(pulse.begun), pulse.num_ended) == (6, 2)
+    assert (len(pulse.begun), pulse.num_ended) == (7, 2)
 
 
 def test_ghosts_of_static_batching_fail_for_nobody() -> None:

@@ -158,7 +158,7 @@ def test_a_refusal_later_on_is_a_death() -> None:
     refusals = [Life(exit_code=REFUSED, ready_after_s=FOREVER) for _ in range(2)]
     stage = Stage([Life(dies_after_s=20.0), *refusals])
     assert stage.run() == 0
-    assert stage.starts == [0.0, 20.0, 20.5, 22.5]
+    assert stage.starts == [0.0, 20.0, 20.0, 20.5]
 
 
 def test_a_known_cause_counts_for_nothing() -> None:

@@ -1,0 +1,405 @@
+"""Ways to break the protocol, each of which the simulation has to notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which `file` has exactly once, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def apply(self, package: Path) -> None:
+        """Raises ValueError when the source has changed and the mutant must be written anew."""
+        path = package / self.file
+        source = path.read_text("utf-8")
+        count = source.count(self.old)
+        if count != 1:
+            raise ValueError(f"mutant {self.name!r}: {self.file} has its text {count} times")
+        path.write_text(source.replace(self.old, self.new), "utf-8")
+
+
+STREAM, STREAMS = "worker/stream.py", "worker/streams.py"
+PUBLISHER, INTAKE = "worker/publisher.py", "worker/intake.py"
+FRONTEND = "frontend/protocol.py"
+
+MUTANTS = (
+    Mutant(
+        "no rewind",
+        STREAM,
+        "if self.num_sent > num_held or (self.is_finish_sent and self.num_sent == num_held):",
+        "if False:",
+    ),
+    Mutant(
+        "rewind of what is in flight",
+        STREAMS,
+        "if reading is not None and (sync.has_gap or sync.frame_number >= reading.last_frame):",
+        "if reading is not None:",
+    ),
+    Mutant(
+        "rewind at a gap only",
+        STREAMS,
+        "if reading is not None and (sync.has_gap or sync.frame_number >= reading.last_frame):",
+        "if reading is not None and sync.has_gap:",
+    ),
+    Mutant(
+        "a finish is not sent again",
+        STREAM,
+        "if self.num_sent > num_held or (self.is_finish_sent and self.num_sent == num_held):",
+        "if self.num_sent > num_held:",
+    ),
+    Mutant(
+        "the finish is taken for sent after a rewind",
+        STREAM,
+        "self.num_sent, self.is_finish_sent = num_held, False",
+        "self.num_sent = num_held",
+    ),
+    Mutant(
+        "a reader who is ahead is sent nothing",
+        STREAM,
+        "is_ended = sequence.finish is not None and not self.is_finish_sent",
+        "is_ended = False",
+    ),
+    Mutant(
+        "the pointer moves on a refused send",
+        PUBLISHER,
+        "if not send(frontend.frontend_id, encode(frame)):\n                return\n",
+        "send(frontend.frontend_id, encode(frame))\n",
+    ),
+    Mutant(
+        "a frame's number moves on a refused send",
+        PUBLISHER,
+        "if not send(frontend.frontend_id, encode(frame)):\n                return\n",
+        "if not send(frontend.frontend_id, encode(frame)):\n"
+        "                frontend.frame_number += 1\n                return\n",
+    ),
+    Mutant(
+        "frame numbers begin anew after the lease",
+        PUBLISHER,
+        "            if not frontend.is_subscribed:  # else",
+        "            frontend.frame_number = 0\n            if not frontend.is_subscribed:  # else",
+    ),
+    Mutant(
+        "a forgotten frontend's frame numbers are not taken over",
+        PUBLISHER,
+        "        frontend.frame_number = max(frontend.frame_number, sync.frame_number)\n",
+        "",
+    ),
+    Mutant(
+        "the lease forgets the subscription",
+        PUBLISHER,
+        "if not frontend.is_subscribed:  # else",
+        "if True:  # else",
+    ),
+    Mutant(
+        "a lost greeting is not sent again",
+        PUBLISHER,
+        "            frontend.needs_greeting = True\n            return False",
+        "            return False",
+    ),
+    Mutant(
+        "the window is ignored",
+        PUBLISHER,
+        "is_stalled = frontend.frame_number - frontend.acknowledged >= MAX_UNACKNOWLEDGED_FRAMES",
+        "is_stalled = False",
+    ),
+    Mutant(
+        "heartbeats are sent to nobody",
+        PUBLISHER,
+        "elif now - frontend.last_sent >= HEARTBEAT_S:",
+        "elif now - frontend.last_sent >= 100 * HEARTBEAT_S:",
+    ),
+    Mutant(
+        "who is silent keeps its lease",
+        STREAM,
+        "is_silent = bool(self.readings) and now - self.last_heard > LEASE_S",
+        "is_silent = False",
+    ),
+    Mutant(
+        "who is gone keeps the long lease",
+        STREAM,
+        "now - self.unsubscribed_at > UNSUBSCRIBED_LEASE_S",
+        "now - self.unsubscribed_at > LEASE_S",
+    ),
+    Mutant(
+        "no answer to what is unknown",
+        STREAMS,
+        "frontend.unknown.append(request_id)",
+        "pass",
+    ),
+    Mutant(
+        "a verdict is said once",
+        STREAMS,
+        "frontend.unsaid[request_id] = verdict",
+        "pass",
+    ),
+    Mutant(
+        "what a Sync leaves out is kept",
+        STREAMS,
+        "            self.leave(frontend, request_id, now)\n        frontend.unknown = []",
+        "            pass\n        frontend.unknown = []",
+    ),
+    Mutant(
+        "a Submit sent anew is passed over",
+        STREAMS,
+        "reading.rewind(len(submit.output_token_ids) // 4)",
+        "pass",
+    ),
+    Mutant(
+        "no grace for orphans",
+        STREAMS,
+        "        if not stream.is_kept:\n            self._forget(stream)",
+        "        if True:\n            self._forget(stream)",
+    ),
+    Mutant(
+        "orphans are kept for ever",
+        STREAMS,
+        "if not is_too_much and now - stream.unread_since <= self._grace_s:",
+        "if not is_too_much:",
+    ),
+    Mutant(
+        "what can't be resumed is kept",
+        STREAM,
+        "return self.request.is_resumable and (",
+        "return (",
+    ),
+    Mutant(
+        "a takeover does not fence",
+        STREAMS,
+        "            self._fence(stream)\n            if stream.last_owner_id",
+        "            if stream.last_owner_id",
+    ),
+    Mutant(
+        "a takeover is no new generation",
+        STREAMS,
+        "stream.set_generation(stream.request.generation + 1)",
+        "pass",
+    ),
+    Mutant(
+        "a lower generation is accepted",
+        STREAMS,
+        "elif submit.generation < generation and submit.output_token_ids:",
+        "elif False:",
+    ),
+    Mutant(
+        "a fresh Submit is taken for a former owner's",
+        STREAMS,
+        "elif submit.generation < generation and submit.output_token_ids:",
+        "elif submit.generation < generation:",
+    ),
+    Mutant(
+        "a higher generation does not fence",
+        STREAMS,
+        "        if owner is not None and owner.readings[stream.request_id].is_resumed:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "nobody inherits",
+        STREAMS,
+        "heir = next((r for r in stream.readings.values() if r.may_own), None)",
+        "heir = None",
+    ),
+    Mutant(
+        "watchers inherit",
+        STREAMS,
+        "for r in stream.readings.values() if r.may_own), None)",
+        "for r in stream.readings.values()), None)",
+    ),
+    Mutant(
+        "another body under a known id is joined",
+        STREAM,
+        "return (request.prompt_token_ids, request.params, request.tokenizer) == (",
+        "return True or (request.prompt_token_ids, request.params, request.tokenizer) == (",
+    ),
+    Mutant(
+        "Detach cancels",
+        INTAKE,
+        "self._streams.leave(frontend, message.request_id, now)",
+        "self._cancel(Cancel(frontend.frontend_id, message.request_id), frontend, now)",
+    ),
+    Mutant(
+        "a Cancel from anybody ends",
+        INTAKE,
+        "if stream is not None and stream.owner is frontend:",
+        "if stream is not None:",
+    ),
+    Mutant(
+        "a Cancel is a Detach",
+        INTAKE,
+        "            self.end(stream.sequence, CANCELLED)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "abandoned requests are computed on",
+        INTAKE,
+        "self.end(self._streams.abandoned.pop(), CANCELLED)",
+        "self._streams.abandoned.pop()",
+    ),
+    Mutant(
+        "deadlines pass",
+        INTAKE,
+        "if now >= stream.deadline:",
+        "if now < 0:",
+    ),
+    Mutant(
+        "suspects run with the others",
+        INTAKE,
+        "sequence.is_suspect = self._admission.is_suspect(submit.request_id)",
+        "pass",
+    ),
+    Mutant(
+        "the condemned are let in",
+        "worker/admission.py",
+        "if self._quarantine.is_condemned(submit.request_id):",
+        "if False:",
+    ),
+    Mutant(
+        "resumed tokens have no text",
+        "worker/engine.py",
+        "            self._take(sequence, token_id)\n            if sequence.finish is not None:",
+        "            sequence.append(token_id)\n"
+        "            sequence.detokenizer.skip()\n"
+        "            if sequence.finish is not None:",
+    ),
+    Mutant(
+        "former epochs are listened to",
+        FRONTEND,
+        "if message.epoch in self._former_epochs:",
+        "if False:",
+    ),
+    Mutant(
+        "frames of any epoch are taken",
+        FRONTEND,
+        "if self.greeting is None or message.epoch != self.greeting.epoch:",
+        "if self.greeting is None:",
+    ),
+    Mutant(
+        "nothing is submitted again to a new worker",
+        FRONTEND,
+        "            self._send_opening(request_id, now)\n        if self.wants_tokenizer:",
+        "        if self.wants_tokenizer:",
+    ),
+    Mutant(
+        "what was sent to the former worker goes to the new one",
+        FRONTEND,
+        "        self.outgoing.clear()\n",
+        "",
+    ),
+    Mutant(
+        "a reader is not patient after a restart",
+        FRONTEND,
+        "return _is_missing(row) and now < request.patient_until and not request.is_submitted",
+        "return False",
+    ),
+    Mutant(
+        "what is unknown is not submitted again",
+        FRONTEND,
+        "            if request_id in self._requests:\n                self._send_opening",
+        "            if request_id in b'':\n                self._send_opening",
+    ),
+    Mutant(
+        "it is submitted again without its tokens",
+        FRONTEND,
+        "output = pack_token_ids(request.output_token_ids)",
+        "output = b''",
+    ),
+    Mutant(
+        "its time begins anew when it is submitted again",
+        FRONTEND,
+        "max(1, round((request.deadline - now) * 1000))",
+        "max(1, round((request.deadline - now) * 1000) + 5000)",
+    ),
+    Mutant(
+        "offsets are not looked at",
+        FRONTEND,
+        "if num_known < 0 or num_known_text < 0:",
+        "if False:",
+    ),
+    Mutant(
+        "known tokens are taken again",
+        FRONTEND,
+        "row.token_ids[num_known:], row.text[num_known_text:]",
+        "row.token_ids, row.text",
+    ),
+    Mutant(
+        "a finish is accepted despite a gap",
+        FRONTEND,
+        "            self._has_gap = True\n            return []\n        token_ids, text",
+        "            if row.finish is None:\n                self._has_gap = True\n"
+        "                return []\n            num_known = num_known_text = 0\n"
+        "        token_ids, text",
+    ),
+    Mutant(
+        "heartbeats' numbers are not looked at",
+        FRONTEND,
+        "self._has_gap |= frame.number > expected",
+        "self._has_gap |= frame.number > expected and not frame.is_heartbeat",
+    ),
+    Mutant(
+        "frames' numbers are not looked at",
+        FRONTEND,
+        "self._has_gap |= frame.number > expected",
+        "pass",
+    ),
+    Mutant(
+        "a gap waits for the next Sync",
+        FRONTEND,
+        "        if self._has_gap:\n            self._sync_soon(now)\n        elif",
+        "        if",
+    ),
+    Mutant(
+        "frames are never acknowledged but by a Sync",
+        FRONTEND,
+        "            self._send_sync(live=None)  # a mere acknowledgement\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a connection made again is no gap",
+        FRONTEND,
+        "            self._has_gap = True  # whatever was sent meanwhile is lost\n"
+        "            self._sync_soon(now)\n",
+        "",
+    ),
+    Mutant(
+        "farewells are said once",
+        FRONTEND,
+        "            self._farewells[request_id] = farewell\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "the worker is not told that all has come",
+        FRONTEND,
+        "            self._has_finished = True\n        elif",
+        "            pass\n        elif",
+    ),
+    Mutant(
+        "rows are taken before the answer to an Attach",
+        FRONTEND,
+        "if not request.is_submitted and request.joined is None and row.token_ids:",
+        "if False:",
+    ),
+    Mutant(
+        "a lost Attach is not sent again",
+        FRONTEND,
+        "if request.is_attaching or (now < request.patient_until and not request.is_submitted):",
+        "if now < request.patient_until and not request.is_submitted:",
+    ),
+    Mutant(
+        "an Attach is answered with any request",
+        FRONTEND,
+        "if not request.is_same(joined):",
+        "if False:",
+    ),
+    Mutant(
+        "who takes over stays an attacher",
+        FRONTEND,
+        "if request.is_submitted or is_owner:",
+        "if request.is_submitted:",
+    ),
+)
