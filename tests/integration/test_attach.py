@@ -207,7 +207,7 @@ def test_a_watcher_who_asks_the_same_inherits(
         heir = second.generate(PROMPT, PARAMS, options)
         await anext(heir)
         await asyncio.sleep(0.05)  # the worker has heard of it
-        await first.close()
+        stream.detach()
         tokens, end = await rest(heir)
         assert (tokens, end) == (expected[-len(tokens) :], "length")
         assert await rest(watcher) == (expected, "length")

@@ -43,6 +43,7 @@ def try_out(mutant: Mutant) -> Result:
         copy_package(folder)
         mutant.apply(folder / "chairlift")
         command = [sys.executable, "-m", "tests.mutants.probe", str(MAX_SEEDS)]
+        command += mutant.wanted
         try:
             done = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

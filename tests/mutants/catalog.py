@@ -8,12 +8,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old`, which `file` has exactly once, becomes `new`."""
+    """`old`, which `file` has exactly once, becomes `new`.
+
+    The `wanted` kinds of trouble bring it out soon.
+    """
 
     name: str
     file: str
     old: str
     new: str
+    wanted: tuple[str, ...] = ()
 
     def apply(self, package: Path) -> None:
         """Raises ValueError when the source has changed and the mutant must be written anew."""
@@ -53,12 +57,14 @@ MUTANTS = (
         STREAM,
         "if self.num_sent > num_held or (self.is_finish_sent and self.num_sent == num_held):",
         "if self.num_sent > num_held:",
+        ("ttls", "frame_loss",),
     ),
     Mutant(
         "the finish is taken for sent after a rewind",
         STREAM,
         "self.num_sent, self.is_finish_sent = num_held, False",
         "self.num_sent = num_held",
+        ("ttls", "frame_loss",),
     ),
     Mutant(
         "a reader who is ahead is sent nothing",
@@ -78,18 +84,14 @@ MUTANTS = (
         "if not send(frontend.frontend_id, encode(frame)):\n                return\n",
         "if not send(frontend.frontend_id, encode(frame)):\n"
         "                frontend.frame_number += 1\n                return\n",
-    ),
-    Mutant(
-        "frame numbers begin anew after the lease",
-        PUBLISHER,
-        "            if not frontend.is_subscribed:  # else",
-        "            frontend.frame_number = 0\n            if not frontend.is_subscribed:  # else",
+        ("freezes",),
     ),
     Mutant(
         "a forgotten frontend's frame numbers are not taken over",
         PUBLISHER,
         "        frontend.frame_number = max(frontend.frame_number, sync.frame_number)\n",
         "",
+        ("resets",),
     ),
     Mutant(
         "the lease forgets the subscription",
@@ -108,6 +110,7 @@ MUTANTS = (
         PUBLISHER,
         "is_stalled = frontend.frame_number - frontend.acknowledged >= MAX_UNACKNOWLEDGED_FRAMES",
         "is_stalled = False",
+        ("freezes",),
     ),
     Mutant(
         "heartbeats are sent to nobody",
@@ -156,6 +159,7 @@ MUTANTS = (
         STREAMS,
         "        if not stream.is_kept:\n            self._forget(stream)",
         "        if True:\n            self._forget(stream)",
+        ("detaches",),
     ),
     Mutant(
         "orphans are kept for ever",
@@ -180,36 +184,42 @@ MUTANTS = (
         STREAMS,
         "stream.set_generation(stream.request.generation + 1)",
         "pass",
+        ("takeovers", "freezes", "crashes", "joins",),
     ),
     Mutant(
         "a lower generation is accepted",
         STREAMS,
         "elif submit.generation < generation and submit.output_token_ids:",
         "elif False:",
+        ("takeovers", "freezes", "crashes", "joins",),
     ),
     Mutant(
         "a fresh Submit is taken for a former owner's",
         STREAMS,
         "elif submit.generation < generation and submit.output_token_ids:",
         "elif submit.generation < generation:",
+        ("joins", "takeovers",),
     ),
     Mutant(
         "a higher generation does not fence",
         STREAMS,
         "        if owner is not None and owner.readings[stream.request_id].is_resumed:\n",
         "        if False:\n",
+        ("takeovers", "freezes", "crashes", "joins",),
     ),
     Mutant(
         "nobody inherits",
         STREAMS,
         "heir = next((r for r in stream.readings.values() if r.may_own), None)",
         "heir = None",
+        ("joins", "detaches",),
     ),
     Mutant(
         "watchers inherit",
         STREAMS,
         "for r in stream.readings.values() if r.may_own), None)",
         "for r in stream.readings.values()), None)",
+        ("watchers", "detaches",),
     ),
     Mutant(
         "another body under a known id is joined",
@@ -228,6 +238,7 @@ MUTANTS = (
         INTAKE,
         "if stream is not None and stream.owner is frontend:",
         "if stream is not None:",
+        ("cancels", "watchers",),
     ),
     Mutant(
         "a Cancel is a Detach",
@@ -272,6 +283,7 @@ MUTANTS = (
         FRONTEND,
         "if message.epoch in self._former_epochs:",
         "if False:",
+        ("stale_frames", "crashes",),
     ),
     Mutant(
         "frames of any epoch are taken",
@@ -286,12 +298,6 @@ MUTANTS = (
         "        if self.wants_tokenizer:",
     ),
     Mutant(
-        "what was sent to the former worker goes to the new one",
-        FRONTEND,
-        "        self.outgoing.clear()\n",
-        "",
-    ),
-    Mutant(
         "a reader is not patient after a restart",
         FRONTEND,
         "return _is_missing(row) and now < request.patient_until and not request.is_submitted",
@@ -304,16 +310,11 @@ MUTANTS = (
         "            if request_id in b'':\n                self._send_opening",
     ),
     Mutant(
-        "it is submitted again without its tokens",
-        FRONTEND,
-        "output = pack_token_ids(request.output_token_ids)",
-        "output = b''",
-    ),
-    Mutant(
         "its time begins anew when it is submitted again",
         FRONTEND,
         "max(1, round((request.deadline - now) * 1000))",
         "max(1, round((request.deadline - now) * 1000) + 5000)",
+        ("ttls",),
     ),
     Mutant(
         "offsets are not looked at",
@@ -360,17 +361,11 @@ MUTANTS = (
         "            pass\n",
     ),
     Mutant(
-        "a connection made again is no gap",
-        FRONTEND,
-        "            self._has_gap = True  # whatever was sent meanwhile is lost\n"
-        "            self._sync_soon(now)\n",
-        "",
-    ),
-    Mutant(
         "farewells are said once",
         FRONTEND,
         "            self._farewells[request_id] = farewell\n",
         "            pass\n",
+        ("request_loss", "cancels",),
     ),
     Mutant(
         "the worker is not told that all has come",
@@ -383,23 +378,27 @@ MUTANTS = (
         FRONTEND,
         "if not request.is_submitted and request.joined is None and row.token_ids:",
         "if False:",
+        ("request_loss", "takeovers", "joins",),
     ),
     Mutant(
         "a lost Attach is not sent again",
         FRONTEND,
         "if request.is_attaching or (now < request.patient_until and not request.is_submitted):",
         "if now < request.patient_until and not request.is_submitted:",
+        ("request_loss", "takeovers", "watchers",),
     ),
     Mutant(
         "an Attach is answered with any request",
         FRONTEND,
         "if not request.is_same(joined):",
         "if False:",
+        ("conflicts", "watchers", "crashes",),
     ),
     Mutant(
         "who takes over stays an attacher",
         FRONTEND,
         "if request.is_submitted or is_owner:",
         "if request.is_submitted:",
+        ("takeovers", "crashes", "frontend_deaths",),
     ),
 )

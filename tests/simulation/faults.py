@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 
 
@@ -45,9 +46,11 @@ class Faults:
     num_asks: int
 
     @classmethod
-    def drawn(cls, draw: random.Random) -> Faults:
+    def drawn(cls, draw: random.Random, wanted: Collection[str] = ()) -> Faults:
+        """What is `wanted` is on in any case."""
         share = draw.choice([0.15, 0.35, 0.6])
         kinds = {f.name: draw.random() < share for f in fields(cls) if f.type == "bool"}
+        kinds |= dict.fromkeys(wanted, True)
         is_long = kinds["long_freezes"]
         return cls(
             **kinds,

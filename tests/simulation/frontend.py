@@ -36,9 +36,11 @@ class Opening:
     num_sent_before: int = 0  # requests that the frontend had sent with it
     reading: object = None  # the worker's, as it was last seen
     num_sent: int = 0  # ... and its pointer
+    known_since: float = 0.0  # to the worker
     unknown_since: float | None = None
     has_owned: bool = False
     is_owner: bool = False  # by the worker's books
+    is_told_so: bool = False
     is_fenced: bool = False
     unowned_since: float | None = None
     behind_since: float | None = None
@@ -87,6 +89,7 @@ class SimulatedFrontend:
         self.frozen_until = 0.0
         self.is_dead = False
         self.greeted_at = now
+        self.last_greeting: bytes | None = None
         self.stale: list[bytes] = []  # frames of a former worker that are still to come
         self.last_heard = now  # by the worker
         self.unsubscribed_at: float | None = None  # ... as it knows

@@ -118,7 +118,8 @@ class WorkerHost:
             lost = frontend.frames.cut(now)
             frontend.frames.close(now, NEVER)
             if self._faults.stale_frames and frontend.epoch == epoch:
-                frontend.stale += lost
+                greeting = [frontend.last_greeting] if frontend.last_greeting else []
+                frontend.stale += greeting + lost
 
     def reset(
         self, frontend: SimulatedFrontend, now: float, *, requests: bool, frames: bool
@@ -192,6 +193,8 @@ class WorkerHost:
         if not frontend.frames.is_open:  # XPUB drops what nobody has subscribed to
             frontend.frames.lose(self._now)
             return True
+        if b"greeting" in body[:16]:
+            frontend.last_greeting = body
         is_taken = frontend.frames.send(body, self._now)
         self._tell(frontend, "is sent" if is_taken else "has no room for", [body])
         return is_taken

@@ -11,10 +11,10 @@ from chairlift.frontend import protocol
 from chairlift.worker import publisher
 
 SMALL: tuple[tuple[ModuleType, str, int], ...] = (
-    (publisher, "MAX_UNACKNOWLEDGED_FRAMES", 48),
+    (publisher, "MAX_UNACKNOWLEDGED_FRAMES", 16),
     (publisher, "MAX_FRAME_ROWS", 6),
     (publisher, "MAX_FRAME_TOKENS", 32),
-    (protocol, "ACKNOWLEDGE_EVERY", 12),
+    (protocol, "ACKNOWLEDGE_EVERY", 4),
 )
 
 

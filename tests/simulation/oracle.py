@@ -43,6 +43,7 @@ class Oracle:
         if opening.ask is not None and opening.ask is not ask:
             raise Violation("nobody reads another's answer", f"{item.context!r}")
         opening.ask, opening.patient_until = ask, 0.0
+        opening.is_told_so = frontend.protocol._requests[item.request_id].is_owner
 
     def _take_output(self, frontend: SimulatedFrontend, item: Output, now: float) -> None:
         opening = self._opening(frontend, item.request_id)
@@ -120,7 +121,8 @@ class Oracle:
             for other in self.openings[opening.request_id]
         )
         owners = [o for o in self.openings[opening.request_id] if o.kind != "watch"]
-        has_left = any(not owner.is_live or owner.frontend.lapsed_at > 0 for owner in owners)
+        until = now if opening.kind == "watch" else opening.opened_at  # who may own inherits
+        has_left = any(o.ended_at <= until or o.frontend.lapsed_at > 0 for o in owners)
         is_resumable = opening.ask is not None and opening.ask.options.is_resumable
         return is_cancelled or (has_left and not is_resumable)
 
@@ -129,7 +131,7 @@ class Oracle:
         when something else is asked for under the id."""
         if self._may_conflict(opening, now):
             return True
-        if opening.kind == "submit" or opening.patient_until > now:
+        if opening.kind == "submit" or opening.is_told_so or opening.patient_until > now:
             return False
         return self.absent_at.get(opening.request_id, now) >= self._first_asked(opening)
 

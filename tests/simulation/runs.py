@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,9 @@ class Failure:
         )
 
 
-def run_seed(seed: int, counts: Counter[str]) -> Failure | None:
-    """One simulation; adds what happened in it to `counts`."""
-    simulation = Simulation(seed)
+def run_seed(seed: int, counts: Counter[str], wanted: Collection[str] = ()) -> Failure | None:
+    """One simulation, with the `wanted` kinds of trouble; adds what happened to `counts`."""
+    simulation = Simulation(seed, wanted=wanted)
     try:
         simulation.run()
     except Violation as violation:
@@ -46,10 +46,12 @@ def run_seed(seed: int, counts: Counter[str]) -> Failure | None:
     return None
 
 
-def run_seeds(seeds: Iterable[int], counts: Counter[str]) -> Iterator[Failure]:
+def run_seeds(
+    seeds: Iterable[int], counts: Counter[str], wanted: Collection[str] = ()
+) -> Iterator[Failure]:
     with quiet(), small_limits():
         for seed in seeds:
-            failure = run_seed(seed, counts)
+            failure = run_seed(seed, counts, wanted)
             if failure is not None:
                 yield failure
 

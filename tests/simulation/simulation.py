@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from chairlift.frontend.protocol import REATTACH_PATIENCE_S, News
 from chairlift.shared.messages import Greeting
@@ -33,10 +33,12 @@ Tell = Callable[[str], None]
 class Simulation:
     """Everything that is random comes from the seed: the same seed is the same run."""
 
-    def __init__(self, seed: int, tell: Tell | None = None) -> None:
+    def __init__(
+        self, seed: int, tell: Tell | None = None, wanted: Collection[str] = ()
+    ) -> None:
         self.now = START_S
         self.random = random.Random(seed)
-        self.faults = Faults.drawn(self.random)
+        self.faults = Faults.drawn(self.random, wanted)
         self.counts: Counter[str] = Counter()
         self._tell = tell
         self._pipes: list[Pipe] = []

@@ -139,7 +139,7 @@ class Watch:
                 self._check_drop(opening, verdict is not None, now)
                 self._check_known(opening, verdict is not None, calm_since, now)
             else:
-                self._check_pointer(opening, reading)
+                self._check_pointer(opening, reading, now)
                 self._check_news(opening, reading, calm_since, now)
                 self._check_owner(opening, reading, calm_since, now)
                 self._check_fence(opening, reading)
@@ -178,7 +178,7 @@ class Watch:
             details = f"{opening} for {now - opening.unknown_since:.3f} s"
             raise Violation("what is lost is asked for again in time", details)
 
-    def _check_pointer(self, opening: Opening, reading: Reading) -> None:
+    def _check_pointer(self, opening: Opening, reading: Reading, now: float) -> None:
         """Where nothing was lost nothing is sent again."""
         opening.unknown_since = None
         frontend = opening.frontend
@@ -244,11 +244,18 @@ class Watch:
     def _check_fence(self, opening: Opening, reading: Reading) -> None:
         """Who was taken over reads no more, neither beside the new owner nor after a restart."""
         stream = reading.stream
-        was_owner, opening.is_owner = opening.is_owner, stream.owner is reading.frontend
-        is_demoted = was_owner and not opening.is_owner and not self._host.num_deaths
+        was_owner = opening.is_owner
+        opening.is_owner = opening.is_asked and stream.owner is reading.frontend
+        if opening.is_owner and self._has_only_watched(opening):
+            raise Violation("who watches owns nothing", f"{opening}")
+        is_demoted = was_owner and not opening.is_owner and self._host.num_deaths == 0
         is_back = opening.is_fenced and reading.is_resumed and not opening.is_owner
         if is_demoted or (is_back and self._is_taken(stream)):
             raise Violation("who was taken over is fenced off", f"{opening}")
+
+    def _has_only_watched(self, opening: Opening) -> bool:
+        openings = self._oracle.openings[opening.request_id]
+        return all(o.kind == "watch" for o in openings if o.frontend is opening.frontend)
 
     def _is_taken(self, stream: Stream) -> bool:
         """Whether the owner is one that has taken it over."""
@@ -267,7 +274,7 @@ class Watch:
             return
         is_over = now > deadline + DEADLINE_MARGIN_S + TICK_S + SLACK_S
         is_computed = reading is not None and reading.stream.sequence.finish is None
-        is_computed &= now > deadline + EXPIRY_INTERVAL_S + 0.5
+        is_computed &= now > deadline + EXPIRY_INTERVAL_S + 3 * self._patience.message_s
         if is_over or is_computed:
             raise Violation("nothing outlives its time", f"{now - deadline:.3f} s")
 
@@ -318,8 +325,18 @@ class Watch:
         openings = self._oracle.openings[stream.request_id]
         if any(opening.farewell == "cancel" for opening in openings):
             return
-        if stream.readings or now - stream.unread_since < self._grace_s:
+        was_unread = stream.unread_since > 0 and not stream.readings
+        if not was_unread or now - stream.unread_since < self._grace_s:
             raise Violation("what is resumable waits for the grace", f"{finish}")
+
+
+def _is_pristine(opening: Opening) -> bool:
+    """Whether nothing was lost, and nobody had to ask again, since the worker knows of it."""
+    frontend = opening.frontend
+    frames = frontend.frames
+    disturbed = (frames.lost_at, frames.opened_at, frontend.greeted_at)
+    is_asked_twice = frames.doubling or frontend.requests.num_lost or frontend.lapsed_at > 0
+    return not is_asked_twice and max(disturbed) < opening.known_since
 
 
 def check_books(core: SimulatedWorker) -> None:
