@@ -126,6 +126,7 @@ class FrontendProtocol:
         self._requests: dict[bytes, _Request] = {}
         self._farewells: dict[bytes, bytes] = {}  # said twice, since nobody answers to them
         self._former_epochs: set[int] = set()
+        self._num_attempts = 0
         self._frame_number = 0
         self._acknowledged = 0
         self._last_sync = float("-inf")
@@ -158,7 +159,7 @@ class FrontendProtocol:
 
     def attach(self, request_id: bytes, now: float, *, takes_over: bool) -> None:
         """Reads a request from its first output token on; it is not one of ours."""
-        self._open(Attach(self.frontend_id, request_id, 0, takes_over), now)
+        self._open(self._attach(request_id, takes_over=takes_over), now)
 
     def cancel(self, request_id: bytes) -> None:
         """Idempotent; nothing is heard of the request afterwards."""
@@ -171,8 +172,7 @@ class FrontendProtocol:
     def take_over(self, request_id: bytes, now: float) -> None:
         """Owns a live request from here on, if another does; what was received stays."""
         if not self.owns(request_id):
-            opening = Attach(self.frontend_id, request_id, 0, takes_over=True)
-            self._requests[request_id].opening = opening
+            self._requests[request_id].opening = self._attach(request_id, takes_over=True)
             self._send_opening(request_id, now)
 
     def join(self, request_id: bytes, now: float) -> None:
@@ -240,6 +240,10 @@ class FrontendProtocol:
     def _is_stuck(self) -> bool:
         """Whether nobody takes our messages: more of them would only pile up."""
         return len(self.outgoing) > len(self._requests) + MAX_SPARE_MESSAGES
+
+    def _attach(self, request_id: bytes, *, takes_over: bool) -> Attach:
+        self._num_attempts += 1
+        return Attach(self.frontend_id, request_id, 0, takes_over, self._num_attempts)
 
     def _open(self, opening: Submit | Attach, now: float, deadline: float = float("inf")) -> None:
         is_owner = isinstance(opening, Submit)

@@ -69,6 +69,7 @@ class Attach(Message, frozen=True, tag="attach"):
     request_id: RequestId
     num_held: Annotated[int, Meta(ge=0, le=2**32 - 1)]
     takes_over: bool
+    attempt: Count = 0  # the frontend's number for it: sent again, it takes over but once
 
 
 class Detach(Message, frozen=True, tag="detach"):

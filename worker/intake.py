@@ -122,7 +122,7 @@ class Intake:
         if stream is not None and not stream.is_for(submit):
             self._streams.leave(frontend, submit.request_id, now)  # it asks for something else now
             stream = self._streams.find(submit.request_id)
-        if stream is not None:
+        if stream is not None and not stream.has_failed:
             self._streams.join(stream, frontend, submit)
             return
         finish = self._refusal(submit) or self._start(submit, frontend, now)

@@ -40,6 +40,7 @@ Send = Callable[[bytes, bytes], bool]  # (topic, body), False when it would bloc
 class _News:
     """What one frame tells of requests."""
 
+    verdicts: list[bytes] = field(default_factory=list)  # request ids of the first rows
     readings: list[Reading] = field(default_factory=list)
     joined: list[Joined] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
@@ -159,11 +160,10 @@ class Publisher:
             frontend.unknown = []
         for reading in news.readings:
             del frontend.news[reading.stream.request_id]
-        for row in news.rows:
-            given = frontend.readings.get(row.request_id)
-            if given is None:
-                del frontend.unsaid[row.request_id]
-                continue
+        for request_id in news.verdicts:
+            del frontend.unsaid[request_id]
+        for row in news.rows[len(news.verdicts) :]:
+            given = frontend.readings[row.request_id]
             given.num_sent = max(given.num_sent, row.offset + len(row.token_ids))
             given.last_frame = frontend.frame_number
             given.is_finish_sent = row.finish is not None
@@ -197,6 +197,7 @@ def _news_of(frontend: Frontend, now: float) -> _News:
     """As much as fits into a frame; a Joined goes with the first row."""
     news = _News()
     for request_id, finish in islice(frontend.unsaid.items(), MAX_FRAME_ROWS // 2):
+        news.verdicts.append(request_id)
         news.rows.append(Row(request_id, 0, [], 0, "", finish))
     for reading in frontend.news.values():
         if news.is_full:

@@ -28,17 +28,22 @@ class Stream:
     last_owner_id: bytes = b""
     readings: dict[bytes, Reading] = field(default_factory=dict)  # by frontend id
     unread_since: float = 0.0
-    num_kept_tokens: int = 0
+    takeovers: dict[bytes, int] = field(default_factory=dict)  # a frontend's last attempt
 
     @property
     def request_id(self) -> bytes:
         return self.request.request_id
 
     @property
+    def has_failed(self) -> bool:
+        """Then it may be tried again under its id."""
+        finish = self.sequence.finish
+        return finish is not None and finish.reason not in ("stop", "length")
+
+    @property
     def is_kept(self) -> bool:
         """Whether somebody may still come for it when nobody reads; failures are not kept."""
-        finish = self.sequence.finish
-        return self.request.is_resumable and (finish is None or finish.reason in ("stop", "length"))
+        return self.request.is_resumable and not self.has_failed
 
     def is_for(self, submit: Submit) -> bool:
         """Whether it asks for the same tokens."""

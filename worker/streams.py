@@ -10,8 +10,8 @@ from ..shared.messages import Attach, Finish, Submit, Sync
 from .sequence import Sequence
 from .stream import Frontend, Reading, Stream
 
-MAX_UNREAD = 4096
-MAX_UNREAD_TOKENS = 1 << 20  # of finished requests that nobody has come back for
+MAX_KEPT = 4096  # finished requests that nobody reads
+MAX_KEPT_TOKENS = 1 << 20  # of theirs
 
 TAKEN_OVER = Finish("abort", code="taken_over", message="another reader has taken the stream over")
 NOT_FOUND = Finish(
@@ -38,7 +38,6 @@ class Streams:
         self._grace_s = grace_s
         self._streams: dict[bytes, Stream] = {}
         self._unread: dict[bytes, Stream] = {}  # oldest first
-        self._num_unread_tokens = 0
 
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._streams.values())
@@ -85,6 +84,10 @@ class Streams:
             return
         is_running = stream.sequence.finish is None
         if attach.takes_over and is_running and stream.owner is not frontend:
+            if stream.takeovers.get(frontend.frontend_id) == attach.attempt:  # and lost it since
+                frontend.tell(attach.request_id, TAKEN_OVER)
+                return
+            stream.takeovers[frontend.frontend_id] = attach.attempt
             self._fence(stream)
             if stream.last_owner_id != frontend.frontend_id:
                 stream.set_generation(stream.request.generation + 1)
@@ -92,9 +95,7 @@ class Streams:
         may_own = attach.takes_over
         self._read(stream, frontend, attach.num_held, may_own=may_own, is_joined=True)
 
-    def sync(
-        self, frontend: Frontend, live: dict[bytes, int], sync: Sync, now: float
-    ) -> None:
+    def sync(self, frontend: Frontend, live: dict[bytes, int], sync: Sync, now: float) -> None:
         """The frontend says what it waits for, and how much of it it holds.
 
         Frames keep their order: what it lacks of those up to its `frame_number` is lost.
@@ -130,27 +131,32 @@ class Streams:
             self._put_aside(stream, now)
 
     def expire(self, now: float) -> None:
-        """Forgets what nobody has come for within the grace, or what is too much to keep."""
-        while self._unread:
-            stream = next(iter(self._unread.values()))
-            is_too_much = (
-                self._num_unread_tokens > MAX_UNREAD_TOKENS or len(self._unread) > MAX_UNREAD
-            )
-            if not is_too_much and now - stream.unread_since <= self._grace_s:
+        """Forgets what nobody has come for within the grace; of the finished, the oldest, too, when
+        they are too much to keep."""
+        overdue = [s for s in self._unread.values() if now - s.unread_since > self._grace_s]
+        for stream in overdue:
+            self._forget(stream)
+        finished = [s for s in self._unread.values() if s.sequence.finish is not None]
+        num_tokens = sum(stream.sequence.num_tokens for stream in finished)
+        for number, stream in enumerate(finished):
+            if num_tokens <= MAX_KEPT_TOKENS and len(finished) - number <= MAX_KEPT:
                 return
-            self._take_up(stream)
+            num_tokens -= stream.sequence.num_tokens
             self._forget(stream)
 
     def _read(
         self, stream: Stream, frontend: Frontend, num_held: int, *, may_own: bool, is_joined: bool
     ) -> None:
+        former = frontend.readings.get(stream.request_id)
+        if former is not None:
+            del former.stream.readings[frontend.frontend_id]
         reading = Reading(stream, frontend, num_held, may_own, is_joined, needs_joined=is_joined)
         stream.readings[frontend.frontend_id] = reading
         frontend.readings[stream.request_id] = reading
         frontend.news[stream.request_id] = reading
         frontend.verdicts.pop(stream.request_id, None)
         frontend.unsaid.pop(stream.request_id, None)
-        self._take_up(stream)
+        self._unread.pop(stream.request_id, None)
 
     def _fence(self, stream: Stream) -> None:
         """The owner is one no longer, and is told."""
@@ -183,15 +189,13 @@ class Streams:
         if not stream.is_kept:
             self._forget(stream)
             return
-        stream.unread_since, stream.num_kept_tokens = now, stream.sequence.num_tokens
-        self._num_unread_tokens += stream.num_kept_tokens
+        stream.unread_since = now
         self._unread[stream.request_id] = stream
 
-    def _take_up(self, stream: Stream) -> None:
-        if self._unread.pop(stream.request_id, None) is not None:
-            self._num_unread_tokens -= stream.num_kept_tokens
-
     def _forget(self, stream: Stream) -> None:
-        del self._streams[stream.request_id]
+        """One that failed may have been replaced by another attempt under its id."""
+        if self._streams.get(stream.request_id) is stream:
+            del self._streams[stream.request_id]
+            self._unread.pop(stream.request_id, None)
         if stream.sequence.finish is None:
             self.abandoned.append(stream.sequence)

@@ -164,8 +164,8 @@ MUTANTS = (
     Mutant(
         "orphans are kept for ever",
         STREAMS,
-        "if not is_too_much and now - stream.unread_since <= self._grace_s:",
-        "if not is_too_much:",
+        "if now - s.unread_since > self._grace_s]",
+        "if now < 0]",
     ),
     Mutant(
         "what can't be resumed is kept",

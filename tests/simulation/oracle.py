@@ -43,7 +43,8 @@ class Oracle:
         if opening.ask is not None and opening.ask is not ask:
             raise Violation("nobody reads another's answer", f"{item.context!r}")
         opening.ask, opening.patient_until = ask, 0.0
-        opening.is_told_so = frontend.protocol._requests[item.request_id].is_owner
+        request = frontend.protocol._requests.get(item.request_id)
+        opening.is_told_so = request is not None and request.is_owner
 
     def _take_output(self, frontend: SimulatedFrontend, item: Output, now: float) -> None:
         opening = self._opening(frontend, item.request_id)

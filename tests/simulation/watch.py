@@ -30,6 +30,7 @@ from .worker import NUM_BLOCKS, SimulatedWorker
 
 THOROUGH_EVERY = 16  # turns
 SLACK_S = 0.01
+GREETING_S = 0.5  # until neither side asks the other for what it has sent already
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,11 @@ class Watch:
         opening.is_owner = opening.is_asked and stream.owner is reading.frontend
         if opening.is_owner and self._has_only_watched(opening):
             raise Violation("who watches owns nothing", f"{opening}")
+        opening.is_fenced &= reading.is_resumed  # else it reads along as one that is new
+        if stream.sequence.finish is not None:
+            return
         is_demoted = was_owner and not opening.is_owner and self._host.num_deaths == 0
-        is_back = opening.is_fenced and reading.is_resumed and not opening.is_owner
+        is_back = opening.is_fenced and not opening.is_owner
         if is_demoted or (is_back and self._is_taken(stream)):
             raise Violation("who was taken over is fenced off", f"{opening}")
 
@@ -323,7 +327,7 @@ class Watch:
         if not stream.request.is_resumable or not is_dropped:
             return
         openings = self._oracle.openings[stream.request_id]
-        if any(opening.farewell == "cancel" for opening in openings):
+        if any(o.farewell == "cancel" or o.is_out_of_time for o in openings):
             return
         was_unread = stream.unread_since > 0 and not stream.readings
         if not was_unread or now - stream.unread_since < self._grace_s:
@@ -336,7 +340,7 @@ def _is_pristine(opening: Opening) -> bool:
     frames = frontend.frames
     disturbed = (frames.lost_at, frames.opened_at, frontend.greeted_at)
     is_asked_twice = frames.doubling or frontend.requests.num_lost or frontend.lapsed_at > 0
-    return not is_asked_twice and max(disturbed) < opening.known_since
+    return not is_asked_twice and max(disturbed) + GREETING_S < opening.known_since
 
 
 def check_books(core: SimulatedWorker) -> None:

@@ -279,7 +279,7 @@ def test_nobody_waits_for_ever(desk: Desk) -> None:
 
 def test_too_many_kept_answers_are_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for what nobody may come back for is bounded; the oldest goes first."""
-    monkeypatch.setattr("chairlift.worker.streams.MAX_UNREAD_TOKENS", 20)
+    monkeypatch.setattr("chairlift.worker.streams.MAX_KEPT_TOKENS", 20)
     for number in (1, 2, 3):
         desk.turn(desk.submit(ALICE, number, is_resumable=True))
         desk.turns(8)
@@ -299,3 +299,46 @@ def test_equal_salts_share_prefixes(desk: Desk) -> None:
     cached = [row.finish.num_cached_tokens for row in desk.rows() if row.finish]
     assert cached == [0, 8, 0]
     assert PARAMS.max_tokens == 6
+
+
+def test_a_running_orphan_makes_no_room_for_finished_ones(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is finished is forgotten for want of memory."""
+    monkeypatch.setattr("chairlift.worker.streams.MAX_KEPT_TOKENS", 20)
+    long = SamplingParams(max_tokens=60, temperature=0.0)
+    desk.turn(resumable(desk, params=long), Detach(ALICE, REQUEST))
+    for number in (1, 2, 3):
+        desk.turn(desk.submit(ALICE, number, is_resumable=True))
+        desk.turns(8)
+        desk.turn(Detach(ALICE, bytes([number]) * 16))
+    desk.turn(seconds=0.2)
+    assert desk.worker.streams.find(REQUEST) is not None
+    assert desk.worker.streams.find(bytes([1]) * 16) is None
+
+
+def test_a_takeover_sent_twice_is_one(desk: Desk) -> None:
+    """An Attach that is repeated, since its answer was lost, takes nothing from who came later."""
+    carol = b"carol-01"
+    desk.received[carol] = []
+    desk.worker.publisher.subscribed(carol, desk.now)
+    desk.turn(resumable(desk))
+    desk.turn(attach(BOB))
+    desk.turn(Attach(carol, REQUEST, 0, True, 7))
+    desk.turn(attach(BOB))
+    desk.turns(6)
+    assert desk.end(carol).reason == "length"
+    assert {row.finish.code for row in desk.rows(BOB) if row.finish} == {"taken_over"}
+
+
+def test_what_failed_can_be_tried_again_at_once(desk: Desk) -> None:
+    """A Submit under the id of a failure runs, before anybody has acknowledged the failure."""
+    desk.turn(desk.submit(ALICE, 5, ttl_ms=20, params=SamplingParams(max_tokens=60)))
+    desk.turn(seconds=0.2)
+    assert desk.end().code == "deadline_exceeded"
+    desk.received[ALICE].clear()
+    desk.turn(resumable(desk))
+    desk.turns(8)
+    assert desk.tokens() == expected_tokens(5)
+    desk.turn(Detach(ALICE, REQUEST), attach(BOB))
+    assert desk.tokens(BOB) == expected_tokens(5)
