@@ -273,8 +273,8 @@ class FrontendProtocol:
         for request_id, request in self._requests.items():
             request.patient_until = now + REATTACH_PATIENCE_S
             self._send_opening(request_id, now)
-        if self.wants_tokenizer:
-            self._sync(now)
+        if self._requests or self.wants_tokenizer:
+            self._sync(now)  # also to say where our count of frames begins
         return [greeting]
 
     def _take_frame(self, frame: Frame, now: float) -> list[News]:

@@ -27,6 +27,8 @@ LIVE_RECORD_BYTES = 20  # request_id (16) and the number of tokens held (u32)
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 FrameNumber = Annotated[int, Meta(ge=0, le=2**62)]  # never reached, and the next one still fits
+MAX_GENERATION = 2**62
+Generation = Annotated[int, Meta(ge=0, le=MAX_GENERATION)]
 FrontendId = Annotated[bytes, Meta(min_length=8, max_length=8)]  # also its topic
 RequestId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Fingerprint = Annotated[bytes, Meta(min_length=8, max_length=8)]
@@ -52,7 +54,7 @@ class Submit(Message, frozen=True, tag="submit"):
     prompt_token_ids: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_PROMPT_TOKENS)]
     output_token_ids: PackedTokenIds
     params: SamplingParams
-    generation: Count = 0  # how often the request was taken over; a former owner has a lower one
+    generation: Generation = 0  # how often the request was taken over; a former owner has a lower one
     is_resumable: bool = False  # kept for a grace after its owner has gone, or has its end
     context: Annotated[bytes, Meta(max_length=MAX_CONTEXT_BYTES)] = b""  # opaque, for who attaches
     cache_salt: Annotated[bytes, Meta(max_length=MAX_SALT_BYTES)] = b""  # prefixes are shared under equal ones

@@ -8,6 +8,8 @@ from ..shared.messages import Finish, Submit, unpack_token_ids
 from .engine import Engine
 from .quarantine import Quarantine
 
+MAX_RESUMED = 4096  # beyond max_waiting
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -47,16 +49,16 @@ class Admission:
                 "tokenizer_mismatch",
                 "the request was encoded with another tokenizer than this worker's: connect again",
             )
-        num_prompt_tokens = len(submit.prompt_token_ids) // 4
-        return self._unknown_token(submit) or self._too_long(
-            num_prompt_tokens, submit.params.max_tokens
-        )
+        return self._too_long(submit) or self._unknown_token(submit)
 
     def overload(self, submit: Submit, engine: Engine) -> Finish | None:
-        """Why the request can't be served now, or None. One that waits alone never is too long."""
+        """Why the request can't be served now, or None. One that waits alone never is too long;
+        one that is resumed was taken on before, and finds room where a new one doesn't."""
         limits, scheduler = self.limits, engine.scheduler
         num_waiting, num_tokens = scheduler.num_waiting, scheduler.num_waiting_tokens
         num_prompt_tokens = len(submit.prompt_token_ids) // 4
+        if submit.output_token_ids and num_waiting < limits.max_waiting + MAX_RESUMED:
+            return None
         if num_waiting >= limits.max_waiting:
             queue = f"{num_waiting} requests are waiting already"
         elif num_waiting and num_tokens + num_prompt_tokens > limits.max_waiting_tokens:
@@ -76,8 +78,14 @@ class Admission:
         message = f"token id {max(token_ids)} is outside the vocabulary of {vocab_size}"
         return failure("invalid_request", message)
 
-    def _too_long(self, num_prompt_tokens: int, max_tokens: int) -> Finish | None:
-        max_model_len = self.limits.max_model_len
+    def _too_long(self, submit: Submit) -> Finish | None:
+        """Looked at first: it costs nothing, whatever the size."""
+        max_model_len, max_tokens = self.limits.max_model_len, submit.params.max_tokens
+        num_prompt_tokens = len(submit.prompt_token_ids) // 4
+        num_output_tokens = len(submit.output_token_ids) // 4
+        if num_output_tokens > max_tokens:
+            message = f"{num_output_tokens} output tokens are more than the {max_tokens} asked for"
+            return failure("invalid_request", message)
         if num_prompt_tokens + max_tokens <= max_model_len:
             return None
         return failure(

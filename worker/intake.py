@@ -131,11 +131,10 @@ class Intake:
         log.debug("request", request=short_hash(submit.request_id), refused=finish)
 
     def _refusal(self, submit: Submit) -> Finish | None:
-        """One that is resumed was taken on before: only a new one may be too much."""
         finish = self._admission.refusal(submit)
-        if finish is not None or submit.output_token_ids:
+        if finish is not None:
             return finish
-        if self._publisher.state == "draining":
+        if self._publisher.state == "draining" and not submit.output_token_ids:
             return failure("draining", "the worker is shutting down", retry_after_ms=5_000)
         return self._admission.overload(submit, self._engine)
 

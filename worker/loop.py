@@ -9,7 +9,7 @@ import structlog
 from ..shared.messages import Finish, WorkerStats
 from .engine import Engine
 from .intake import Intake
-from .publisher import HEARTBEAT_S, Publisher
+from .publisher import Publisher
 from .pulse import Pulse, State, Wish
 from .sockets import WorkerSockets
 
@@ -72,7 +72,7 @@ class Loop:
     def _wait(self) -> None:
         """Until there is work or a heartbeat is due. The first step of a busy time may be long, so
         frontends hear before it that there is work."""
-        self._sockets.wait(HEARTBEAT_S)
+        self._sockets.wait(self._publisher.patience_s)
         self._take_arrivals()
         if self._engine.scheduler.has_work:
             self._publisher.speak_up()

@@ -36,6 +36,7 @@ from .streams import Streams
 
 log = structlog.get_logger(__name__)
 
+OTHER_REQUEST_BYTES = 256 << 10  # beside the token ids: what is larger only costs time to refuse
 POLICIES = {"continuous": ContinuousScheduler, "static": StaticScheduler}
 
 
@@ -60,18 +61,16 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     """All parts of a worker, connected. Raises ChairliftError for what the user can mend."""
     started = time.monotonic()
     prepare_process(settings.num_threads)
-    sockets = WorkerSockets(Endpoints.parse(settings.address), settings.load_curve())
-    try:
-        pulse.state = State.DOWNLOADING
-        folder = resolve_model(settings.model_source, settings.revision, settings.offline)
-        pulse.beat()
-        pulse.state = State.LOADING
-        tokenizer = Tokenizer.from_folder(folder)
-        model = load_model(folder, settings.dtype, settings.max_model_len)
-        engine = build_engine(model, settings, pulse)
-    except BaseException:
-        sockets.close()
-        raise
+    pulse.state = State.DOWNLOADING
+    folder = resolve_model(settings.model_source, settings.revision, settings.offline)
+    pulse.beat()
+    pulse.state = State.LOADING
+    tokenizer = Tokenizer.from_folder(folder)
+    model = load_model(folder, settings.dtype, settings.max_model_len)
+    engine = build_engine(model, settings, pulse)
+    max_request_bytes = 8 * model.max_model_len + OTHER_REQUEST_BYTES
+    endpoints, curve = Endpoints.parse(settings.address), settings.load_curve()
+    sockets = WorkerSockets(endpoints, curve, max_request_bytes)
     greeting = _greeting(settings, model, tokenizer)
     publisher = Publisher(greeting, tokenizer.files)
     streams = Streams(settings.orphan_grace_s)

@@ -30,8 +30,9 @@ from ..shared.messages import (
 from .stream import Frontend, Reading, Stream
 
 HEARTBEAT_S = 0.25
+RETRY_S = 0.02  # what was not taken, or did not fit into a frame
 MAX_UNACKNOWLEDGED_FRAMES = 512
-MAX_FRAME_TOKENS = 1 << 16
+MAX_FRAME_BYTES = 1 << 20  # then the rest waits for the next
 
 Send = Callable[[bytes, bytes], bool]  # (topic, body), False when it would block
 
@@ -44,22 +45,22 @@ class _News:
     readings: list[Reading] = field(default_factory=list)
     joined: list[Joined] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    num_tokens: int = 0
+    num_bytes: int = 0  # about
 
     @property
     def is_full(self) -> bool:
         num_rows = max(len(self.readings), len(self.rows))
-        return num_rows >= MAX_FRAME_ROWS or self.num_tokens >= MAX_FRAME_TOKENS
+        return num_rows >= MAX_FRAME_ROWS or self.num_bytes >= MAX_FRAME_BYTES
 
     def add(self, reading: Reading, now: float) -> None:
         row = reading.row()
         self.readings.append(reading)
         if reading.needs_joined:
             self.joined.append(reading.joined(now))
-            self.num_tokens += len(reading.stream.request.prompt_token_ids) // 4
+            self.num_bytes += reading.stream.joined_bytes
         if row is not None:
             self.rows.append(row)
-            self.num_tokens += len(row.token_ids)
+            self.num_bytes += 64 + 5 * len(row.token_ids) + 4 * len(row.text)
 
 
 class Publisher:
@@ -78,6 +79,11 @@ class Publisher:
     @property
     def has_unsent(self) -> bool:
         return any(f.is_subscribed and f.has_news for f in self._frontends.values())
+
+    @property
+    def patience_s(self) -> float:
+        """How long a worker without work may sleep."""
+        return RETRY_S if self.has_unsent else HEARTBEAT_S
 
     def drain(self) -> None:
         """From now on every frontend is told that no new requests are taken."""

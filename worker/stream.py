@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from ..shared.messages import Finish, Joined, Row, Submit
+from ..shared.messages import MAX_GENERATION, Finish, Joined, Row, Submit
 from .sequence import Sequence
 
+MAX_VERDICTS = 8192
 LEASE_S = 10.0  # a frontend this long silent is gone
 UNSUBSCRIBED_LEASE_S = 3.0  # ... and this long without a subscription: it may be reconnecting
 
@@ -35,6 +36,19 @@ class Stream:
         return self.request.request_id
 
     @property
+    def joined_bytes(self) -> int:
+        """About what its Joined takes in a frame."""
+        request, params = self.request, self.request.params
+        num_characters = sum(map(len, params.stop))
+        return (
+            512
+            + len(request.prompt_token_ids)
+            + len(request.context)
+            + 4 * num_characters
+            + (16 * len(params.logit_bias) + 5 * len(params.stop_token_ids))
+        )
+
+    @property
     def has_failed(self) -> bool:
         """Then it may be tried again under its id."""
         finish = self.sequence.finish
@@ -59,7 +73,7 @@ class Stream:
 
     def set_generation(self, generation: int) -> None:
         """All readers have to know it, should they submit the request again."""
-        self.request = replace(self.request, generation=generation)
+        self.request = replace(self.request, generation=min(generation, MAX_GENERATION))
         for reading in self.readings.values():
             reading.needs_joined = reading.is_joined = True
             reading.frontend.news[self.request_id] = reading
@@ -149,6 +163,10 @@ class Frontend:
     def tell(self, request_id: bytes, finish: Finish) -> None:
         """How the request ends for this frontend; said again until it has been heard."""
         self.verdicts[request_id] = self.unsaid[request_id] = finish
+        if len(self.verdicts) > MAX_VERDICTS:  # it asks again about what it still counts
+            oldest = next(iter(self.verdicts))
+            del self.verdicts[oldest]
+            self.unsaid.pop(oldest, None)
 
     def is_gone(self, now: float) -> bool:
         is_silent = bool(self.readings) and now - self.last_heard > LEASE_S

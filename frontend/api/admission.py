@@ -38,15 +38,15 @@ class Admission:
     def hold(
         self, tenant: str, count: int, *, num_held: int = 0, is_takeover: bool = False
     ) -> Iterator[None]:
-        """`num_held` of the same request's are held already. A takeover is free of the tenant's
-        limit: it ends another reader, who may hold the last place without a caller behind it.
+        """`num_held` of the same request's are held already. For takeovers a tenant has as many
+        places again: each ends another reader, who may hold a place without a caller behind it.
 
         Raises HttpError 429 when the tenant has too many, OverloadedError when all together have,
         and InvalidRequestError for what would be too much even alone.
         """
         if not is_takeover:
             self._check_size(count + num_held)
-            self._check_tenant(tenant, count)
+        self._check_tenant(tenant, count, 2 if is_takeover else 1)
         self._check_total(count)
         with self._places(tenant, count):
             yield
@@ -81,9 +81,9 @@ class Admission:
             message = f"one request may ask for {most} answers at most, not {count}"
             raise InvalidRequestError(message, param="n")
 
-    def _check_tenant(self, tenant: str, count: int) -> None:
+    def _check_tenant(self, tenant: str, count: int, factor: int) -> None:
         limit = self._max_per_tenant
-        if limit is not None and self._held[tenant] + count > limit:
+        if limit is not None and self._held[tenant] + count > factor * limit:
             raise HttpError(
                 429,
                 f"{limit} generations may be in flight for one API key: wait for some to end",

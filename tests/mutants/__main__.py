@@ -91,9 +91,14 @@ def main() -> int:
     results: list[Result] = []
     print("| mutant | caught |\n|---|---|", flush=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for result in pool.map(try_out, mutants):
-            results.append(result)
-            print(result, flush=True)
+        try:
+            for result in pool.map(try_out, mutants):
+                results.append(result)
+                print(result, flush=True)
+        except ValueError as error:  # a text that is not there any more
+            pool.shutdown(cancel_futures=True)
+            print(error, file=sys.stderr)
+            return 1
     survivors = [result.mutant.name for result in results if not result.rule]
     print(f"\n{len(results) - len(survivors)} of {len(results)} caught")
     return int(bool(survivors))

@@ -98,6 +98,7 @@ MUTANTS = (
         PUBLISHER,
         "if not frontend.is_subscribed:  # else",
         "if True:  # else",
+        ("long_freezes",),
     ),
     Mutant(
         "a lost greeting is not sent again",
@@ -170,8 +171,8 @@ MUTANTS = (
     Mutant(
         "what can't be resumed is kept",
         STREAM,
-        "return self.request.is_resumable and (",
-        "return (",
+        "return self.request.is_resumable and not self.has_failed",
+        "return not self.has_failed",
     ),
     Mutant(
         "a takeover does not fence",
@@ -294,8 +295,8 @@ MUTANTS = (
     Mutant(
         "nothing is submitted again to a new worker",
         FRONTEND,
-        "            self._send_opening(request_id, now)\n        if self.wants_tokenizer:",
-        "        if self.wants_tokenizer:",
+        "            self._send_opening(request_id, now)\n        if self._requests or",
+        "        if self._requests or",
     ),
     Mutant(
         "a reader is not patient after a restart",

@@ -6,7 +6,6 @@ import random
 from collections import deque
 from collections.abc import Callable
 
-from chairlift.worker.publisher import HEARTBEAT_S
 from chairlift.worker.pulse import Pulse
 from chairlift.worker.quarantine import Quarantine
 from chairlift.worker.scheduler import Plan
@@ -66,8 +65,11 @@ class WorkerHost:
             return self.starts_at
         soonest = 0.0
         if not self.changes and not self.core.scheduler.has_work:
-            arrival = min((f.requests.due for f in self.frontends if f.requests.is_open), default=NEVER)
-            soonest = min(self._last_turn + HEARTBEAT_S, arrival)
+            arrival = min(
+                (f.requests.due for f in self.frontends if f.requests.is_open), default=NEVER
+            )
+            patience_s = self.core.publisher.patience_s
+            soonest = min(self._last_turn + patience_s, arrival)
         return max(soonest, self._free_at, self.paused_until)
 
     def act(self, now: float) -> None:

@@ -13,7 +13,7 @@ from chairlift.worker import publisher
 SMALL: tuple[tuple[ModuleType, str, int], ...] = (
     (publisher, "MAX_UNACKNOWLEDGED_FRAMES", 16),
     (publisher, "MAX_FRAME_ROWS", 6),
-    (publisher, "MAX_FRAME_TOKENS", 32),
+    (publisher, "MAX_FRAME_BYTES", 700),
     (protocol, "ACKNOWLEDGE_EVERY", 4),
 )
 

@@ -33,9 +33,7 @@ Tell = Callable[[str], None]
 class Simulation:
     """Everything that is random comes from the seed: the same seed is the same run."""
 
-    def __init__(
-        self, seed: int, tell: Tell | None = None, wanted: Collection[str] = ()
-    ) -> None:
+    def __init__(self, seed: int, tell: Tell | None = None, wanted: Collection[str] = ()) -> None:
         self.now = START_S
         self.random = random.Random(seed)
         self.faults = Faults.drawn(self.random, wanted)

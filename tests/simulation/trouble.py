@@ -71,7 +71,9 @@ class Trouble:
     def _open(self, frontend: SimulatedFrontend, kind: Kind, request_id: bytes) -> None:
         simulation, now = self._simulation, self._simulation.now
         asks = simulation.asks.by_id.get(request_id)
-        opening = frontend.open(kind, request_id, asks[-1] if asks and kind == "submit" else None, now)
+        opening = frontend.open(
+            kind, request_id, asks[-1] if asks and kind == "submit" else None, now
+        )
         simulation.oracle.add(opening)
 
     def _ask(self, now: float) -> None:
@@ -148,7 +150,9 @@ class Trouble:
             return
         request_id = self._random.choice([*frontend.openings])
         self._note(f"{farewell}s", frontend.name, request_id.hex()[:6])
-        frontend.leave(request_id, "cancel" if farewell == "cancel" else "detach", self._simulation.now)
+        frontend.leave(
+            request_id, "cancel" if farewell == "cancel" else "detach", self._simulation.now
+        )
 
     def _storm(self, now: float) -> None:
         frontend = self._awake()

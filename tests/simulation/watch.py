@@ -295,7 +295,7 @@ class Watch:
             return
         is_said = is_farewell and last.ended_at > frontend.greeted_at
         limit = max(
-            max(last.ended_at, calm_since) + (0.0 if is_said else patience.sync_s),
+            max(last.ended_at, calm_since) + (patience.message_s if is_said else patience.sync_s),
             requests.lost_at + patience.sync_s,
             frontend.frames.lost_at + patience.sync_s,
         )
