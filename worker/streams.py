@@ -62,7 +62,7 @@ class Streams:
         generation = stream.request.generation
         if not stream.is_for(submit):
             frontend.tell(submit.request_id, CONFLICT)
-        elif stream.owner is frontend and submit.generation == generation:
+        elif stream.owner is frontend and submit.generation <= generation:
             reading = frontend.readings[submit.request_id]
             reading.is_joined = reading.needs_joined = True  # it may not know that this is its own
             reading.rewind(len(submit.output_token_ids) // 4)

@@ -122,13 +122,11 @@ class Attachment:
     async def open(self, client: AsyncClient) -> Opened:
         """Raises StreamNotFoundError, WorkerUnavailableError, and InvalidRequestError for a
         position in another stream."""
-        first = self._first_index()
+        form = await self._look(client)
         streams: dict[int, TokenStream] = {}
         try:
-            await self._attach(client, first, streams)
-            form = self._form_of(streams[first])
-            others = [i for i in range(form.num_choices) if i != first]
-            await _all(self._attach_if_kept(client, index, streams) for index in others)
+            choices = range(form.num_choices)
+            await _all(self._attach_if_kept(client, index, streams) for index in choices)
         except BaseException:
             for stream in streams.values():
                 stream.detach()
@@ -141,6 +139,15 @@ class Attachment:
             is_watched=not self.takes_over,
             is_new=False,
         )
+
+    async def _look(self, client: AsyncClient) -> AnswerForm:
+        """By watching: whoever asks wrongly must not have taken anything from its reader."""
+        request_id = self.response_id.of_choice(self._first_index())
+        watch = await client.attach(request_id, takes_over=False)
+        try:
+            return self._form_of(watch)
+        finally:
+            watch.detach()
 
     def _first_index(self) -> int:
         """A choice that must be there: one of which the reader does not have all."""

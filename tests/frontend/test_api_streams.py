@@ -265,7 +265,7 @@ class TestReaders:
                 first = events_of(await anext(pieces))[0]
                 async with http.stream("GET", f"/v1/streams/{first.json['id']}") as rest:
                     await anext(rest.aiter_text())
-            assert (await ended(fake.streams[1])).is_cancelled
+            assert (await ended(fake.streams[-1])).is_cancelled
 
     async def test_refused_for_want_of_places(self, fake: Any) -> None:
         """A caller who can't come back now has lost nothing: the answer goes on."""

@@ -45,26 +45,28 @@ MUTANTS = (
         STREAMS,
         "if reading is not None and (sync.has_gap or sync.frame_number >= reading.last_frame):",
         "if reading is not None:",
+        ("freezes",),
     ),
     Mutant(
         "rewind at a gap only",
         STREAMS,
         "if reading is not None and (sync.has_gap or sync.frame_number >= reading.last_frame):",
         "if reading is not None and sync.has_gap:",
+        ("frame_loss", "request_loss"),
     ),
     Mutant(
         "a finish is not sent again",
         STREAM,
         "if self.num_sent > num_held or (self.is_finish_sent and self.num_sent == num_held):",
         "if self.num_sent > num_held:",
-        ("ttls", "frame_loss",),
+        ("ttls", "frame_loss", "joins", "cancels"),
     ),
     Mutant(
         "the finish is taken for sent after a rewind",
         STREAM,
         "self.num_sent, self.is_finish_sent = num_held, False",
         "self.num_sent = num_held",
-        ("ttls", "frame_loss",),
+        ("ttls", "frame_loss", "joins", "cancels"),
     ),
     Mutant(
         "a reader who is ahead is sent nothing",
@@ -91,7 +93,7 @@ MUTANTS = (
         PUBLISHER,
         "        frontend.frame_number = max(frontend.frame_number, sync.frame_number)\n",
         "",
-        ("resets",),
+        ("resets", "frame_loss"),
     ),
     Mutant(
         "the lease forgets the subscription",
@@ -185,14 +187,14 @@ MUTANTS = (
         STREAMS,
         "stream.set_generation(stream.request.generation + 1)",
         "pass",
-        ("takeovers", "freezes", "crashes", "joins",),
+        ("takeovers", "freezes", "long_freezes", "crashes"),
     ),
     Mutant(
         "a lower generation is accepted",
         STREAMS,
         "elif submit.generation < generation and submit.output_token_ids:",
         "elif False:",
-        ("takeovers", "freezes", "crashes", "joins",),
+        ("takeovers", "freezes", "long_freezes", "crashes"),
     ),
     Mutant(
         "a fresh Submit is taken for a former owner's",
@@ -206,7 +208,7 @@ MUTANTS = (
         STREAMS,
         "        if owner is not None and owner.readings[stream.request_id].is_resumed:\n",
         "        if False:\n",
-        ("takeovers", "freezes", "crashes", "joins",),
+        ("takeovers", "freezes", "long_freezes", "crashes"),
     ),
     Mutant(
         "nobody inherits",
@@ -246,6 +248,7 @@ MUTANTS = (
         INTAKE,
         "            self.end(stream.sequence, CANCELLED)\n",
         "            pass\n",
+        ("cancels",),
     ),
     Mutant(
         "abandoned requests are computed on",
@@ -291,12 +294,14 @@ MUTANTS = (
         FRONTEND,
         "if self.greeting is None or message.epoch != self.greeting.epoch:",
         "if self.greeting is None:",
+        ("stale_frames", "crashes"),
     ),
     Mutant(
         "nothing is submitted again to a new worker",
         FRONTEND,
         "            self._send_opening(request_id, now)\n        if self._requests or",
         "        if self._requests or",
+        ("crashes",),
     ),
     Mutant(
         "a reader is not patient after a restart",

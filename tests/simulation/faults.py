@@ -54,7 +54,7 @@ class Faults:
         is_long = kinds["long_freezes"]
         return cls(
             **kinds,
-            step_s=draw.choice([0.005, 0.01, 0.02]),
+            step_s=draw.choice([0.005, 0.01, 0.02, 0.05]),
             delay_s=draw.choice([0.0, 0.001, 0.005, 0.02]),
             frames_capacity=draw.choice([3, 10, 1000]),
             requests_capacity=draw.choice([8, 1000]),

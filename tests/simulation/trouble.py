@@ -150,16 +150,21 @@ class Trouble:
             return
         request_id = self._random.choice([*frontend.openings])
         self._note(f"{farewell}s", frontend.name, request_id.hex()[:6])
-        frontend.leave(
-            request_id, "cancel" if farewell == "cancel" else "detach", self._simulation.now
-        )
+        if farewell == "cancel":
+            self._cancel_one(frontend, request_id)
+        else:
+            frontend.leave(request_id, "detach", self._simulation.now)
+
+    def _cancel_one(self, frontend: SimulatedFrontend, request_id: bytes) -> None:
+        self._simulation.oracle.cancelled.append(frontend.openings[request_id])
+        frontend.leave(request_id, "cancel", self._simulation.now)
 
     def _storm(self, now: float) -> None:
         frontend = self._awake()
         for request_id in [*frontend.openings] if frontend else ():
             assert frontend is not None
             self._note("cancels", frontend.name, request_id.hex()[:6])
-            frontend.leave(request_id, "cancel", now)
+            self._cancel_one(frontend, request_id)
 
     def _die(self, now: float) -> None:
         """kill -9; another one joins, and some of the callers come back elsewhere."""

@@ -23,7 +23,7 @@ from chairlift.worker.stream import LEASE_S, UNSUBSCRIBED_LEASE_S, Frontend, Rea
 from .faults import Faults
 from .frontend import Opening, SimulatedFrontend
 from .host import WorkerHost
-from .network import NEVER
+from .network import NEVER, Pipe
 from .oracle import Oracle
 from .violation import Violation
 from .worker import NUM_BLOCKS, SimulatedWorker
@@ -82,6 +82,7 @@ class Watch:
                 self._check_window(frontend, record)
             if not frontend.is_dead:
                 self._check_openings(frontend, record, now)
+        self._check_cancelled(core)
         self._check_streams(core, now)
         if self._host.num_turns % THOROUGH_EVERY == 0:
             check_books(core)
@@ -165,13 +166,15 @@ class Watch:
         opening.behind_since = None
         if opening.unknown_since is None:
             opening.unknown_since = max(now, opening.opened_at)
-        is_asked_anew = frontend.lapsed_at > calm_since - SLACK_S or has_verdict
+        is_known_worker = frontend.greeted_at < frontend.frames.opened_at
+        has_lapsed = frontend.lapsed_at > calm_since - SLACK_S
+        is_asked_anew = is_known_worker or has_lapsed or has_verdict
         wait_s = patience.tail_s if is_asked_anew else 3 * patience.message_s
         wait_s += 0.1 * len(frontend.openings) * patience.message_s
         limit = max(
             max(opening.unknown_since, calm_since) + wait_s,
-            frontend.frames.lost_at + 2 * patience.tail_s,
-            frontend.requests.lost_at + patience.sync_s,
+            _lost_at(frontend.frames, frontend) + 2 * patience.tail_s,
+            _lost_at(frontend.requests, frontend) + patience.sync_s,
         )
         if opening.kind != "submit" and now < opening.patient_until + patience.sync_s:
             limit = NEVER
@@ -209,15 +212,15 @@ class Watch:
         patience, frontend = self._patience, opening.frontend
         since = opening.behind_since or 0.0
         many_s = len(frontend.openings) * patience.message_s / 2  # more than a frame holds
-        lost_at, shown_at = frontend.frames.lost_at, frontend.frames.shown_at
+        lost_at, shown_at = _lost_at(frontend.frames, frontend), frontend.frames.shown_at
         is_shown = calm_since < lost_at and since <= lost_at and len(shown_at) == 2
-        if is_shown and frontend.requests.lost_at < since:
+        if is_shown and _lost_at(frontend.requests, frontend) < since:
             return max(shown_at[1] + patience.shown_s, since + patience.news_s) + many_s
         return many_s + max(
             since + patience.news_s,
             calm_since + patience.tail_s,
             lost_at + patience.tail_s,
-            frontend.requests.lost_at + patience.sync_s,
+            _lost_at(frontend.requests, frontend) + patience.sync_s,
         )
 
     def _check_owner(
@@ -236,8 +239,8 @@ class Watch:
         patience, frontend = self._patience, opening.frontend
         limit = max(
             max(opening.unowned_since, calm_since) + 3 * patience.message_s,
-            frontend.requests.lost_at + patience.sync_s,
-            frontend.frames.lost_at + patience.sync_s,
+            _lost_at(frontend.requests, frontend) + patience.sync_s,
+            _lost_at(frontend.frames, frontend) + patience.sync_s,
         )
         if now > limit:
             raise Violation("who takes over is the owner", f"{opening}")
@@ -296,14 +299,29 @@ class Watch:
         is_said = is_farewell and last.ended_at > frontend.greeted_at
         limit = max(
             max(last.ended_at, calm_since) + (patience.message_s if is_said else patience.sync_s),
-            requests.lost_at + patience.sync_s,
-            frontend.frames.lost_at + patience.sync_s,
+            _lost_at(requests, frontend) + patience.sync_s,
+            _lost_at(frontend.frames, frontend) + patience.sync_s,
         )
         if requests.num_lost - last.num_lost_before > is_farewell:  # nobody answers to those
             limit = NEVER
         if now > limit:
             details = f"{last}: {last.farewell or 'all received'}"
             raise Violation("who leaves is let go in time", details)
+
+    def _check_cancelled(self, core: SimulatedWorker) -> None:
+        """What its owner cancels ends, resumable or not."""
+        on_their_way = [o for o in self._oracle.cancelled if not o.is_asked]
+        for opening in self._oracle.cancelled:
+            reading, requests = opening.reading, opening.frontend.requests
+            if opening in on_their_way or requests.num_lost > opening.num_lost_before:
+                continue
+            if not opening.is_owner or not isinstance(reading, Reading):
+                continue
+            stream = reading.stream
+            is_here = core.streams.find(stream.request_id) is stream
+            if is_here and stream.owner is None and stream.sequence.finish is None:
+                raise Violation("what its owner cancels ends", f"{opening}")
+        self._oracle.cancelled = on_their_way
 
     def _check_streams(self, core: SimulatedWorker, now: float) -> None:
         streams = {stream.request_id: stream for stream in core.streams}
@@ -332,6 +350,11 @@ class Watch:
         was_unread = stream.unread_since > 0 and not stream.readings
         if not was_unread or now - stream.unread_since < self._grace_s:
             raise Violation("what is resumable waits for the grace", f"{finish}")
+
+
+def _lost_at(pipe: Pipe, frontend: SimulatedFrontend) -> float:
+    """When that was which no greeting has mended since."""
+    return pipe.lost_at if pipe.lost_at >= frontend.frames.opened_at else float("-inf")
 
 
 def _is_pristine(opening: Opening) -> bool:
