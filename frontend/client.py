@@ -174,8 +174,13 @@ class AsyncClient:
         """Reads a request that runs or is kept, from its first token on, whoever submitted it.
 
         Who takes it over owns it: a former reader's stream ends with an `abort`. Otherwise it is
-        only watched. Raises StreamNotFoundError or WorkerUnavailableError.
+        only watched. Raises StreamNotFoundError, WorkerUnavailableError, or InvalidRequestError for
+        what is no `TokenStream.request_id`.
         """
+        if not isinstance(request_id, bytes) or len(request_id) != 16:
+            message = "a request id is 16 bytes, as TokenStream.request_id has them"
+            raise InvalidRequestError(message, param="request_id")
+        await self.connect()
         connection, readers = self._open()
         self._check_can_answer()
         self._check_has_room()

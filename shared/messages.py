@@ -54,10 +54,14 @@ class Submit(Message, frozen=True, tag="submit"):
     prompt_token_ids: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_PROMPT_TOKENS)]
     output_token_ids: PackedTokenIds
     params: SamplingParams
-    generation: Generation = 0  # how often the request was taken over; a former owner has a lower one
+    generation: Generation = (
+        0  # how often the request was taken over; a former owner has a lower one
+    )
     is_resumable: bool = False  # kept for a grace after its owner has gone, or has its end
     context: Annotated[bytes, Meta(max_length=MAX_CONTEXT_BYTES)] = b""  # opaque, for who attaches
-    cache_salt: Annotated[bytes, Meta(max_length=MAX_SALT_BYTES)] = b""  # prefixes are shared under equal ones
+    cache_salt: Annotated[bytes, Meta(max_length=MAX_SALT_BYTES)] = (
+        b""  # prefixes are shared under equal ones
+    )
     ttl_ms: Annotated[int, Meta(ge=0, le=MAX_TTL_MS)] = 0  # to finish in; 0 is without limit
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from ...shared.errors import InvalidRequestError, OverloadedError
 from .errors import HttpError, retry_in
@@ -28,7 +27,6 @@ class Admission:
         self._max_total = max_total
         self._estimate_s = estimate_s
         self._held: Counter[str] = Counter()
-        self._lingering: dict[bytes, Callable[[], None]] = {}
 
     @property
     def num_in_flight(self) -> int:
@@ -38,35 +36,17 @@ class Admission:
     def hold(
         self, tenant: str, count: int, *, num_held: int = 0, is_takeover: bool = False
     ) -> Iterator[None]:
-        """`num_held` of the same request's are held already. For takeovers a tenant has as many
+        """`num_held` of the same request's are held already. For takeovers there are as many
         places again: each ends another reader, who may hold a place without a caller behind it.
 
         Raises HttpError 429 when the tenant has too many, OverloadedError when all together have,
         and InvalidRequestError for what would be too much even alone.
         """
+        factor = 2 if is_takeover else 1
         if not is_takeover:
             self._check_size(count + num_held)
-        self._check_tenant(tenant, count, 2 if is_takeover else 1)
-        self._check_total(count)
-        with self._places(tenant, count):
-            yield
-
-    def linger(self, tenant: str, count: int, base_id: bytes, seconds: float) -> None:
-        """The places of a caller who hung up on an answer that goes on without him: he is not to
-        ask for the next one at once. Until `reclaim`, or for so long."""
-        self.reclaim(base_id)
-        places = ExitStack()
-        places.enter_context(self._places(tenant, count))
-        timer = asyncio.get_running_loop().call_later(seconds, self.reclaim, base_id)
-        places.callback(timer.cancel)
-        self._lingering[base_id] = places.close
-
-    def reclaim(self, base_id: bytes) -> None:
-        """The answer is read again, or the time is over."""
-        self._lingering.pop(base_id, _nothing)()
-
-    @contextmanager
-    def _places(self, tenant: str, count: int) -> Iterator[None]:
+        self._check_tenant(tenant, count, factor)
+        self._check_total(count, factor)
         self._held[tenant] += count
         try:
             yield
@@ -91,15 +71,11 @@ class Admission:
                 headers=retry_in(self._retry_s),
             )
 
-    def _check_total(self, count: int) -> None:
-        if self.num_in_flight + count > self._max_total:
+    def _check_total(self, count: int, factor: int) -> None:
+        if self.num_in_flight + count > factor * self._max_total:
             message = f"{self._max_total} generations are in flight, which is all that may be"
             raise OverloadedError(message, retry_after_s=self._retry_s)
 
     @property
     def _retry_s(self) -> float:
         return max(MIN_RETRY_S, self._estimate_s())
-
-
-def _nothing() -> None:
-    pass

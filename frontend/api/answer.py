@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ...shared.errors import WorkerUnavailableError
 from .context import Context
 from .errors import request_id_of, shutting_down
 from .event_stream import KEEP_ALIVE, EventStream
@@ -36,17 +35,15 @@ class GeneratedAnswer(Response):
         send = ImpatientSend(send, context.settings.stall_timeout_s)
         tenant = scope["chairlift.caller"].tenant
         more = len(self._submission.choices) - 1  # than the one that the gate holds
-        context.admission.reclaim(self._submission.response_id.base)
         with context.admission.hold(tenant, more, num_held=1):
             opened = self._submission.open(context.client)
-            generation = Generation(opened, context.metrics, context.settings)
-            with _lingering(context, generation, tenant):
-                async with generation:
-                    generation.watch(receive, send.give_up)
-                    if self._submission.is_stream:
-                        await _send_stream(generation, send, None, request_id_of(scope))
-                    else:
-                        await _send_whole(generation, send)
+            async with Generation(opened, context.metrics, context.settings) as generation:
+                generation.watch(receive, send.give_up)
+                if self._submission.is_stream:
+                    await _send_stream(generation, send, None, request_id_of(scope))
+                else:
+                    await _send_whole(generation, send)
+                await generation.outlast(context.orphan_grace_s)
 
 
 class ContinuedAnswer(Response):
@@ -60,31 +57,18 @@ class ContinuedAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises, before anything is sent, what `Attachment.open` and the limits refuse."""
         context, attachment = self._context, self._attachment
+        if context.client.worker is None:
+            raise WorkerUnavailableError("the worker is starting: try again soon")
         send = ImpatientSend(send, context.settings.stall_timeout_s)
         tenant = scope["chairlift.caller"].tenant
         hold = partial(context.admission.hold, tenant, is_takeover=attachment.takes_over)
-        context.admission.reclaim(attachment.response_id.base)
         with hold(1):
             opened = await attachment.open(context.client)
-            generation = Generation(opened, context.metrics, context.settings)
-            with _lingering(context, generation, tenant):
-                async with generation:
-                    generation.watch(receive, send.give_up)
-                    with hold(opened.form.num_choices - 1, num_held=1):
-                        request_id = request_id_of(scope)
-                        await _send_stream(generation, send, attachment.after, request_id)
-
-
-@contextmanager
-def _lingering(context: Context, generation: Generation, tenant: str) -> Iterator[None]:
-    """What goes on for a caller who hung up still counts as his."""
-    try:
-        yield
-    finally:
-        form, worker = generation.form, context.client.worker
-        if generation.is_abandoned and form.survives_hangup and worker is not None:
-            base_id, grace_s = generation.opened.response_id.base, worker.orphan_grace_ms / 1000
-            context.admission.linger(tenant, form.num_choices, base_id, grace_s)
+            async with Generation(opened, context.metrics, context.settings) as generation:
+                generation.watch(receive, send.give_up)
+                with hold(opened.form.num_choices - 1, num_held=1):
+                    await _send_stream(generation, send, attachment.after, request_id_of(scope))
+                    await generation.outlast(context.orphan_grace_s)
 
 
 async def _send_whole(generation: Generation, send: Send) -> None:

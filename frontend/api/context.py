@@ -27,6 +27,11 @@ class Context:
     idempotency: Idempotency
     has_tenants: bool  # more than one API key: what is cached is nobody else's business
 
+    @property
+    def orphan_grace_s(self) -> float:
+        """How long the worker keeps what nobody reads."""
+        return self.client.worker.orphan_grace_ms / 1000 if self.client.worker else 0.0
+
     def greeting(self, model: str | None) -> Greeting:
         """The worker that serves `model`, or any when None.
 

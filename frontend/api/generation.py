@@ -74,6 +74,7 @@ class Generation:
         self._pause_s = settings.keep_alive_s
         self._max_buffer_bytes = settings.max_buffer_bytes
         self._events: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LENGTH)
+        self._pumps: list[asyncio.Task[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._give_up: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -85,7 +86,7 @@ class Generation:
         for index, stream in self.opened.streams.items():
             stopwatch = Stopwatch(self._metrics, is_timed=self.opened.is_new)
             pump = self._pump(index, stream, stopwatch)
-            self._tasks.append(asyncio.create_task(pump))
+            self._pumps.append(asyncio.create_task(pump))
         self._last_event_at = asyncio.get_running_loop().time()
         self._tick()
         return self
@@ -100,14 +101,38 @@ class Generation:
             self._timer.cancel()
         self.is_abandoned |= isinstance(error, ClientDisconnect)
         self._leave(is_shutdown=isinstance(error, asyncio.CancelledError))
-        for task in self._tasks:
+        tasks = [*self._pumps, *self._tasks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def watch(self, receive: Receive, give_up: Callable[[], None]) -> None:
         """Leaves at once when the caller hangs up; calls `give_up` when too much waits for it."""
         self._give_up = give_up
         self._tasks.append(asyncio.create_task(self._watch(receive)))
+
+    async def outlast(self, seconds: float) -> None:
+        """Reads on for a caller who hung up and may come back: until the answer is whole or another
+        has taken it over, or for so long; then it is cancelled. It keeps the caller's place, and
+        would be submitted again if the worker died."""
+        if not (self.is_abandoned and self._outlasts_caller):
+            return
+        self._tasks.append(asyncio.create_task(self._drain()))
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*self._pumps)
+        except TimeoutError:
+            for stream in self.opened.streams.values():
+                stream.cancel()
+
+    async def _drain(self) -> None:
+        while True:
+            await self._events.get()
+
+    @property
+    def _outlasts_caller(self) -> bool:
+        is_ours = not (self._is_anothers or self.opened.is_watched)
+        return is_ours and self.form.survives_hangup
 
     async def next_events(self) -> list[Event]:
         """At least one, and all that are there."""
@@ -164,7 +189,8 @@ class Generation:
         while (await receive())["type"] != "http.disconnect":
             pass
         self.is_abandoned = True
-        self._leave()
+        if not self._outlasts_caller:
+            self._leave()
         self._put_if_room(HungUp())  # without room there is something that wakes the reader
 
     def _leave(self, *, is_shutdown: bool = False) -> None:

@@ -12,7 +12,11 @@ import pytest
 import chairlift
 from chairlift.frontend.request_options import RequestOptions
 from chairlift.frontend.results import Delta
-from chairlift.shared.errors import RequestIdConflictError, StreamNotFoundError
+from chairlift.shared.errors import (
+    InvalidRequestError,
+    RequestIdConflictError,
+    StreamNotFoundError,
+)
 from chairlift.shared.sampling_params import SamplingParams
 
 PROMPT = [40, 41, 42]
@@ -232,3 +236,18 @@ def test_attaching_before_the_first_token(
         assert (await rest(taken))[1] == "length"
 
     play(worker_address, scenario)
+
+
+def test_what_is_no_request_id(worker: subprocess.Popen[bytes], worker_address: str) -> None:
+    """It is refused at once, and the client is as good as before; a new client connects first."""
+
+    async def run() -> None:
+        async with chairlift.AsyncClient(worker_address, connect_timeout_s=30) as client:
+            for wrong in ("chatcmpl-" + "0" * 32, b"nonsense"):
+                with pytest.raises(InvalidRequestError, match="16 bytes"):
+                    await client.attach(wrong)  # type: ignore[arg-type]
+            with pytest.raises(StreamNotFoundError):
+                await client.attach(secrets.token_bytes(16))
+            assert await whole(client)
+
+    asyncio.run(run())

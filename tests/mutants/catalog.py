@@ -201,7 +201,10 @@ MUTANTS = (
         STREAMS,
         "elif submit.generation < generation and submit.output_token_ids:",
         "elif submit.generation < generation:",
-        ("joins", "takeovers",),
+        (
+            "joins",
+            "takeovers",
+        ),
     ),
     Mutant(
         "a higher generation does not fence",
@@ -215,14 +218,20 @@ MUTANTS = (
         STREAMS,
         "heir = next((r for r in stream.readings.values() if r.may_own), None)",
         "heir = None",
-        ("joins", "detaches",),
+        (
+            "joins",
+            "detaches",
+        ),
     ),
     Mutant(
         "watchers inherit",
         STREAMS,
         "for r in stream.readings.values() if r.may_own), None)",
         "for r in stream.readings.values()), None)",
-        ("watchers", "detaches",),
+        (
+            "watchers",
+            "detaches",
+        ),
     ),
     Mutant(
         "another body under a known id is joined",
@@ -241,7 +250,10 @@ MUTANTS = (
         INTAKE,
         "if stream is not None and stream.owner is frontend:",
         "if stream is not None:",
-        ("cancels", "watchers",),
+        (
+            "cancels",
+            "watchers",
+        ),
     ),
     Mutant(
         "a Cancel is a Detach",
@@ -287,7 +299,10 @@ MUTANTS = (
         FRONTEND,
         "if message.epoch in self._former_epochs:",
         "if False:",
-        ("stale_frames", "crashes",),
+        (
+            "stale_frames",
+            "crashes",
+        ),
     ),
     Mutant(
         "frames of any epoch are taken",
@@ -371,7 +386,10 @@ MUTANTS = (
         FRONTEND,
         "            self._farewells[request_id] = farewell\n",
         "            pass\n",
-        ("request_loss", "cancels",),
+        (
+            "request_loss",
+            "cancels",
+        ),
     ),
     Mutant(
         "the worker is not told that all has come",
@@ -384,27 +402,43 @@ MUTANTS = (
         FRONTEND,
         "if not request.is_submitted and request.joined is None and row.token_ids:",
         "if False:",
-        ("request_loss", "takeovers", "joins",),
+        (
+            "request_loss",
+            "takeovers",
+            "joins",
+        ),
     ),
     Mutant(
         "a lost Attach is not sent again",
         FRONTEND,
         "if request.is_attaching or (now < request.patient_until and not request.is_submitted):",
         "if now < request.patient_until and not request.is_submitted:",
-        ("request_loss", "takeovers", "watchers",),
+        (
+            "request_loss",
+            "takeovers",
+            "watchers",
+        ),
     ),
     Mutant(
         "an Attach is answered with any request",
         FRONTEND,
         "if not request.is_same(joined):",
         "if False:",
-        ("conflicts", "watchers", "crashes",),
+        (
+            "conflicts",
+            "watchers",
+            "crashes",
+        ),
     ),
     Mutant(
         "who takes over stays an attacher",
         FRONTEND,
         "if request.is_submitted or is_owner:",
         "if request.is_submitted:",
-        ("takeovers", "crashes", "frontend_deaths",),
+        (
+            "takeovers",
+            "crashes",
+            "frontend_deaths",
+        ),
     ),
 )

@@ -10,7 +10,7 @@ from chairlift.frontend.protocol import FrontendProtocol, News
 from chairlift.shared.messages import Finish
 
 from .asks import Ask
-from .network import NEVER, Pipe, Pipes
+from .network import NEVER, Pipes
 
 Kind = Literal["submit", "take over", "watch"]
 Farewell = Literal["", "cancel", "detach", "death"]
@@ -39,6 +39,7 @@ class Opening:
     known_since: float = 0.0  # to the worker
     unknown_since: float | None = None
     has_owned: bool = False
+    owned_since: float = NEVER
     is_owner: bool = False  # by the worker's books
     is_told_so: bool = False
     is_fenced: bool = False

@@ -11,13 +11,13 @@ from chairlift.worker.quarantine import Quarantine
 from chairlift.worker.scheduler import Plan
 from chairlift.worker.supervisor import MAX_PAUSE_S, STABLE_S, Restarts
 
+from .abridged import abridged
 from .asks import Ask, Asks
 from .faults import Faults
 from .frontend import SimulatedFrontend
 from .network import NEVER
-from .abridged import abridged
 from .violation import Violation
-from .worker import MAX_NUM_SEQS, SimulatedWorker
+from .worker import MAX_NUM_SEQS, Keeper, SimulatedWorker
 
 TURN_S = 0.0005  # of the loop, when there is nothing to compute
 
@@ -149,10 +149,7 @@ class WorkerHost:
             self._asks.language,
             self._random.getrandbits(60),
             now,
-            grace_s=self._faults.grace_s,
-            quarantine=self._quarantine,
-            pulse=self._pulse,
-            on_step=self._on_step,
+            Keeper(self._faults.grace_s, self._quarantine, self._pulse, self._on_step),
         )
         self.calm_since = self._free_at = now
         self._note("worker starts", epoch=self.core.epoch)

@@ -109,11 +109,13 @@ class Oracle:
             raise Violation("the end is the right one", f"{finish} for {answer.reason}")
 
     def _may_be_taken_over(self, opening: Opening, now: float) -> bool:
-        """By another frontend that wanted it."""
+        """By another frontend that wanted it, later; after a restart also by the owner before."""
         since = self._first_asked(opening)
+        is_restarted = opening.frontend.greeted_at > since
         return any(
-            other.kind == "take over" and other.ended_at + OVERLAP_S > since
+            other.ended_at + OVERLAP_S > since and (other.owned_since >= since or is_restarted)
             for other in self._others(opening)
+            if other.kind == "take over"
         )
 
     def _may_be_cancelled(self, opening: Opening, now: float) -> bool:

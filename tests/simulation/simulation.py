@@ -103,9 +103,9 @@ class Simulation:
                 break
             self.now = max(self.now, due)
             actor.act(self.now)
-            if isinstance(actor, SimulatedFrontend) and actor.stale and self.host.core:
-                if actor.epoch == self.host.core.epoch:
-                    actor.receive_stale(self.now)
+            core = host.core
+            if isinstance(actor, SimulatedFrontend) and core and actor.epoch == core.epoch:
+                actor.receive_stale(self.now)
         self.now = max(self.now, until)
 
     def _settle(self) -> None:

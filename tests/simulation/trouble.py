@@ -18,7 +18,8 @@ class Trouble:
     """Draws what happens next among the kinds that are on."""
 
     def __init__(self, simulation: Simulation) -> None:
-        self.due = simulation.now
+        self._next_at = simulation.now
+        self._crash_at = NEVER
         self._simulation = simulation
         self._random = simulation.random
         self._recent: list[bytes] = []
@@ -26,8 +27,16 @@ class Trouble:
         self._events = self._weighted()
         self._interval_s = simulation.faults.duration_s / (4 * simulation.faults.num_asks)
 
+    @property
+    def due(self) -> float:
+        return min(self._next_at, self._crash_at)
+
     def act(self, now: float) -> None:
-        self.due = now + self._random.expovariate(1 / self._interval_s)
+        if now >= self._crash_at:
+            self._crash_at = NEVER
+            self._crash(now)
+            return
+        self._next_at = now + self._random.expovariate(1 / self._interval_s)
         names = [*self._events]
         weights = [self._events[name][1] for name in names]
         (name,) = self._random.choices(names, weights)
@@ -46,6 +55,7 @@ class Trouble:
             "storms": (self._storm, 0.7, faults.storms),
             "dies": (self._die, 0.7, faults.frontend_deaths),
             "freezes": (self._freeze, 1.5, faults.freezes),
+            "hangs": (self._hang, 1.0, faults.freezes and faults.takeovers),
             "freezes for long": (self._freeze_for_long, 1.0, faults.long_freezes),
             "resets": (self._reset, 1.5, faults.resets),
             "spikes": (self._spike, 2.0, faults.spikes),
@@ -179,8 +189,24 @@ class Trouble:
         frontend.frames.close(now, NEVER)
         self._simulation.add_frontend()
         heir = self._awake()
-        for request_id in orphans:
-            if heir and request_id not in heir.openings and self._random.random() < 0.6:
+        if heir is not None:
+            self._inherit(heir, orphans)
+
+    def _hang(self, now: float) -> None:
+        """Its callers give one up that will wake again, and the worker may die meanwhile."""
+        frontend, heir = self._awake(), self._awake()
+        if frontend is None or heir is None or frontend is heir:
+            return
+        seconds = self._random.uniform(0.1, 2)
+        self._note("freezes", frontend.name, f"{seconds:.2f} s")
+        frontend.frozen_until = now + seconds
+        self._inherit(heir, [*frontend.openings])
+        if self._simulation.faults.crashes:
+            self._crash_at = now + self._random.uniform(0.02, seconds)
+
+    def _inherit(self, heir: SimulatedFrontend, request_ids: list[bytes]) -> None:
+        for request_id in request_ids:
+            if request_id not in heir.openings and self._random.random() < 0.6:
                 self._note("takeovers", heir.name, request_id.hex()[:6])
                 self._open(heir, "take over", request_id)
 

@@ -12,7 +12,6 @@ from chairlift.frontend.connection import SEND_RETRY_S, TICK_S
 from chairlift.frontend.protocol import (
     DEADLINE_MARGIN_S,
     GAP_SYNC_INTERVAL_S,
-    REATTACH_PATIENCE_S,
     SYNC_INTERVAL_S,
 )
 from chairlift.worker import publisher
@@ -231,7 +230,8 @@ class Watch:
         is_owner = stream.owner is reading.frontend
         is_over = is_owner or stream.sequence.finish is not None
         if opening.kind != "take over" or is_over or opening.has_owned:
-            opening.has_owned |= is_owner  # after a restart any of those who may is the owner
+            if is_owner and not opening.has_owned:  # after a restart any of those who may is it
+                opening.has_owned, opening.owned_since = True, now
             opening.unowned_since = None
             return
         if opening.unowned_since is None:
@@ -276,7 +276,8 @@ class Watch:
     ) -> None:
         """Nothing outlives its time: by the worker's word, or else the frontend's own."""
         deadline = opening.deadline
-        disturbed_at = max(calm_since, opening.frontend.requests.lost_at)
+        frontend = opening.frontend
+        disturbed_at = max(calm_since, frontend.requests.lost_at, frontend.greeted_at)
         if now < deadline or disturbed_at >= opening.opened_at:
             return
         is_over = now > deadline + DEADLINE_MARGIN_S + TICK_S + SLACK_S

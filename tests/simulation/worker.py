@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from chairlift.shared.messages import Greeting, WorkerStats
 from chairlift.shared.tokenizer import Tokenizer
@@ -51,20 +52,27 @@ class FakeSampler:
         return tokens
 
 
+@dataclass(frozen=True)
+class Keeper:
+    """What a worker has from its parent; `on_step` sees every step before it runs."""
+
+    grace_s: float = GRACE_S
+    quarantine: Quarantine | None = None
+    pulse: Pulse | None = None
+    on_step: OnStep | None = None
+
+
 class SimulatedWorker:
-    """A worker from its epoch's start to its end; `on_step` sees every step before it runs."""
+    """A worker from its epoch's start to its end."""
 
     def __init__(
         self,
         tokenizer: Tokenizer | Language,
         epoch: int,
         now: float,
-        *,
-        grace_s: float = GRACE_S,
-        quarantine: Quarantine | None = None,
-        pulse: Pulse | None = None,
-        on_step: OnStep | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
+        keeper = keeper or Keeper()
         language = tokenizer
         if isinstance(language, Tokenizer):
             language = Language(language, VOCAB_SIZE, plain_next)
@@ -77,16 +85,16 @@ class SimulatedWorker:
         )
         self.engine = Engine(
             self.scheduler,
-            FakeRunner(language.next_of, on_step),  # type: ignore[arg-type]  # has what it calls
+            FakeRunner(language.next_of, keeper.on_step),  # type: ignore[arg-type]  # has what it calls
             FakeSampler(),  # type: ignore[arg-type]  # likewise
             frozenset({END}),
-            pulse,
+            keeper.pulse,
         )
         greeting = _greeting(language, epoch)
         self.publisher = Publisher(greeting, tokenizer.files)
-        self.streams = Streams(grace_s)
+        self.streams = Streams(keeper.grace_s)
         limits = Limits(language.vocab_size, MAX_MODEL_LEN, max_waiting=1000)
-        admission = Admission(limits, greeting.tokenizer, quarantine)
+        admission = Admission(limits, greeting.tokenizer, keeper.quarantine)
         self.intake = Intake(self.engine, self.publisher, self.streams, tokenizer, admission)
 
     def turn(self, arrivals: list[bytes], send: Send, now: float) -> None:
