@@ -314,8 +314,9 @@ MUTANTS = (
     Mutant(
         "nothing is submitted again to a new worker",
         FRONTEND,
-        "            self._send_opening(request_id, now)\n        if self._requests or",
-        "        if self._requests or",
+        "            self._send_opening(request_id, now)\n"
+        "        if self._requests or self.wants_tokenizer:\n",
+        "        if self.wants_tokenizer:\n",
         ("crashes",),
     ),
     Mutant(

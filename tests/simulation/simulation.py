@@ -12,6 +12,7 @@ from chairlift.worker.stream import LEASE_S
 from chairlift.worker.supervisor import MAX_PAUSE_S
 
 from .asks import Asks
+from .books import check_books
 from .faults import Faults
 from .frontend import SimulatedFrontend
 from .host import WorkerHost
@@ -20,7 +21,7 @@ from .network import NEVER, Pipe, Pipes
 from .oracle import Oracle
 from .trouble import Trouble
 from .violation import Violation
-from .watch import Watch, check_books
+from .watch import Watch
 
 START_S = 1000.0
 NUM_FRONTENDS = 3

@@ -1,59 +1,27 @@
-"""What must be true after every turn of the worker, and how soon what was disturbed is repaired.
-
-The times are simulated, so they are exact; they follow from the protocol's own constants. Those
-that a Sync once a second would heal anyway are shorter than that.
-"""
+"""What must be true of every caller's stream after every turn of the worker."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from chairlift.frontend.connection import SEND_RETRY_S, TICK_S
+from chairlift.frontend.connection import TICK_S
 from chairlift.frontend.protocol import (
     DEADLINE_MARGIN_S,
-    GAP_SYNC_INTERVAL_S,
-    SYNC_INTERVAL_S,
 )
 from chairlift.worker import publisher
 from chairlift.worker.intake import EXPIRY_INTERVAL_S
-from chairlift.worker.publisher import HEARTBEAT_S
 from chairlift.worker.stream import LEASE_S, UNSUBSCRIBED_LEASE_S, Frontend, Reading, Stream
 
+from .books import Books, check_books
 from .faults import Faults
 from .frontend import Opening, SimulatedFrontend
 from .host import WorkerHost
 from .network import NEVER, Pipe
 from .oracle import Oracle
+from .patience import SLACK_S, Patience
 from .violation import Violation
-from .worker import NUM_BLOCKS, SimulatedWorker
+from .worker import SimulatedWorker
 
 THOROUGH_EVERY = 16  # turns
-SLACK_S = 0.01
 GREETING_S = 0.5  # until neither side asks the other for what it has sent already
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long something may take once nothing is in its way any more."""
-
-    message_s: float  # one way, and the turn that it is taken in
-    news_s: float  # a token; a frame that was refused waits for the next turn, or a heartbeat
-    shown_s: float  # a loss that a later frame shows
-    tail_s: float  # a loss that only heartbeats show, the first of them late and the next too soon
-    sync_s: float  # a lost request
-
-    @classmethod
-    def of(cls, faults: Faults) -> Patience:
-        message_s = faults.delay_s + 2 * faults.step_s + SEND_RETRY_S + SLACK_S
-        shown_s = 3 * message_s + 4 * faults.step_s
-        tail_s = 3 * HEARTBEAT_S + GAP_SYNC_INTERVAL_S + 4 * message_s + 4 * faults.step_s
-        return cls(
-            message_s=message_s,
-            news_s=HEARTBEAT_S + 2 * message_s + 4 * faults.step_s,
-            shown_s=shown_s,
-            tail_s=tail_s,
-            sync_s=SYNC_INTERVAL_S + TICK_S + tail_s,
-        )
 
 
 class Watch:
@@ -65,14 +33,13 @@ class Watch:
         self._patience = Patience.of(faults)
         self._grace_s = faults.grace_s
         self._core: SimulatedWorker | None = None
-        self._streams: dict[bytes, Stream] = {}  # as of the last look
-        self._ghosts: dict[tuple[bytes, bytes], Opening] = {}
+        self._books: Books | None = None
 
     def look(self, now: float) -> None:
         core = self._host.core
         assert core is not None, "a turn needs a worker"
-        if core is not self._core:
-            self._begin(core)
+        if self._books is None or core is not self._core:
+            self._books = self._begin(core)
         for frontend in self._host.frontends:
             record = core.publisher._frontends.get(frontend.frontend_id)
             self._note_lapse(frontend, now)
@@ -81,18 +48,18 @@ class Watch:
                 self._check_window(frontend, record)
             if not frontend.is_dead:
                 self._check_openings(frontend, record, now)
-        self._check_cancelled(core)
-        self._check_streams(core, now)
+        self._books.check_cancelled()
+        self._books.check_streams(now)
         if self._host.num_turns % THOROUGH_EVERY == 0:
             check_books(core)
 
-    def _begin(self, core: SimulatedWorker) -> None:
+    def _begin(self, core: SimulatedWorker) -> Books:
         self._core = core
-        self._streams = {}
         for frontend in self._host.frontends:
             for opening in frontend.openings.values():
                 opening.reading = None
                 opening.unknown_since = opening.behind_since = None
+        return Books(core, self._oracle, self._grace_s)
 
     def _note_lapse(self, frontend: SimulatedFrontend, now: float) -> None:
         since = frontend.unsubscribed_at
@@ -309,49 +276,6 @@ class Watch:
             details = f"{last}: {last.farewell or 'all received'}"
             raise Violation("who leaves is let go in time", details)
 
-    def _check_cancelled(self, core: SimulatedWorker) -> None:
-        """What its owner cancels ends, resumable or not."""
-        on_their_way = [o for o in self._oracle.cancelled if not o.is_asked]
-        for opening in self._oracle.cancelled:
-            reading, requests = opening.reading, opening.frontend.requests
-            if opening in on_their_way or requests.num_lost > opening.num_lost_before:
-                continue
-            if not opening.is_owner or not isinstance(reading, Reading):
-                continue
-            stream = reading.stream
-            is_here = core.streams.find(stream.request_id) is stream
-            if is_here and stream.owner is None and stream.sequence.finish is None:
-                raise Violation("what its owner cancels ends", f"{opening}")
-        self._oracle.cancelled = on_their_way
-
-    def _check_streams(self, core: SimulatedWorker, now: float) -> None:
-        streams = {stream.request_id: stream for stream in core.streams}
-        for request_id in self._oracle.openings:
-            if request_id not in streams or request_id not in self._streams:
-                self._oracle.absent_at[request_id] = now  # ... or until now
-        for request_id, stream in self._streams.items():
-            if streams.get(request_id) is not stream:
-                self._check_gone(stream, now)
-        for stream in streams.values():
-            if not stream.readings and now - stream.unread_since > self._grace_s + 0.2:
-                raise Violation("nobody is waited for beyond the grace", f"{self._grace_s} s")
-            if not stream.readings and not stream.request.is_resumable:
-                raise Violation("what can't be resumed ends with its reader", "it goes on")
-        self._streams = streams
-
-    def _check_gone(self, stream: Stream, now: float) -> None:
-        """What is resumable waits for the grace, unless it was cancelled or has failed."""
-        finish = stream.sequence.finish
-        is_dropped = finish is None or finish.code in ("", "cancelled")
-        if not stream.request.is_resumable or not is_dropped:
-            return
-        openings = self._oracle.openings[stream.request_id]
-        if any(o.farewell == "cancel" or o.is_out_of_time for o in openings):
-            return
-        was_unread = stream.unread_since > 0 and not stream.readings
-        if not was_unread or now - stream.unread_since < self._grace_s:
-            raise Violation("what is resumable waits for the grace", f"{finish}")
-
 
 def _lost_at(pipe: Pipe, frontend: SimulatedFrontend) -> float:
     """When that was which no greeting has mended since."""
@@ -365,23 +289,3 @@ def _is_pristine(opening: Opening) -> bool:
     disturbed = (frames.lost_at, frames.opened_at, frontend.greeted_at)
     is_asked_twice = frames.doubling or frontend.requests.num_lost or frontend.lapsed_at > 0
     return not is_asked_twice and max(disturbed) + GREETING_S < opening.known_since
-
-
-def check_books(core: SimulatedWorker) -> None:
-    """Every sequence that runs or waits is a stream's, every block is free or a running one's."""
-    scheduler = core.scheduler
-    at_work = [*scheduler.running, *scheduler.waiting, *scheduler.suspects]
-    wanted = [s.sequence for s in core.streams if s.sequence.finish is None]
-    if len(at_work) != len(wanted) or set(map(id, at_work)) != set(map(id, wanted)):
-        details = f"{len(at_work)} at work, {len(wanted)} wanted"
-        raise Violation("what nobody wants is not computed", details)
-    held = {block for sequence in at_work for block in sequence.block_table}
-    if len(held) + core.blocks.num_free_blocks != NUM_BLOCKS:
-        details = f"{len(held)} held, {core.blocks.num_free_blocks} free of {NUM_BLOCKS}"
-        raise Violation("no block is leaked", details)
-    for stream in core.streams:
-        owner = stream.owner
-        if owner is not None and stream.readings.get(owner.frontend_id) is None:
-            raise Violation("an owner is a reader", "it isn't")
-    if core.intake.num_malformed:
-        raise Violation("nobody sends nonsense", f"{core.intake.num_malformed} messages")
