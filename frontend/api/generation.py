@@ -155,6 +155,7 @@ class Generation:
                     await self._events.put(Failure(self._judged(error)))
                 if delta.finish:
                     return
+            raise RequestFailedError("the stream broke off", code="incomplete")
         except Exception as error:
             if not isinstance(error, ChairliftError):
                 log.exception("a stream failed")

@@ -91,6 +91,7 @@ class SimulatedFrontend:
         self.is_dead = False
         self.greeted_at = now
         self.last_greeting: bytes | None = None
+        self.greeting_sent_at = now
         self.stale: list[bytes] = []  # frames of a former worker that are still to come
         self.last_heard = now  # by the worker
         self.unsubscribed_at: float | None = None  # ... as it knows
@@ -140,7 +141,7 @@ class SimulatedFrontend:
         """What is read here already; nothing if it is ours."""
         if self.protocol._requests[opening.request_id].is_owner:
             return
-        opening.kind = "take over"
+        opening.kind, opening.has_owned, opening.owned_since = "take over", False, NEVER
         self.protocol.take_over(opening.request_id, now)
         self._ask(opening, now)
 

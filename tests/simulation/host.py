@@ -193,7 +193,7 @@ class WorkerHost:
             frontend.frames.lose(self._now)
             return True
         if b"greeting" in body[:16]:
-            frontend.last_greeting = body
+            frontend.last_greeting, frontend.greeting_sent_at = body, self._now
         is_taken = frontend.frames.send(body, self._now)
         self._tell(frontend, "is sent" if is_taken else "has no room for", [body])
         return is_taken

@@ -8,6 +8,7 @@ from chairlift.frontend.protocol import (
 )
 from chairlift.worker import publisher
 from chairlift.worker.intake import EXPIRY_INTERVAL_S
+from chairlift.worker.publisher import HEARTBEAT_S
 from chairlift.worker.stream import LEASE_S, UNSUBSCRIBED_LEASE_S, Frontend, Reading, Stream
 
 from .books import Books, check_books
@@ -59,6 +60,7 @@ class Watch:
             for opening in frontend.openings.values():
                 opening.reading = None
                 opening.unknown_since = opening.behind_since = None
+                opening.owned_since = NEVER
         return Books(core, self._oracle, self._grace_s)
 
     def _note_lapse(self, frontend: SimulatedFrontend, now: float) -> None:
@@ -133,7 +135,7 @@ class Watch:
         if opening.unknown_since is None:
             opening.unknown_since = max(now, opening.opened_at)
         is_known_worker = frontend.greeted_at < frontend.frames.opened_at
-        has_lapsed = frontend.lapsed_at > calm_since - SLACK_S
+        has_lapsed = frontend.lapsed_at > calm_since - HEARTBEAT_S - SLACK_S
         is_asked_anew = is_known_worker or has_lapsed or has_verdict
         wait_s = patience.tail_s if is_asked_anew else 3 * patience.message_s
         wait_s += 0.1 * len(frontend.openings) * patience.message_s
@@ -279,13 +281,15 @@ class Watch:
 
 def _lost_at(pipe: Pipe, frontend: SimulatedFrontend) -> float:
     """When that was which no greeting has mended since."""
-    return pipe.lost_at if pipe.lost_at >= frontend.frames.opened_at else float("-inf")
+    greeted_from = frontend.frames.opened_at
+    is_mended = max(pipe.lost_at, frontend.frames.lost_at) < greeted_from
+    return float("-inf") if is_mended else pipe.lost_at
 
 
 def _is_pristine(opening: Opening) -> bool:
     """Whether nothing was lost, and nobody had to ask again, since the worker knows of it."""
     frontend = opening.frontend
     frames = frontend.frames
-    disturbed = (frames.lost_at, frames.opened_at, frontend.greeted_at)
+    disturbed = (frames.lost_at, frontend.greeting_sent_at, frontend.greeted_at)
     is_asked_twice = frames.doubling or frontend.requests.num_lost or frontend.lapsed_at > 0
     return not is_asked_twice and max(disturbed) + GREETING_S < opening.known_since
