@@ -119,6 +119,7 @@ class FakeConnection:
         self.greeting: Greeting | None = Greeting(1, 1, 1, "m", 0, b"1" * 8, b"2" * 8, 9, 9, 0)
         self.stats = WorkerStats()
         self.state = "ready"
+        self.outgoing: list[bytes] = []
         self.last_heard = 0.0
 
 
