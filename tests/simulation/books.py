@@ -25,7 +25,9 @@ class Books:
             reading, requests = opening.reading, opening.frontend.requests
             if opening in on_their_way or requests.num_lost > opening.num_lost_before:
                 continue
-            if not opening.is_owner or not isinstance(reading, Reading):
+            others = (o for o in self._oracle.openings[opening.request_id] if o is not opening)
+            is_taken = any(o.kind == "take over" for o in others)
+            if is_taken or not opening.is_owner or not isinstance(reading, Reading):
                 continue
             stream = reading.stream
             is_here = self._core.streams.find(stream.request_id) is stream

@@ -182,7 +182,7 @@ class WorkerHost:
             frontend, is_subscription = self.changes.popleft()
             if is_subscription:
                 core.publisher.subscribed(frontend.frontend_id, now)
-                frontend.unsubscribed_at, frontend.last_heard = None, now
+                frontend.unsubscribed_at = None
             else:
                 core.publisher.unsubscribed(frontend.frontend_id, now)
                 frontend.unsubscribed_at = now

@@ -292,4 +292,5 @@ def _is_pristine(opening: Opening) -> bool:
     frames = frontend.frames
     disturbed = (frames.lost_at, frontend.greeting_sent_at, frontend.greeted_at)
     is_asked_twice = frames.doubling or frontend.requests.num_lost or frontend.lapsed_at > 0
+    is_asked_twice = is_asked_twice or frontend.has_attached  # rows may come before the answer
     return not is_asked_twice and max(disturbed) + GREETING_S < opening.known_since
