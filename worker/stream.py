@@ -29,6 +29,7 @@ class Stream:
     last_owner_id: bytes = b""
     readings: dict[bytes, Reading] = field(default_factory=dict)  # by frontend id
     unread_since: float = 0.0
+    taker_id: bytes = b""  # who took it over last
     takeovers: dict[bytes, int] = field(default_factory=dict)  # a frontend's last attempt
 
     @property

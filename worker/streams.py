@@ -84,10 +84,12 @@ class Streams:
             return
         is_running = stream.sequence.finish is None
         if attach.takes_over and is_running and stream.owner is not frontend:
-            if stream.takeovers.get(frontend.frontend_id) == attach.attempt:  # and lost it since
+            is_repeated = stream.takeovers.get(frontend.frontend_id) == attach.attempt
+            if is_repeated and stream.taker_id != frontend.frontend_id:
                 frontend.tell(attach.request_id, TAKEN_OVER)
                 return
             stream.takeovers[frontend.frontend_id] = attach.attempt
+            stream.taker_id = frontend.frontend_id
             self._fence(stream)
             if stream.last_owner_id != frontend.frontend_id:
                 stream.set_generation(stream.request.generation + 1)

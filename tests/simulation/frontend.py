@@ -88,7 +88,8 @@ class SimulatedFrontend:
         self.requests, self.frames = pipes.requests, pipes.frames
         self.openings: dict[bytes, Opening] = {}  # the live ones
         self.frozen_until = 0.0
-        self.is_dead = self.has_attached = False
+        self.is_dead = False
+        self.attached_at = float("-inf")
         self.greeted_at = now
         self.last_greeting: bytes | None = None
         self.greeting_sent_at = now
@@ -133,7 +134,7 @@ class SimulatedFrontend:
             assert ask is not None, "nobody submits what he doesn't know"
             self.protocol.submit(ask.prompt, ask.params, ask.options, now)
         else:
-            self.has_attached = True
+            self.attached_at = now
             self.protocol.attach(request_id, now, takes_over=kind == "take over")
         self._ask(opening, now)
         return opening

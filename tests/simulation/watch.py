@@ -290,7 +290,7 @@ def _is_pristine(opening: Opening) -> bool:
     """Whether nothing was lost, and nobody had to ask again, since the worker knows of it."""
     frontend = opening.frontend
     frames = frontend.frames
-    disturbed = (frames.lost_at, frontend.greeting_sent_at, frontend.greeted_at)
+    greeted_at = max(frontend.greeting_sent_at, frontend.greeted_at)
+    disturbed = (frames.lost_at, greeted_at, frontend.attached_at)  # rows may precede the answer
     is_asked_twice = frames.doubling or frontend.requests.num_lost or frontend.lapsed_at > 0
-    is_asked_twice = is_asked_twice or frontend.has_attached  # rows may come before the answer
     return not is_asked_twice and max(disturbed) + GREETING_S < opening.known_since

@@ -331,6 +331,19 @@ def test_a_takeover_sent_twice_is_one(desk: Desk) -> None:
     assert {row.finish.code for row in desk.rows(BOB) if row.finish} == {"taken_over"}
 
 
+def test_a_taker_that_was_given_up_too_early(desk: Desk) -> None:
+    """Who took a stream over and was thought to be gone gets it again: nobody else took it."""
+    desk.turn(resumable(desk, params=SamplingParams(max_tokens=60, temperature=0.0)))
+    desk.turn(attach(BOB))
+    disappear(desk, BOB)
+    desk.received[BOB].clear()
+    desk.worker.publisher.subscribed(BOB, desk.now)
+    desk.turn(attach(BOB))
+    desk.turns(60)
+    assert desk.end(BOB).reason == "length"
+    assert desk.tokens(BOB) == expected_tokens(5, 60)
+
+
 def test_what_failed_can_be_tried_again_at_once(desk: Desk) -> None:
     """A Submit under the id of a failure runs, before anybody has acknowledged the failure."""
     desk.turn(desk.submit(ALICE, 5, ttl_ms=20, params=SamplingParams(max_tokens=60)))
