@@ -12,17 +12,22 @@ from chairlift.shared.curve import FrontendCurve, WorkerCurve
 from chairlift.shared.keygen import make_keys
 
 
-def free_address() -> str:
-    """`tcp://127.0.0.1:port` where this port and the next are free."""
+def free_port(num_ports: int = 1) -> int:
+    """The first of so many that are free, and that no connection is given as its own end."""
     while True:
         port = random.randrange(20_000, 30_000)
         try:
             with ExitStack() as probes:
-                for number in (port, port + 1):
+                for number in range(port, port + num_ports):
                     probes.enter_context(socket.socket()).bind(("127.0.0.1", number))
         except OSError:
             continue
-        return f"tcp://127.0.0.1:{port}"
+        return port
+
+
+def free_address() -> str:
+    """`tcp://127.0.0.1:port` where this port and the next are free."""
+    return f"tcp://127.0.0.1:{free_port(2)}"
 
 
 @dataclass(frozen=True)

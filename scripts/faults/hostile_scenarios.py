@@ -11,11 +11,12 @@ import chairlift
 from chairlift.shared.errors import OverloadedError
 from tests.integration.audit import percentile
 from tests.integration.faults import Fault
-from tests.integration.fleet import Fleet, Server, fleet, free_port, until
+from tests.integration.fleet import Fleet, Server, fleet, until
 from tests.integration.flood import Flood
 from tests.integration.hostility import Stranger, hostile_messages, scan
 from tests.integration.http_reader import answered, body_of
 from tests.integration.workload import Request
+from tests.tcp import free_port
 
 from .lab import Lab, Load, disturb, must_be_idle
 from .outcome import Outcome
@@ -32,7 +33,7 @@ SHORT = Request("abc abc", {"max_tokens": 100, "ignore_eos": True})
 
 async def hostile_bytes(lab: Lab) -> Outcome:
     """Malformed messages and garbage connections: no exit, no stream touched, all counted."""
-    port, choose = free_port(), random.Random(lab.seed)
+    port, choose = free_port(2), random.Random(lab.seed)
     malformed: list[int] = []
     epochs: list[int] = []
 

@@ -15,7 +15,6 @@ from tests.integration.audit import audit
 from tests.integration.fleet import (
     ReaderProcess,
     fleet,
-    free_port,
     is_healthy,
     short_folder,
     specs,
@@ -26,6 +25,7 @@ from tests.integration.http_reader import read
 from tests.integration.processes import chairlift as running
 from tests.integration.reader import Spec
 from tests.integration.workload import requests
+from tests.tcp import free_port
 
 from .lab import Lab
 from .outcome import Outcome

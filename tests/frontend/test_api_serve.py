@@ -23,16 +23,11 @@ import pytest
 from chairlift.frontend.api import create_app
 from chairlift.frontend.api.serve import SAME_SIGNAL_S, Server, StopWish
 from chairlift.shared.settings import ServeSettings
+from tests.tcp import free_port
 
 TIMEOUT_S = 30
 COMPLETIONS = "/v1/completions"
 JSON_POST = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

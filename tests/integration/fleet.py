@@ -7,7 +7,6 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from tests.integration.processes import STOP_TIMEOUT_S, worker_child
 from tests.integration.processes import chairlift as running
 from tests.integration.reader import Spec
 from tests.integration.workload import Record
+from tests.tcp import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 60.0
@@ -46,12 +46,6 @@ async def is_healthy(port: int) -> bool:
             return answer.status == 200
     except OSError:
         return False
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 class ReaderProcess:

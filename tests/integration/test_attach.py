@@ -129,7 +129,8 @@ def test_another_request_under_the_same_id(
 
     async def scenario(first: chairlift.AsyncClient, second: chairlift.AsyncClient) -> None:
         options = resumable(secrets.token_bytes(16))
-        async with first.generate(PROMPT, PARAMS, options):
+        async with first.generate(PROMPT, PARAMS, options) as stream:
+            await some(stream, 1)  # so that the worker knows it before it hears of the other
             with pytest.raises(RequestIdConflictError):
                 first.generate([1, 2], PARAMS, options)
             assert await rest(second.generate([1, 2], PARAMS, options)) == (

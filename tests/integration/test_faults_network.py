@@ -12,11 +12,12 @@ import chairlift
 from chairlift.shared.errors import OverloadedError
 from tests.integration.audit import audit
 from tests.integration.faults import failing_program, stop_reader
-from tests.integration.fleet import expected_of, fleet, free_port, specs, until
+from tests.integration.fleet import expected_of, fleet, specs, until
 from tests.integration.flood import Flood
 from tests.integration.hostility import Stranger, hostile_messages, scan
 from tests.integration.http_reader import answered, body_of
 from tests.integration.vanishing import LONG
+from tests.tcp import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def test_hostile_bytes(tiny_model: Path) -> None:
     expected, choose = expected_of(tiny_model), random.Random(5)
 
     async def run() -> None:
-        port = free_port()
+        port = free_port(2)
         async with fleet(tiny_model, address=f"tcp://127.0.0.1:{port}") as disturbed:
             server = await disturbed.add_server()
             await disturbed.add_readers(*specs(disturbed.address, num_streams=8))

@@ -12,7 +12,6 @@ from tests.integration.audit import audit
 from tests.integration.fleet import (
     expected_of,
     fleet,
-    free_port,
     is_healthy,
     short_folder,
     specs,
@@ -21,6 +20,7 @@ from tests.integration.fleet import (
 from tests.integration.honcho import Honcho
 from tests.integration.http_reader import read
 from tests.integration.workload import requests
+from tests.tcp import free_port
 
 pytestmark = pytest.mark.slow
 

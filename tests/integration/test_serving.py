@@ -24,16 +24,10 @@ import chairlift
 from chairlift.shared.addresses import Endpoints
 from tests.integration.processes import chairlift as running
 from tests.integration.processes import stop, worker_child
+from tests.tcp import free_port
 
 READY_TIMEOUT_S = 60.0
 GREEDY = {"ignore_eos": True}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def health(port: int) -> tuple[int, dict[str, object]]:
