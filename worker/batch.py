@@ -1,4 +1,9 @@
-"""The ragged work of one step: many sequences' tokens end to end, no padding between them."""
+"""The ragged work of one step: many sequences' tokens end to end, no padding between them.
+
+Only the end is rounded up, to one of few lengths: oneDNN builds a kernel for every number of rows
+and keeps it. For one layer of a model with hidden size 576, the lengths up to 512 took 1,800 MiB;
+the 56 that are left take 190.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +63,8 @@ def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device
         if entry.is_sampled:
             logit_rows.append(start - 1)
 
-    padding = np.zeros(plan.num_padding_tokens, dtype=np.int64)
+    num_tokens = rounded_up(start + plan.num_padding_tokens)
+    padding = np.zeros(num_tokens - start, dtype=np.int64)
 
     def on_device(parts: list[NDArray[np.int64]]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
@@ -70,3 +76,9 @@ def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device
         logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
         segments=tuple(segments),
     )
+
+
+def rounded_up(num_tokens: int) -> int:
+    """To a length that batches have: all up to 32, then steps of 8, from 128 on of 32."""
+    step = 1 if num_tokens <= 32 else 8 if num_tokens <= 128 else 32
+    return -(-num_tokens // step) * step

@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 
 import openai
@@ -72,14 +71,15 @@ def model_of(tiny_model: Path) -> str:
 
 
 def test_eight_streams_interleave(port: int, tiny_model: Path) -> None:
-    """Eight concurrent streams of the openai client come in turns, each as when it is alone."""
+    """Eight streams of the openai client, four of which find room at a time, run side by side; each
+    is as when it is alone."""
 
     async def one(client: openai.AsyncOpenAI, number: int, order: list[int]) -> str:
         text = ""
         stream = await client.completions.create(
             model=model_of(tiny_model),
             prompt=f"abc{number}",
-            max_tokens=48,
+            max_tokens=200,
             stream=True,
             seed=number,
             extra_body=GREEDY,
@@ -93,8 +93,8 @@ def test_eight_streams_interleave(port: int, tiny_model: Path) -> None:
         async with openai_client(port) as client:
             order: list[int] = []
             together = await asyncio.gather(*(one(client, i, order) for i in range(8)))
-            changes = sum(a != b for a, b in pairwise(order))
-            assert changes > 50, order
+            first_end = min(len(order) - order[::-1].index(number) for number in range(8))
+            assert len(set(order[:first_end])) == 4, str(order)
             for number in range(8):
                 assert await one(client, number, []) == together[number]
 

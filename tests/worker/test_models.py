@@ -47,7 +47,7 @@ class Driver:
         attention, cpu = self.attention, torch.device("cpu")
         batch = make_batch(plan, attention.block_size, attention.null_slot, cpu)
         if every_row:
-            batch = replace(batch, logit_rows=torch.arange(batch.num_tokens))
+            batch = replace(batch, logit_rows=torch.arange(plan.num_tokens))
         logits = self.model.decoder.forward(batch, attention, attention.prepare(batch))
         for sequence, count in counts:
             sequence.num_computed_tokens += count

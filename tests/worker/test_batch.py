@@ -1,0 +1,39 @@
+"""How long a batch is."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chairlift.worker.batch import make_batch, rounded_up
+from chairlift.worker.scheduler import Plan, ScheduledSequence
+from tests.fake_engine import make_wish
+
+NULL_SLOT = 999
+
+
+@given(st.integers(1, 10_000))
+def test_lengths_are_rounded_up_by_little(num_tokens: int) -> None:
+    """Never down, by less than a quarter, and what is rounded stays."""
+    length = rounded_up(num_tokens)
+    assert num_tokens <= length < 1.25 * num_tokens
+    assert rounded_up(length) == length
+
+
+def test_there_are_few_lengths() -> None:
+    """Each costs memory for good: a budget of 512 tokens a step has 56."""
+    assert len({rounded_up(n) for n in range(1, 513)}) == 32 + 12 + 12
+
+
+def test_the_end_is_padding() -> None:
+    """Rows beyond the sequences write where nobody reads, and nothing is sampled after them."""
+    sequence = make_wish([*range(1, 36)]).sequence()
+    sequence.block_table = [0, 1]
+    batch = make_batch(
+        Plan((ScheduledSequence.next_of(sequence, 35),)), 32, NULL_SLOT, torch.device("cpu")
+    )
+    assert batch.num_tokens == len(batch.positions) == len(batch.slot_mapping) == 40
+    assert batch.slot_mapping.tolist() == [*range(35), *[NULL_SLOT] * 5]
+    assert batch.logit_rows.tolist() == [34]
+    assert [(s.start, s.num_tokens) for s in batch.segments] == [(0, 35)]
