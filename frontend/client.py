@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ..shared.addresses import Endpoints, default_address
+from ..shared.addresses import Endpoints
 from ..shared.curve import FrontendCurve, check_curve
 from ..shared.errors import (
     ClientClosedError,
@@ -25,15 +25,17 @@ from ..shared.sampling_params import MAX_SEED, SamplingParams, checked, checked_
 from ..shared.tokenizer import Tokenizer
 from . import tokenizer_cache
 from .connection import Connection
+from .environment import curve_from_environment, endpoints_from_environment
 from .protocol import News, Opened, Output
 from .readers import Readers
 from .request_options import RequestOptions
-from .results import Completion, Delta, error_of
+from .results import Completion, Delta, exception_for
 from .token_stream import TokenStream
 
 MAX_LIVE_REQUESTS = 2048
 MAX_UNSENT = 2048  # messages that the worker has not taken yet
 MAX_IDLE_SILENCE_S = 3.0  # a worker without work speaks four times a second
+MAX_LAST_SILENCE_S = 1.0  # and when it drains without work it is about to be gone
 
 ChatMessage = Mapping[str, Any]  # role and content
 Prompt = str | Sequence[int] | Sequence[ChatMessage]
@@ -61,11 +63,16 @@ class AsyncClient:
         max_step_s: float = 10.0,
         curve: FrontendCurve | None = None,
     ) -> None:
-        """`address` as the worker's, by default this user's own. Without a `tokenizer` the
-        worker's is taken; one that differs from it makes `connect` raise. A worker whose step
-        takes longer than `max_step_s` counts as wedged. Beyond this machine, `curve` has the keys.
+        """`address` as the worker's; by default CHAIRLIFT_ADDRESS, without that this user's own.
+        For tcp, `curve` has the keys; by default CHAIRLIFT_CURVE_KEY and CHAIRLIFT_CURVE_WORKER
+        name their files. No `.env` is read.
+
+        Without a `tokenizer` the worker's is taken; one that differs from it makes `connect` raise.
+        A worker whose step takes longer than `max_step_s` counts as wedged.
         """
-        self._endpoints = Endpoints.parse(address or default_address())
+        self._endpoints = Endpoints.parse(address) if address else endpoints_from_environment()
+        if curve is None and self._endpoints.directory is None:
+            curve = curve_from_environment()
         check_curve(self._endpoints, curve)
         self._curve = curve
         self._connect_timeout_s = connect_timeout_s
@@ -101,15 +108,13 @@ class AsyncClient:
         """How the worker is. Its loop alone speaks, so its silence is the age of its step."""
         if self._connection is None or self.worker is None:
             return "starting"
-        has_work = bool(self.stats.num_running or self.stats.num_waiting or self.num_live)
-        if self.silence_s > (self._max_step_s if has_work else MAX_IDLE_SILENCE_S):
-            return "wedged" if has_work else "away"
-        return "draining" if self._connection.protocol.state == "draining" else "ok"
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the worker has been met and takes requests."""
-        return self.condition == "ok"
+        is_draining = self._connection.protocol.state == "draining"
+        if self.stats.num_running or self.stats.num_waiting or self.num_live:
+            if self.silence_s > self._max_step_s:
+                return "wedged"
+        elif self.silence_s > (MAX_LAST_SILENCE_S if is_draining else MAX_IDLE_SILENCE_S):
+            return "away"
+        return "draining" if is_draining else "ok"
 
     @property
     def num_live(self) -> int:
@@ -209,13 +214,13 @@ class AsyncClient:
         """The answer to a text, token ids, or chat messages, piece by piece.
 
         `params` are SamplingParams by name; `max_tokens` is by default what fits, and a `seed` is
-        drawn. Leaving the loop cancels. Raises what `error_of` gives for a failed request.
+        drawn. Leaving the loop cancels. Raises what `exception_for` gives for a failed request.
         """
         await self.connect()
         token_ids = self._encode(prompt)
         async with self.generate(token_ids, self._params(len(token_ids), params)) as stream:
             async for delta in stream:
-                error = error_of(delta.finish) if delta.finish else None
+                error = exception_for(delta.finish) if delta.finish else None
                 if error is not None:
                     raise error
                 yield delta

@@ -14,6 +14,9 @@ from msgspec.structs import replace
 
 from ..shared.codec import decode_reply, encode
 from ..shared.errors import RequestIdConflictError
+from ..shared.finishes import CANCELLED as CANCELLED
+from ..shared.finishes import NOT_FOUND, OUT_OF_TIME
+from ..shared.finishes import TAKEN_OVER as TAKEN_OVER
 from ..shared.messages import (
     Attach,
     Cancel,
@@ -41,17 +44,6 @@ REATTACH_PATIENCE_S = 10.0  # after a restart, until a request's owner has submi
 MAX_SPARE_MESSAGES = 16
 DEADLINE_MARGIN_S = 1.0  # left to the worker, whose word it is
 
-CANCELLED = Finish("abort", code="cancelled", message="cancelled by the caller")
-TAKEN_OVER = Finish("abort", code="taken_over", message="another reader has taken the stream over")
-NOT_FOUND = Finish(
-    "error",
-    code="stream_not_found",
-    message="another request runs under this id by now",
-)
-OUT_OF_TIME = Finish(
-    "error", code="deadline_exceeded", message="the request did not finish in its time"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -76,36 +68,28 @@ News = Greeting | TokenizerFiles | Opened | Output
 
 @dataclass(slots=True)
 class _Request:
-    """What is needed to ask for the request again, and all of it that was received."""
+    """What is needed to ask for the request again, and all of it that was received.
 
-    opening: Submit | Attach
-    is_owner: bool
+    It is submitted, unless there is an Attach: then it is another's.
+    """
+
+    submit: Submit | None  # as it was submitted, by us or as we were told
+    attach: Attach | None = None
+    is_owner: bool = False  # as far as we were told
     deadline: float = float("inf")
-    patient_until: float = 0.0
+    patient_until: float = 0.0  # after a restart its owner has to submit it again first
     output_token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     text_length: int = 0
-    joined: Submit | None = None  # what was attached to
-
-    @property
-    def is_submitted(self) -> bool:
-        return isinstance(self.opening, Submit)
-
-    @property
-    def known(self) -> Submit | None:
-        """The request as it was submitted, by us or as we were told."""
-        return self.opening if isinstance(self.opening, Submit) else self.joined
 
     @property
     def is_attaching(self) -> bool:
         """Whether there was no answer yet."""
-        opening = self.opening
-        return isinstance(opening, Attach) and (self.joined is None or opening.takes_over)
+        return self.attach is not None and (self.submit is None or self.attach.takes_over)
 
-    def is_same(self, joined: Submit) -> bool:
-        """Not when, after a restart, something else was submitted under the id."""
-        former = self.joined or joined
-        return (former.prompt_token_ids, former.params) == (joined.prompt_token_ids, joined.params)
+    def is_patient(self, now: float) -> bool:
+        """Whether the worker is too young to know the request."""
+        return self.attach is not None and now < self.patient_until
 
 
 class FrontendProtocol:
@@ -155,11 +139,12 @@ class FrontendProtocol:
             cache_salt=options.cache_salt,
         )
         deadline = now + options.ttl_s if options.ttl_s else float("inf")
-        self._open(submit, now, deadline)
+        self._open(submit.request_id, _Request(submit, None, True, deadline), now)
 
     def attach(self, request_id: bytes, now: float, *, takes_over: bool) -> None:
         """Reads a request from its first output token on; it is not one of ours."""
-        self._open(self._attach(request_id, takes_over=takes_over), now)
+        attach = self._attach(request_id, takes_over=takes_over)
+        self._open(request_id, _Request(None, attach), now)
 
     def cancel(self, request_id: bytes) -> None:
         """Idempotent; nothing is heard of the request afterwards."""
@@ -172,15 +157,15 @@ class FrontendProtocol:
     def take_over(self, request_id: bytes, now: float) -> None:
         """Owns a live request from here on, if another does; what was received stays."""
         if not self.owns(request_id):
-            self._requests[request_id].opening = self._attach(request_id, takes_over=True)
+            self._requests[request_id].attach = self._attach(request_id, takes_over=True)
             self._send_opening(request_id, now)
 
     def join(self, request_id: bytes, now: float) -> None:
         """Asks for a live request that was only watched, as if it had been submitted here: should
         its owner go, it is ours."""
         request = self._requests[request_id]
-        if not request.is_submitted and request.joined is not None:
-            request.opening = replace(request.joined, frontend_id=self.frontend_id)
+        if request.attach is not None and request.submit is not None:
+            request.attach = None
             self._send_opening(request_id, now)
 
     def owns(self, request_id: bytes) -> bool:
@@ -192,9 +177,11 @@ class FrontendProtocol:
         self, request_id: bytes, prompt_token_ids: list[int], params: SamplingParams
     ) -> None:
         """Raises RequestIdConflictError when something else was asked under this live id."""
-        known = self._requests[request_id].known
-        asked = (pack_token_ids(prompt_token_ids), params)
-        if known is not None and asked != (known.prompt_token_ids, known.params):
+        known = self._requests[request_id].submit
+        if known is None:
+            return
+        packed = pack_token_ids(prompt_token_ids)
+        if not known.is_same(replace(known, prompt_token_ids=packed, params=params)):
             raise RequestIdConflictError("another request runs under this id: use a new one")
 
     def so_far(self, request_id: bytes) -> Output:
@@ -245,11 +232,10 @@ class FrontendProtocol:
         self._num_attempts += 1
         return Attach(self.frontend_id, request_id, 0, takes_over, self._num_attempts)
 
-    def _open(self, opening: Submit | Attach, now: float, deadline: float = float("inf")) -> None:
-        is_owner = isinstance(opening, Submit)
-        self._requests[opening.request_id] = _Request(opening, is_owner, deadline)
-        self._farewells.pop(opening.request_id, None)
-        self._send_opening(opening.request_id, now)
+    def _open(self, request_id: bytes, request: _Request, now: float) -> None:
+        self._requests[request_id] = request
+        self._farewells.pop(request_id, None)
+        self._send_opening(request_id, now)
 
     def _part(self, request_id: bytes, farewell: bytes) -> None:
         if self._requests.pop(request_id, None) is not None:
@@ -298,29 +284,30 @@ class FrontendProtocol:
         return events
 
     def _take_joined(self, joined: Submit, now: float, *, is_owner: bool) -> list[News]:
-        """An attached request that we own, or shall own, is submitted again like our own."""
+        """From now on it is submitted like our own if we own it. After a restart something else
+        may have been submitted under its id."""
         request = self._requests.get(joined.request_id)
         if request is None:
             return []
-        if not request.is_same(joined):
+        if request.submit is not None and not request.submit.is_same(joined):
             self.detach(joined.request_id)
             return [Output(joined.request_id, [], "", NOT_FOUND)]
-        request.joined = joined
+        request.submit = replace(joined, frontend_id=self.frontend_id)
         request.patient_until, request.is_owner = 0.0, is_owner
         request.deadline = now + joined.ttl_ms / 1000 if joined.ttl_ms else float("inf")
-        if request.is_submitted or is_owner:
-            request.opening = replace(joined, frontend_id=self.frontend_id)
+        if is_owner:
+            request.attach = None
         return [Opened(joined.request_id, joined.context)]
 
     def _take_row(self, row: Row, now: float) -> list[News]:
         """The part of the row that is new; a gap is noted when something before it is missing."""
         request = self._requests.get(row.request_id)
-        if request is None or self._is_awaited(request, row, now):
+        if request is None or (_is_missing(row) and request.is_patient(now)):
             return []
-        if _is_missing(row) and request.is_submitted:  # said of an earlier Attach
+        if _is_missing(row) and request.attach is None:  # said of an earlier one
             self._send_opening(row.request_id, now)
             return []
-        if not request.is_submitted and request.joined is None and row.token_ids:
+        if request.submit is None and row.token_ids:
             self._has_gap = True  # the Attach was lost: this is what an earlier reader gets
             return []
         num_known = len(request.output_token_ids) - row.offset
@@ -339,22 +326,23 @@ class FrontendProtocol:
             return []
         return [Output(row.request_id, token_ids, text, row.finish)]
 
-    def _is_awaited(self, request: _Request, row: Row, now: float) -> bool:
-        """Whether the worker is too young to know the request: its owner will submit it again."""
-        return _is_missing(row) and now < request.patient_until and not request.is_submitted
-
     def _send_opening(self, request_id: bytes, now: float) -> None:
         """Asks for the request, with what is held of it."""
         request = self._requests[request_id]
-        opening = request.opening
-        if isinstance(opening, Attach):
-            num_held = len(request.output_token_ids)
-            self.outgoing.append(encode(replace(opening, num_held=num_held)))
+        held = request.output_token_ids
+        if request.attach is not None:
+            self.outgoing.append(encode(replace(request.attach, num_held=len(held))))
             return
+        assert request.submit is not None, "what is not attached to was submitted"
+        request.is_owner |= not held  # unless we are told otherwise, before the first token
         has_deadline = request.deadline != float("inf")
-        ttl_ms = max(1, round((request.deadline - now) * 1000)) if has_deadline else 0
-        output = pack_token_ids(request.output_token_ids)
-        self.outgoing.append(encode(replace(opening, output_token_ids=output, ttl_ms=ttl_ms)))
+        submit = replace(
+            request.submit,
+            output_token_ids=pack_token_ids(held),
+            ttl_ms=max(1, round((request.deadline - now) * 1000)) if has_deadline else 0,
+            was_owner=request.is_owner and bool(held),
+        )
+        self.outgoing.append(encode(submit))
 
     def _sync_soon(self, now: float) -> None:
         """At once, but not again for every frame that was on its way already, and not while the
@@ -366,7 +354,7 @@ class FrontendProtocol:
         self.outgoing.extend(self._farewells.values())
         self._farewells.clear()
         for request_id, request in self._requests.items():
-            if request.is_attaching or (now < request.patient_until and not request.is_submitted):
+            if request.is_attaching or request.is_patient(now):
                 self._send_opening(request_id, now)
         held = {rid: len(request.output_token_ids) for rid, request in self._requests.items()}
         self._send_sync(pack_live(held))
@@ -390,4 +378,4 @@ class FrontendProtocol:
 
 
 def _is_missing(row: Row) -> bool:
-    return row.finish is not None and row.finish.code == "stream_not_found"
+    return row.finish is not None and row.finish.code == NOT_FOUND.code

@@ -40,7 +40,7 @@ class Completion:
         return self.text
 
 
-def error_of(finish: Finish) -> ChairliftError | None:
+def exception_for(finish: Finish) -> ChairliftError | None:
     """The exception that this end deserves; None for a normal one."""
     if finish.reason in ("stop", "length"):
         return None

@@ -37,6 +37,7 @@ class Client:
         connect_timeout_s: float = 10.0,
         curve: FrontendCurve | None = None,
     ) -> None:
+        """See AsyncClient."""
         self._client = AsyncClient(
             address, tokenizer=tokenizer, connect_timeout_s=connect_timeout_s, curve=curve
         )

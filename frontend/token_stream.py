@@ -8,7 +8,7 @@ from typing import Self
 
 from ..shared.errors import StreamNotFoundError
 from .protocol import CANCELLED
-from .results import Delta, error_of
+from .results import Delta, exception_for
 
 Leave = Callable[["TokenStream", bool], None]  # the second: the request may go on
 
@@ -80,7 +80,7 @@ class TokenStream:
         """Until the worker has told whose request it is; raises StreamNotFoundError."""
         await self._opened.wait()
         finish = self._pending.finish if self._pending else None
-        error = error_of(finish) if finish else None
+        error = exception_for(finish) if finish else None
         if isinstance(error, StreamNotFoundError):
             raise error
 

@@ -71,9 +71,25 @@ class FrontendCurve:
     worker_key: bytes
 
     @classmethod
-    def load(cls, key: Path, worker: Path) -> Self:
-        """Raises AddressError for a file that is no key or is open to others."""
-        return cls(_secret_key(key), _public_key(worker))
+    def load(cls, key: str | Path, worker: str | Path) -> Self:
+        """From a frontend's .key_secret file and its worker's .key file.
+
+        Raises AddressError for a file that is no key or is open to others.
+        """
+        return cls(_secret_key(Path(key)), _public_key(Path(worker)))
+
+    @classmethod
+    def given(cls, key: Path | None, worker: Path | None) -> Self | None:
+        """As `load`, or None without both; raises AddressError for one without the other, too."""
+        match key, worker:
+            case None, None:
+                return None
+            case Path(), Path():
+                return cls.load(key, worker)
+        raise AddressError(
+            "--curve-key and --curve-worker go together, as do CHAIRLIFT_CURVE_KEY and "
+            "CHAIRLIFT_CURVE_WORKER: give both or none"
+        )
 
     def secure(self, socket: zmq.Socket[bytes]) -> None:
         """Call it before connect."""
@@ -93,8 +109,8 @@ def check_curve(endpoints: Endpoints, curve: WorkerCurve | FrontendCurve | None)
         raise AddressError(
             f"{endpoints.requests} leaves this machine, where anyone could read and write the "
             "streams: make keys with `chairlift keygen`, then give the worker --curve-key and "
-            "--curve-frontends and its frontends --curve-key and --curve-worker; or stay here with "
-            "a loopback address or ipc"
+            "--curve-frontends, its frontends --curve-key and --curve-worker, and a Python client "
+            "curve=FrontendCurve.load(key, worker); or stay here with a loopback address or ipc"
         )
     if isinstance(curve, FrontendCurve) and endpoints.is_wildcard:
         raise AddressError(f"{endpoints.requests} names no machine: give the frontend the worker's")
@@ -121,6 +137,8 @@ def _public_key(path: Path) -> bytes:
 
 def _certificate(path: Path) -> tuple[bytes, bytes | None]:
     try:
+        if not path.is_file():  # a FIFO would wait for somebody who writes
+            raise ValueError("no regular file")
         public, secret = load_certificate(path)
         if all(len(z85.decode(key)) == KEY_BYTES for key in (public, secret) if key is not None):
             return public, secret

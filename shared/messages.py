@@ -45,7 +45,8 @@ class Submit(Message, frozen=True, tag="submit"):
     """Run this request. Sent again, with the tokens already held, it resumes instead.
 
     `tokenizer` is the fingerprint of the one that made the ids: a worker with another refuses.
-    A request that runs already under this id is joined instead.
+    A request that runs already under this id is joined instead. Who comes with tokens that it got
+    as the owner says so: another may have taken the request over meanwhile.
     """
 
     frontend_id: FrontendId
@@ -54,15 +55,22 @@ class Submit(Message, frozen=True, tag="submit"):
     prompt_token_ids: Annotated[bytes, Meta(min_length=4, max_length=4 * MAX_PROMPT_TOKENS)]
     output_token_ids: PackedTokenIds
     params: SamplingParams
-    generation: Generation = (
-        0  # how often the request was taken over; a former owner has a lower one
-    )
+    generation: Generation = 0  # how often the request was taken over, as far as is known
     is_resumable: bool = False  # kept for a grace after its owner has gone, or has its end
     context: Annotated[bytes, Meta(max_length=MAX_CONTEXT_BYTES)] = b""  # opaque, for who attaches
     cache_salt: Annotated[bytes, Meta(max_length=MAX_SALT_BYTES)] = (
         b""  # prefixes are shared under equal ones
     )
     ttl_ms: Annotated[int, Meta(ge=0, le=MAX_TTL_MS)] = 0  # to finish in; 0 is without limit
+    was_owner: bool = False  # of the request, when it got the output tokens
+
+    def is_same(self, other: Submit) -> bool:
+        """Whether the other asks for the same tokens."""
+        return (self.tokenizer, self.prompt_token_ids, self.params) == (
+            other.tokenizer,
+            other.prompt_token_ids,
+            other.params,
+        )
 
 
 class Attach(Message, frozen=True, tag="attach"):

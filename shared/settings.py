@@ -1,11 +1,12 @@
 """What a worker and a server can be told, from flags, the environment and `.env`.
 
 A flag beats the environment, the environment beats `.env`. Every variable is the flag's name in
-capitals after CHAIRLIFT_; no other part of chairlift reads settings from the environment.
+capitals after CHAIRLIFT_. Python clients have no pydantic and read three of them by themselves.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
@@ -26,6 +27,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    CliSettingsSource,
     CliSuppress,
     NoDecode,
     PydanticBaseSettingsSource,
@@ -253,12 +255,7 @@ class ServeSettings(_Settings):
 
     def load_curve(self) -> FrontendCurve | None:
         """From the files as they are now. Raises AddressError."""
-        match self.curve_key, self.curve_worker:
-            case None, None:
-                return None
-            case Path() as key, Path() as worker:
-                return FrontendCurve.load(key, worker)
-        raise AddressError("--curve-key and --curve-worker go together: give both or none")
+        return FrontendCurve.given(self.curve_key, self.curve_worker)
 
     @model_validator(mode="after")
     def _curve_suits_the_address(self) -> Self:
@@ -300,17 +297,30 @@ def load_settings(kind: type[S], command: str, arguments: Sequence[str]) -> S:
     """The settings for `chairlift COMMAND ARGUMENTS`; exits with code 2 and one line if bad."""
     if any(argument.split("=")[0] == "--api-keys" for argument in arguments):
         _refuse(command, "--api-keys would show them to all users here: use --api-key-file")
-    cli: dict[str, Any] = {
-        "_cli_parse_args": list(arguments),
-        "_cli_prog_name": f"chairlift {command}",
-    }
     try:
         refuse_unknown_variables([*os.environ, *dotenv.dotenv_values(ENV_FILE)])
-        return kind(**cli)
+        flags: CliSettingsSource[S] = CliSettingsSource(
+            kind,
+            cli_prog_name=f"chairlift {command}",
+            cli_parse_args=list(arguments),
+            add_argument_method=_add_argument,
+        )
+        source: dict[str, Any] = {"_cli_settings_source": flags}
+        return kind(**source)
     except ValidationError as error:
         _refuse(command, _one_line(error))
     except ValueError as error:
         _refuse(command, str(error))
+
+
+_NO_DEFAULT = re.compile(r" \(default(: None| factory: \w+)\)$")
+
+
+def _add_argument(parser: argparse.ArgumentParser, *flags: str, **options: Any) -> argparse.Action:
+    """As argparse does it, but for defaults that only a programmer understands."""
+    shown = f" (default: {default_address()})" if "--address" in flags else ""
+    options["help"] = _NO_DEFAULT.sub("", options["help"]) + shown.replace("%", "%%")
+    return parser.add_argument(*flags, **options)
 
 
 # What Kubernetes sets for a service of our name.

@@ -57,6 +57,7 @@ SUBMIT = Submit(
     context=b"context",
     cache_salt=b"salt",
     ttl_ms=60_000,
+    was_owner=True,
 )
 REQUESTS: dict[str, Message] = {
     "submit": SUBMIT,

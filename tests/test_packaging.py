@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import chairlift
+from chairlift.shared.settings import ServeSettings, WorkerSettings
 
 pytestmark = pytest.mark.checkout
 
@@ -124,6 +125,7 @@ def server(tmp_path: Path) -> Path:
     """scripts/server in a folder of its own, with processes that only tell their environment."""
     (tmp_path / "scripts").mkdir()
     (tmp_path / "Procfile").write_text(PROCFILE)
+    (tmp_path / "shared").symlink_to(ROOT / "shared")
     (tmp_path / "scripts" / "bootstrap").write_text("#!/bin/sh\n")
     (tmp_path / "scripts" / "bootstrap").chmod(0o755)
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
@@ -189,12 +191,93 @@ def test_port_in_the_environment_wins(server: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["model"], ["--model"], ["--model", "--port"], ["--"], ["--api-keys", "secret"]]
+    ("flag", "variable"),
+    [
+        ("--offline", "CHAIRLIFT_OFFLINE=true"),
+        ("--no-prefix-caching", "CHAIRLIFT_PREFIX_CACHING=false"),
+        ("--prefix-caching=false", "CHAIRLIFT_PREFIX_CACHING=false"),
+    ],
 )
-def test_server_refuses_what_it_cannot_read(server: Path, arguments: list[str]) -> None:
-    """A missing value, a word that is no flag and a secret in a flag end with exit code 2."""
+def test_server_takes_switches(server: Path, flag: str, variable: str) -> None:
+    """Written as the commands have them, or with a value after `=`."""
+    found = _serve(server, flag, "--port=9000")
+    assert {variable, "CHAIRLIFT_PORT=9000"} <= found["worker"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model"], "don't know model"),
+        (["--"], "don't know --"),
+        (["--model"], "--model needs a value"),
+        (["--model", "--port"], "--model needs a value"),
+        (["--api-keys", "secret"], "use --api-key-file"),
+        (["--foo"], "there is no setting --foo"),
+        (["--foo", "1"], "there is no setting --foo"),
+        (["--no-foo"], "there is no setting --no-foo"),
+        (["--no-model"], "there is no setting --no-model"),
+    ],
+)
+def test_server_refuses_what_it_cannot_read(server: Path, arguments: list[str], said: str) -> None:
+    """A missing value, what is no setting and a secret in a flag end with exit code 2; the last
+    line says why."""
     done = subprocess.run(
         [str(server), *arguments], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 2
     assert "usage: scripts/server" in done.stderr
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_what_the_readme_lists_is_there() -> None:
+    """Every file and folder under "Where things are" exists where it is listed."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    (tree,) = re.findall(r"## Where things are\n+```\n(.*?)```", text, re.S)
+    folders = {0: ROOT}
+    for line in tree.splitlines():
+        entries = re.match(r"( *)((?:[\w.]+(?:\.py|/)(?: |$)+)*)", line)
+        assert entries is not None
+        depth = len(entries[1]) // 2
+        for name in entries[2].split():
+            path = folders[depth] / name
+            assert path.exists(), path
+            if name.endswith("/"):
+                folders[depth + 1] = path
+
+
+SWITCHES = {
+    name.replace("_", "-")
+    for kind in (WorkerSettings, ServeSettings)
+    for name, field in kind.model_fields.items()
+    if field.annotation is bool
+}
+
+
+def _flags(kind: type[WorkerSettings] | type[ServeSettings]) -> set[str]:
+    names = {name.replace("_", "-") for name in kind.model_fields}
+    return {"help", *names, *(f"no-{name}" for name in names & SWITCHES)}
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "SECURITY.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/reliability.md"],
+)
+def test_documented_flags_exist(document: str) -> None:
+    """Every flag in the documents is one of the command that it stands with, or of any where none
+    is named, and a switch has no value."""
+    worker, serve = _flags(WorkerSettings), _flags(ServeSettings)
+    commands = {
+        "chairlift worker": worker,
+        "chairlift serve": serve,
+        "chairlift keygen": {"directory"},
+        "scripts/server": worker | serve,
+    }
+    text = (ROOT / document).read_text("utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+        if "scripts/" in line and "scripts/server" not in line:
+            continue  # a tool with flags of its own
+        named = [flags for command, flags in commands.items() if command in line]
+        allowed = set().union(*named or commands.values())
+        found = re.findall(r"(?<![\w-])--([a-z][a-z0-9-]*)(?: (true|false)\b)?", line)
+        assert {flag for flag, _ in found} <= allowed, line
+        assert not [flag for flag, value in found if value and flag in SWITCHES], line

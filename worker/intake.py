@@ -12,6 +12,7 @@ import structlog
 
 from ..shared.codec import Request, decode_request
 from ..shared.errors import ProtocolError
+from ..shared.finishes import CANCELLED, OUT_OF_TIME
 from ..shared.logs import short_hash
 from ..shared.messages import (
     Attach,
@@ -119,7 +120,7 @@ class Intake:
     def _submit(self, submit: Submit, frontend: Frontend, now: float) -> None:
         """The same id twice is one request."""
         stream = self._streams.find(submit.request_id)
-        if stream is not None and not stream.is_for(submit):
+        if stream is not None and not stream.request.is_same(submit):
             self._streams.leave(frontend, submit.request_id, now)  # it asks for something else now
             stream = self._streams.find(submit.request_id)
         if stream is not None and not stream.has_failed:
@@ -160,9 +161,9 @@ class Intake:
         return None
 
     def _cancel(self, cancel: Cancel, frontend: Frontend, now: float) -> None:
-        stream = self._streams.find(cancel.request_id)
-        if stream is not None and stream.owner is frontend:
-            self.end(stream.sequence, CANCELLED)
+        reading = frontend.readings.get(cancel.request_id)
+        if reading is not None and reading.is_owner:
+            self.end(reading.stream.sequence, CANCELLED)
         self._streams.leave(frontend, cancel.request_id, now)
 
     def _sync(self, sync: Sync, frontend: Frontend, now: float) -> None:
@@ -185,7 +186,7 @@ class Intake:
         if sequence.finish is not None or now < min(stream.deadline, stream.queue_deadline):
             return None
         if now >= stream.deadline:
-            return failure("deadline_exceeded", "the request did not finish in its time")
+            return OUT_OF_TIME
         if sequence.status is not Status.WAITING or sequence.is_protected:
             stream.queue_deadline = float("inf")
             return None
@@ -194,6 +195,3 @@ class Intake:
             f"no place for the request within {self.limits.queue_timeout_s:g} s",
             retry_after_ms=self._engine.estimated_wait_ms(),
         )
-
-
-CANCELLED = Finish("abort", code="cancelled", message="cancelled by the client")

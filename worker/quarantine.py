@@ -34,11 +34,6 @@ class Quarantine:
     def is_condemned(self, request_id: bytes) -> bool:
         return request_id in self._condemned
 
-    def clear(self, request_id: bytes) -> None:
-        """It ran alone and nothing happened."""
-        if self.is_suspect(request_id):
-            self._pulse.clear(request_id)
-
     def learn(self, *, by_chance: bool) -> bytes | None:
         """Takes in what the pulse of a worker that died says; the request that is condemned now,
         if one is. `by_chance`: by a SIGKILL from outside."""

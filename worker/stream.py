@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from ..shared.messages import MAX_GENERATION, Finish, Joined, Row, Submit
+from ..shared.messages import Finish, Joined, Row, Submit
+from .ownership import Ownership
 from .sequence import Sequence
 
 MAX_VERDICTS = 8192
@@ -16,25 +17,23 @@ UNSUBSCRIBED_LEASE_S = 3.0  # ... and this long without a subscription: it may b
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One request. Only its owner's leaving ends it, and the owner is one of its readers.
+    """One request. Only its owner's leaving ends it, and the owner is one of its readers."""
 
-    The generation counts the owners: one that was frozen while another took over has a lower one.
-    """
-
-    request: Submit  # as it was submitted; its generation is the present one
+    request: Submit  # as it was submitted, without output tokens
     sequence: Sequence
+    ownership: Ownership
     deadline: float = float("inf")
     queue_deadline: float = float("inf")
-    owner: Frontend | None = None
-    last_owner_id: bytes = b""
     readings: dict[bytes, Reading] = field(default_factory=dict)  # by frontend id
     unread_since: float = 0.0
-    taker_id: bytes = b""  # who took it over last
-    takeovers: dict[bytes, int] = field(default_factory=dict)  # a frontend's last attempt
 
     @property
     def request_id(self) -> bytes:
         return self.request.request_id
+
+    @property
+    def owner(self) -> Reading | None:
+        return self.readings.get(self.ownership.owner_id or b"")
 
     @property
     def joined_bytes(self) -> int:
@@ -60,25 +59,6 @@ class Stream:
         """Whether somebody may still come for it when nobody reads; failures are not kept."""
         return self.request.is_resumable and not self.has_failed
 
-    def is_for(self, submit: Submit) -> bool:
-        """Whether it asks for the same tokens."""
-        request = self.request
-        return (request.prompt_token_ids, request.params, request.tokenizer) == (
-            submit.prompt_token_ids,
-            submit.params,
-            submit.tokenizer,
-        )
-
-    def give_to(self, frontend: Frontend) -> None:
-        self.owner, self.last_owner_id = frontend, frontend.frontend_id
-
-    def set_generation(self, generation: int) -> None:
-        """All readers have to know it, should they submit the request again."""
-        self.request = replace(self.request, generation=min(generation, MAX_GENERATION))
-        for reading in self.readings.values():
-            reading.needs_joined = reading.is_joined = True
-            reading.frontend.news[self.request_id] = reading
-
 
 @dataclass(slots=True, eq=False)
 class Reading:
@@ -88,15 +68,20 @@ class Reading:
     stream: Stream
     frontend: Frontend
     num_sent: int
-    may_own: bool
-    is_joined: bool  # has to be told whose request this is
-    needs_joined: bool = False
+    was_owner: bool = False  # under another worker
+    is_joined: bool = False  # has to be told whose request this is
+    needs_joined: bool = False  # ... in the next frame
     is_finish_sent: bool = False
     last_frame: int = 0
-    is_resumed: bool = field(init=False)  # it came with tokens of the request
 
-    def __post_init__(self) -> None:
-        self.is_resumed = self.num_sent > 0
+    @property
+    def is_owner(self) -> bool:
+        return self.stream.owner is self
+
+    def announce(self) -> None:
+        """The reader is to be told whose request this is, and all it takes to submit it again."""
+        self.is_joined = self.needs_joined = True
+        self.frontend.news[self.stream.request_id] = self
 
     def rewind(self, num_held: int) -> None:
         """What was sent beyond `num_held` is lost."""
@@ -109,7 +94,8 @@ class Reading:
         stream, ttl_ms = self.stream, 0
         if stream.request.ttl_ms:
             ttl_ms = max(1, round((stream.deadline - now) * 1000))
-        return Joined(stream.owner is self.frontend, replace(stream.request, ttl_ms=ttl_ms))
+        generation = stream.ownership.generation
+        return Joined(self.is_owner, replace(stream.request, ttl_ms=ttl_ms, generation=generation))
 
     @property
     def has_row(self) -> bool:

@@ -6,30 +6,21 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from ..shared.messages import Attach, Finish, Submit, Sync
+from ..shared.finishes import CONFLICT, NOT_FOUND, TAKEN_OVER
+from ..shared.messages import Attach, Submit, Sync
+from .ownership import Ownership
 from .sequence import Sequence
 from .stream import Frontend, Reading, Stream
 
 MAX_KEPT = 4096  # finished requests that nobody reads
 MAX_KEPT_TOKENS = 1 << 20  # of theirs
 
-TAKEN_OVER = Finish("abort", code="taken_over", message="another reader has taken the stream over")
-NOT_FOUND = Finish(
-    "error",
-    code="stream_not_found",
-    message="no request runs under this id, or was kept until now",
-)
-CONFLICT = Finish(
-    "error",
-    code="request_id_conflict",
-    message="another request runs under this id: use a new one",
-)
-
 
 class Streams:
     """Owns every Stream, from `open` until nobody reads it or may still come for it.
 
-    Invariants: the owner is a reader; a stream without readers waits in `_unread` for its grace.
+    Invariants: who is in line for a stream reads it; one without readers waits in `_unread` for
+    its grace.
     Sequences that nobody wants any more collect in `abandoned`, for the caller to end.
     """
 
@@ -51,30 +42,27 @@ class Streams:
 
     def open(self, frontend: Frontend, submit: Submit, sequence: Sequence) -> Stream:
         """A new request; tokens that it came with count as handed out."""
-        stream = Stream(replace(submit, output_token_ids=b""), sequence)
+        request = replace(submit, output_token_ids=b"", was_owner=False)
+        stream = Stream(request, sequence, Ownership(submit.generation))
         self._streams[stream.request_id] = stream
-        stream.give_to(frontend)
-        self._read(stream, frontend, sequence.num_output_tokens, may_own=True, is_joined=False)
+        stream.ownership.join(frontend.frontend_id)
+        reading = self._read(stream, frontend, sequence.num_output_tokens, submit.was_owner)
+        if submit.output_token_ids and not submit.was_owner:
+            reading.announce()  # it doesn't know that it is the owner now
         return stream
 
     def join(self, stream: Stream, frontend: Frontend, submit: Submit) -> None:
         """A Submit of a request that is known: sent twice, sent anew, or sent by another."""
-        generation = stream.request.generation
-        if not stream.is_for(submit):
+        if not stream.request.is_same(submit):
             frontend.tell(submit.request_id, CONFLICT)
-        elif stream.owner is frontend and submit.generation <= generation:
-            reading = frontend.readings[submit.request_id]
-            reading.is_joined = reading.needs_joined = True  # it may not know that this is its own
-            reading.rewind(len(submit.output_token_ids) // 4)
-        elif submit.generation < generation and submit.output_token_ids:  # a former owner's
+        elif stream.ownership.fences(submit):
             frontend.tell(submit.request_id, TAKEN_OVER)
         else:
-            if submit.generation > generation:  # another was faster after a restart
-                self._succeed(stream, frontend, submit.generation)
-            if stream.owner is None:
-                stream.give_to(frontend)
+            former = stream.owner
+            if stream.ownership.submit(submit):  # another was faster after a restart
+                self._follow(former, stream, is_fenced=former is not None and former.was_owner)
             num_held = len(submit.output_token_ids) // 4
-            self._read(stream, frontend, num_held, may_own=True, is_joined=True)
+            self._read(stream, frontend, num_held, submit.was_owner).announce()
 
     def attach(self, frontend: Frontend, attach: Attach) -> None:
         """A reader of a request that it did not submit."""
@@ -82,20 +70,15 @@ class Streams:
         if stream is None:
             frontend.tell(attach.request_id, NOT_FOUND)
             return
-        is_running = stream.sequence.finish is None
-        if attach.takes_over and is_running and stream.owner is not frontend:
-            is_repeated = stream.takeovers.get(frontend.frontend_id) == attach.attempt
-            if is_repeated and stream.taker_id != frontend.frontend_id:
+        ownership, former = stream.ownership, stream.owner
+        if attach.takes_over and stream.sequence.finish is not None:
+            ownership.join(frontend.frontend_id)
+        elif attach.takes_over:
+            if not ownership.take_over(frontend.frontend_id, attach.attempt):
                 frontend.tell(attach.request_id, TAKEN_OVER)
                 return
-            stream.takeovers[frontend.frontend_id] = attach.attempt
-            stream.taker_id = frontend.frontend_id
-            self._fence(stream)
-            if stream.last_owner_id != frontend.frontend_id:
-                stream.set_generation(stream.request.generation + 1)
-            stream.give_to(frontend)
-        may_own = attach.takes_over
-        self._read(stream, frontend, attach.num_held, may_own=may_own, is_joined=True)
+            self._follow(former, stream, is_fenced=True)
+        self._read(stream, frontend, attach.num_held).announce()
 
     def sync(self, frontend: Frontend, live: dict[bytes, int], sync: Sync, now: float) -> None:
         """The frontend says what it waits for, and how much of it it holds.
@@ -119,16 +102,17 @@ class Streams:
                 frontend.unknown.append(request_id)
 
     def leave(self, frontend: Frontend, request_id: bytes, now: float) -> None:
-        """The frontend reads no further. A request without an owner passes to a reader who may
-        own it, or waits for one if it is resumable."""
-        reading = frontend.readings.pop(request_id, None)
+        """The frontend reads no further. The next in line for the request owns it; without one it
+        waits for one if it is resumable."""
+        reading = frontend.readings.get(request_id)
         if reading is None:
             return
-        frontend.news.pop(request_id, None)
-        stream = reading.stream
-        del stream.readings[frontend.frontend_id]
-        if stream.owner is frontend:
-            self._bequeath(stream)
+        stream, was_owner = reading.stream, reading.is_owner
+        self._part(reading)
+        if was_owner and stream.owner is not None:
+            stream.owner.announce()
+        elif was_owner and stream.readings and not stream.is_kept:
+            self._abandon(stream)
         if not stream.readings:
             self._put_aside(stream, now)
 
@@ -147,45 +131,34 @@ class Streams:
             self._forget(stream)
 
     def _read(
-        self, stream: Stream, frontend: Frontend, num_held: int, *, may_own: bool, is_joined: bool
-    ) -> None:
+        self, stream: Stream, frontend: Frontend, num_held: int, was_owner: bool = False
+    ) -> Reading:
         former = frontend.readings.get(stream.request_id)
-        if former is not None:
-            del former.stream.readings[frontend.frontend_id]
-        reading = Reading(stream, frontend, num_held, may_own, is_joined, needs_joined=is_joined)
+        if former is not None and former.stream is not stream:
+            self._part(former)
+        reading = Reading(stream, frontend, num_held, was_owner)
         stream.readings[frontend.frontend_id] = reading
         frontend.readings[stream.request_id] = reading
         frontend.news[stream.request_id] = reading
         frontend.verdicts.pop(stream.request_id, None)
         frontend.unsaid.pop(stream.request_id, None)
         self._unread.pop(stream.request_id, None)
+        return reading
 
-    def _fence(self, stream: Stream) -> None:
-        """The owner is one no longer, and is told."""
-        owner, stream.owner = stream.owner, None
-        if owner is not None:
-            del stream.readings[owner.frontend_id]
-            del owner.readings[stream.request_id]
-            owner.news.pop(stream.request_id, None)
-            owner.tell(stream.request_id, TAKEN_OVER)
+    def _part(self, reading: Reading) -> None:
+        stream, frontend = reading.stream, reading.frontend
+        stream.ownership.leave(frontend.frontend_id)
+        del stream.readings[frontend.frontend_id]
+        del frontend.readings[stream.request_id]
+        frontend.news.pop(stream.request_id, None)
 
-    def _succeed(self, stream: Stream, frontend: Frontend, generation: int) -> None:
-        """Fences a former owner off; one that holds nothing yet is a new reader and stays one."""
-        owner = stream.owner
-        if owner is not None and owner.readings[stream.request_id].is_resumed:
-            self._fence(stream)
-        stream.owner, stream.last_owner_id = None, frontend.frontend_id
-        stream.set_generation(generation)
-
-    def _bequeath(self, stream: Stream) -> None:
-        stream.owner = None
-        heir = next((r for r in stream.readings.values() if r.may_own), None)
-        if heir is not None:
-            stream.give_to(heir.frontend)
-            heir.needs_joined = heir.is_joined = True
-            heir.frontend.news[stream.request_id] = heir
-        elif stream.readings and not stream.is_kept and stream.sequence.finish is None:
-            self.abandoned.append(stream.sequence)
+    def _follow(self, former: Reading | None, stream: Stream, *, is_fenced: bool) -> None:
+        """Another owns the stream now, and all have to know; who is fenced off reads no more."""
+        if former is not None and is_fenced and not former.is_owner:
+            self._part(former)
+            former.frontend.tell(stream.request_id, TAKEN_OVER)
+        for reading in stream.readings.values():
+            reading.announce()
 
     def _put_aside(self, stream: Stream, now: float) -> None:
         if not stream.is_kept:
@@ -199,5 +172,8 @@ class Streams:
         if self._streams.get(stream.request_id) is stream:
             del self._streams[stream.request_id]
             self._unread.pop(stream.request_id, None)
+        self._abandon(stream)
+
+    def _abandon(self, stream: Stream) -> None:
         if stream.sequence.finish is None:
             self.abandoned.append(stream.sequence)

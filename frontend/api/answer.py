@@ -9,11 +9,11 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ...shared.errors import WorkerUnavailableError
+from ...shared.errors import InvalidRequestError, WorkerUnavailableError
 from .context import Context
 from .errors import request_id_of, shutting_down
 from .event_stream import KEEP_ALIVE, EventStream
-from .generation import Event, Failure, Generation, HungUp, Pause, Progress
+from .generation import Event, Failed, Generation, HungUp, Pause, Progress
 from .opening import Attachment, Submission
 from .position import Position
 from .sending import JSON_HEADERS, STREAM_HEADERS, ImpatientSend, send_end, send_part, start
@@ -35,7 +35,7 @@ class GeneratedAnswer(Response):
         send = ImpatientSend(send, context.settings.stall_timeout_s)
         tenant = scope["chairlift.caller"].tenant
         more = len(self._submission.choices) - 1  # than the one that the gate holds
-        with context.admission.hold(tenant, more, num_held=1):
+        with context.places.hold(tenant, more, num_held=1):
             opened = self._submission.open(context.client)
             async with Generation(opened, context.metrics, context.settings) as generation:
                 generation.watch(receive, send.give_up)
@@ -61,7 +61,7 @@ class ContinuedAnswer(Response):
             raise WorkerUnavailableError("the worker is starting: try again soon")
         send = ImpatientSend(send, context.settings.stall_timeout_s)
         tenant = scope["chairlift.caller"].tenant
-        hold = partial(context.admission.hold, tenant, is_takeover=attachment.takes_over)
+        hold = partial(context.places.hold, tenant, is_takeover=attachment.takes_over)
         with hold(1):
             opened = await attachment.open(context.client)
             async with Generation(opened, context.metrics, context.settings) as generation:
@@ -85,7 +85,7 @@ async def _send_whole(generation: Generation, send: Send) -> None:
                     texts[index] += delta.text
                     if delta.finish:
                         reasons[index] = delta.finish.reason
-                case Failure(error):
+                case Failed(error):
                     raise error
                 case HungUp():
                     return
@@ -109,18 +109,24 @@ async def _send_stream(
     generation.recognise()
     opened = generation.opened
     stream = EventStream(opened.response_id, generation.form, after)
+    missing = set(range(generation.form.num_choices)) - opened.streams.keys()
+    written = stream.openings() + b"".join(map(stream.leave_out, sorted(missing)))
+    written += _encode(stream, events, request_id)
+    while stream.is_behind and not any(isinstance(event, Pause) for event in events):
+        events = await _first_events(generation)  # a position that proves wrong becomes one, too
+        if generation.is_abandoned:
+            return
+        written += _encode(stream, events, request_id)
     await start(send, STREAM_HEADERS)
     try:
-        await send_part(send, stream.openings())
-        for index in sorted(set(range(generation.form.num_choices)) - opened.streams.keys()):
-            await send_part(send, stream.leave_out(index))
-        while True:
-            await send_part(send, _encode(stream, events, request_id))
-            if stream.is_complete:
-                break
+        await send_part(send, written)
+        while not stream.is_complete:
             events = await generation.next_events()
             if generation.is_abandoned:
                 return
+            await send_part(send, _encode(stream, events, request_id))
+    except InvalidRequestError as refusal:  # too late for a status
+        await send_part(send, stream.fail(refusal, request_id))
     except asyncio.CancelledError:  # a clear word before the server cuts the connection
         error = shutting_down(f"continue at /v1/streams/{opened.response_id} with Last-Event-ID")
         await send_part(send, stream.fail(error, request_id))
@@ -133,7 +139,7 @@ async def _first_events(generation: Generation) -> list[Event]:
     """Raises the failure among them."""
     events = await generation.next_events()
     for event in events:
-        if isinstance(event, Failure):
+        if isinstance(event, Failed):
             raise event.error
     return events
 
@@ -147,7 +153,7 @@ def _encode(stream: EventStream, events: list[Event], request_id: str) -> bytes:
                 parts.append(stream.write(index, delta))
             case Pause():
                 parts.append(KEEP_ALIVE)
-            case Failure(error):
+            case Failed(error):
                 parts.append(stream.fail(error, request_id))
                 break
     return b"".join(parts)

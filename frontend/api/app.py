@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from ...shared.settings import ServeSettings
 from ..auth import ApiKeys
 from ..client import AsyncClient
-from .admission import Admission
 from .chat import ChatRequest, chat_router
 from .completions import CompletionRequest, completions_router
 from .context import Context
@@ -22,6 +21,7 @@ from .health import health_router
 from .idempotency import Idempotency
 from .metrics import Metrics, metrics_router
 from .models import models_router
+from .places import Places
 from .schema import DocumentedApp
 from .streams import streams_router
 
@@ -39,13 +39,13 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
 
     keys = ApiKeys.from_settings(settings)
     metrics = Metrics(client)
-    admission = Admission(
+    places = Places(
         settings.max_requests_per_key if keys else None,
         settings.max_requests,
         lambda: client.stats.retry_after_ms / 1000,
     )
     idempotency = Idempotency.from_settings(settings)
-    context = Context(client, settings, metrics, admission, idempotency, has_tenants=len(keys) > 1)
+    context = Context(client, settings, metrics, places, idempotency, has_tenants=len(keys) > 1)
     app = DocumentedApp(
         title="chairlift",
         version=version("chairlift"),
@@ -60,5 +60,5 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
     app.include_router(models_router(context))
     app.include_router(health_router(client))
     app.include_router(metrics_router(metrics))
-    app.add_middleware(Gate, keys=keys, admission=admission, metrics=metrics)
+    app.add_middleware(Gate, keys=keys, places=places, metrics=metrics)
     return app

@@ -94,7 +94,7 @@ def _check_structure(value: dict[str, Any]) -> None:
     raise InvalidRequestError(message, code="invalid_json")
 
 
-def checked(schema: type[M], values: dict[str, Any]) -> M:
+def validated(schema: type[M], values: dict[str, Any]) -> M:
     """The values as `schema`; raises InvalidRequestError that names the first bad parameter."""
     try:
         return schema.model_validate(values)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ...shared.errors import InvalidRequestError
 from ...shared.tokenizer import Tokenizer
 from .answer import GeneratedAnswer
-from .body import checked, read_json
+from .body import read_json, validated
 from .context import THREAD_CHARACTERS, Context
 from .generation_request import GenerationRequest, TokenCount
 from .opening import submission
@@ -120,7 +120,7 @@ def chat_router(context: Context) -> APIRouter:
     @router.post("/v1/chat/completions", **documented(ChatRequest))
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation."""
-        asked = checked(ChatRequest, await read_json(request, context.settings))
+        asked = validated(ChatRequest, await read_json(request, context.settings))
         greeting = context.greeting(asked.model)
         prompt = await _encode(asked.messages, context.client.tokenizer, greeting.max_model_len)
         return GeneratedAnswer(context, submission(context, request, asked, [prompt], greeting))

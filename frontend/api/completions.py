@@ -16,7 +16,7 @@ from ...shared.errors import InvalidRequestError
 from ...shared.messages import MAX_PROMPT_TOKENS
 from ...shared.tokenizer import Tokenizer
 from .answer import GeneratedAnswer
-from .body import checked, read_json
+from .body import read_json, validated
 from .context import THREAD_CHARACTERS, Context
 from .generation_request import GenerationRequest, TokenId, check_ids
 from .opening import submission
@@ -73,7 +73,7 @@ def completions_router(context: Context) -> APIRouter:
     @router.post("/v1/completions", **documented(CompletionRequest))
     async def create_completion(request: Request) -> Response:
         """Continue a prompt."""
-        asked = checked(CompletionRequest, await read_json(request, context.settings))
+        asked = validated(CompletionRequest, await read_json(request, context.settings))
         greeting = context.greeting(asked.model)
         prompts = await _encode(asked.prompts(), context.client.tokenizer, greeting.max_model_len)
         for prompt in prompts:

@@ -8,10 +8,10 @@ from ...shared.errors import WorkerUnavailableError
 from ...shared.messages import Greeting
 from ...shared.settings import ServeSettings
 from ..client import AsyncClient
-from .admission import Admission
 from .errors import HttpError
 from .idempotency import Idempotency
 from .metrics import Metrics
+from .places import Places
 
 THREAD_CHARACTERS = 16_000  # tokenising more than this would hold up other streams
 
@@ -23,7 +23,7 @@ class Context:
     client: AsyncClient
     settings: ServeSettings
     metrics: Metrics
-    admission: Admission
+    places: Places
     idempotency: Idempotency
     has_tenants: bool  # more than one API key: what is cached is nobody else's business
 

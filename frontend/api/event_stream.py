@@ -12,7 +12,7 @@ import orjson
 from ..results import Delta
 from .answer_form import AnswerForm, Json
 from .errors import answer_for
-from .position import ChoicePosition, Position, written
+from .position import ChoicePosition, Position, never_was, written
 from .response_id import ResponseId
 from .shapes import SHAPES
 from .usage import Usage
@@ -33,13 +33,29 @@ class _Cursor:
     def has_end(self) -> bool:
         return self.held is not None and self.held.is_finished
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether not all came yet that the reader has."""
+        held = self.held or ChoicePosition()
+        return self.num_tokens < held.num_tokens or self.num_characters < held.num_characters
+
     def take(self, delta: Delta) -> str:
-        """What of its text the reader doesn't have."""
-        num_held = self.held.num_characters if self.held else 0
-        num_known = max(0, num_held - self.num_characters)
+        """What of its text the reader doesn't have; InvalidRequestError when what the reader says
+        to have can't be."""
+        held = self.held or ChoicePosition()
+        num_known = max(0, held.num_characters - self.num_characters)
         self.num_tokens += len(delta.token_ids)
         self.num_characters += len(delta.text)
-        return delta.text[num_known:]
+        text = delta.text[num_known:]
+        is_longer = bool(text) or self.num_tokens > held.num_tokens
+        if (self.is_behind and (text or delta.finish)) or (self.has_end and is_longer):
+            raise never_was()
+        return text
+
+    def skip(self) -> None:
+        """As if all had come that the reader has."""
+        if self.held is not None:
+            self.num_tokens, self.num_characters = self.held.num_tokens, self.held.num_characters
 
 
 class EventStream:
@@ -52,7 +68,8 @@ class EventStream:
     def __init__(
         self, response_id: ResponseId, form: AnswerForm, after: Position | None = None
     ) -> None:
-        """Raises InvalidRequestError when `after` is of a stream with more or fewer choices."""
+        """Raises InvalidRequestError when `after` is of a stream with more or fewer choices. As
+        does `write`, when what comes shows that `after` never was a place in this one."""
         after = after or Position.start(form.num_choices)
         after.check_fits(form.num_choices)
         self._form = form
@@ -68,6 +85,11 @@ class EventStream:
     def is_complete(self) -> bool:
         """Nothing more will come."""
         return self._num_unfinished == 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether not all came yet that the reader has, so `after` may prove wrong."""
+        return any(cursor.is_behind for cursor in self._cursors)
 
     def openings(self) -> bytes:
         """The chunks that begin each choice."""
@@ -88,6 +110,7 @@ class EventStream:
         """For a choice that is no longer kept, of which the reader has all."""
         held = self._cursors[index].held
         assert held is not None and held.is_finished, "only what the reader has can be left out"
+        self._cursors[index].skip()
         self._usage.add_tokens(held.num_tokens)
         return self._finish_one()
 

@@ -16,9 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...shared.errors import ChairliftError
 from ..auth import ApiKeys
-from .admission import Admission
 from .errors import HttpError, answer_for, request_id_of, shutting_down
 from .metrics import Metrics
+from .places import Places
 
 OPEN_PATHS = frozenset({"/health"})
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
@@ -39,10 +39,10 @@ class Caller:
 class Gate:
     """Pure ASGI middleware: streams and disconnects pass untouched. Denies by default."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, admission: Admission, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, places: Places, metrics: Metrics) -> None:
         self._app = app
         self._keys = keys
-        self._admission = admission
+        self._places = places
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +77,7 @@ class Gate:
                 raise _unauthorized(bool(authorization))
             caller.tenant = tenant
         is_counted = scope["method"] == "POST"
-        with self._admission.hold(caller.tenant, 1) if is_counted else nullcontext():
+        with self._places.hold(caller.tenant, 1) if is_counted else nullcontext():
             await self._app(scope, receive, send)
 
     def _record(self, scope: Scope, status: int, caller: Caller, duration_s: float) -> None:

@@ -19,12 +19,12 @@ from starlette.types import Receive
 
 from ...shared.errors import ChairliftError, RequestFailedError, RequestIdConflictError
 from ...shared.settings import ServeSettings
-from ..results import Delta, error_of
+from ..results import Delta, exception_for
 from ..token_stream import TokenStream
 from .answer_form import AnswerForm
 from .idempotency import key_reused
 from .metrics import Metrics, Stopwatch
-from .opening import Opened
+from .opening import OpenedAnswer
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class Failed:
     """One choice failed, and the request with it."""
 
     error: Exception
@@ -56,7 +56,7 @@ class HungUp:
     """The caller is gone."""
 
 
-Event = Progress | Failure | Pause | HungUp
+Event = Progress | Failed | Pause | HungUp
 
 
 class Generation:
@@ -65,7 +65,7 @@ class Generation:
     On leaving, what still runs is cancelled, unless somebody may come back for it.
     """
 
-    def __init__(self, opened: Opened, metrics: Metrics, settings: ServeSettings) -> None:
+    def __init__(self, opened: OpenedAnswer, metrics: Metrics, settings: ServeSettings) -> None:
         self.opened = opened
         self.form = opened.form  # a joined request's own, from the first event on
         self.is_abandoned = False
@@ -147,19 +147,19 @@ class Generation:
             async for delta in stream:
                 self._recognise(stream)
                 stopwatch.saw(delta)
-                error = error_of(delta.finish) if delta.finish else None
+                error = exception_for(delta.finish) if delta.finish else None
                 if error is None:
                     await self._events.put(Progress(index, delta))
                 else:
                     await self._events.put(Progress(index, replace(delta, finish=None)))
-                    await self._events.put(Failure(self._judged(error)))
+                    await self._events.put(Failed(self._judged(error)))
                 if delta.finish:
                     return
             raise RequestFailedError("the stream broke off", code="incomplete")
         except Exception as error:
             if not isinstance(error, ChairliftError):
                 log.exception("a stream failed")
-            await self._events.put(Failure(error))
+            await self._events.put(Failed(error))
 
     def recognise(self) -> None:
         """Before a form is written by: a joined request's own, should it be known by now."""

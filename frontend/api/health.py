@@ -22,8 +22,7 @@ def health_router(client: AsyncClient) -> APIRouter:
         """200 while the worker makes progress and the server is not about to end; open to all."""
         is_draining = getattr(request.app.state, "is_draining", False)
         state = "draining" if is_draining else client.condition
-        is_ready = client.is_ready and not is_draining
         body = orjson.dumps({"status": state})
-        return Response(body, 200 if is_ready else 503, media_type="application/json")
+        return Response(body, 200 if state == "ok" else 503, media_type="application/json")
 
     return router

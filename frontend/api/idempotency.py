@@ -10,6 +10,7 @@ import hmac
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
 
 import orjson
@@ -25,7 +26,9 @@ from .response_id import ResponseId
 HEADER = "Idempotency-Key"
 KEY = re.compile(r"[!-~]{1,255}")
 SECRET_BYTES = 32
+MAX_SECRET_BYTES = 4096
 SECRET_NAME = "secret"
+OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IRWXO
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +93,9 @@ def key_reused() -> HttpError:
 
 def _read_secret(path: Path) -> bytes:
     try:
-        secret = path.read_bytes().strip()
+        with open(path, "rb", opener=_open_at_once) as file:
+            _check_is_private(path, os.fstat(file.fileno()))
+            secret = file.read(MAX_SECRET_BYTES).strip()
     except OSError as error:
         raise ChairliftError(f"{path} can't be read: {error.strerror}") from None
     if len(secret) < SECRET_BYTES:
@@ -99,6 +104,20 @@ def _read_secret(path: Path) -> bytes:
             "`openssl rand -hex 32`"
         )
     return secret
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A FIFO would wait for somebody who writes."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _check_is_private(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ChairliftError(f"{path} is no file: a secret is read from a regular one")
+    if status.st_uid not in (0, os.getuid()):
+        raise ChairliftError(f"{path} belongs to somebody else: choose another")
+    if status.st_mode & OPEN_TO_OTHERS:
+        raise ChairliftError(f"{path} can be used by other users: chmod go= {path}")
 
 
 def _read_or_create(directory: Path) -> bytes:

@@ -23,7 +23,7 @@ from .response_id import ResponseId
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedAnswer:
     """The streams of an answer's choices, less those that are gone and that the reader has."""
 
     response_id: ResponseId
@@ -44,7 +44,7 @@ class Submission:
     options: RequestOptions
     is_stream: bool
 
-    def open(self, client: AsyncClient) -> Opened:
+    def open(self, client: AsyncClient) -> OpenedAnswer:
         """Raises what `AsyncClient.generate` raises, then nothing of it runs; HttpError when the
         key is that of another request."""
         streams: dict[int, TokenStream] = {}
@@ -61,7 +61,7 @@ class Submission:
             if isinstance(error, RequestIdConflictError):
                 raise key_reused() from None
             raise
-        return Opened(self.response_id, self.form, streams, self.options.is_resumable)
+        return OpenedAnswer(self.response_id, self.form, streams, self.options.is_resumable)
 
 
 def submission(
@@ -119,7 +119,7 @@ class Attachment:
     after: Position | None
     takes_over: bool
 
-    async def open(self, client: AsyncClient) -> Opened:
+    async def open(self, client: AsyncClient) -> OpenedAnswer:
         """Raises StreamNotFoundError, WorkerUnavailableError, and InvalidRequestError for a
         position in another stream."""
         form = await self._look(client)
@@ -131,7 +131,7 @@ class Attachment:
             for stream in streams.values():
                 stream.detach()
             raise
-        return Opened(
+        return OpenedAnswer(
             self.response_id,
             form,
             streams,
@@ -145,7 +145,7 @@ class Attachment:
         request_id = self.response_id.of_choice(self._first_index())
         watch = await client.attach(request_id, takes_over=False)
         try:
-            return self._form_of(watch)
+            return self._form_of(watch, client)
         finally:
             watch.detach()
 
@@ -157,12 +157,13 @@ class Attachment:
     def _has_all(self, index: int) -> bool:
         return self.after is not None and self.after.is_finished(index)
 
-    def _form_of(self, stream: TokenStream) -> AnswerForm:
+    def _form_of(self, stream: TokenStream, client: AsyncClient) -> AnswerForm:
         form = AnswerForm.decode(stream.context)
         if form.endpoint != self.response_id.endpoint:
             raise StreamNotFoundError("the answer with this number has another prefix")
         if self.after:
-            self.after.check_fits(form.num_choices)
+            max_tokens = client.worker.max_model_len if client.worker else None
+            self.after.check_fits(form.num_choices, max_tokens)
         return form
 
     async def _attach_if_kept(

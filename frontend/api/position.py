@@ -58,10 +58,15 @@ class Position:
     def __str__(self) -> str:
         return written(["-" if one is None else str(one) for one in self.choices], self.has_usage)
 
-    def check_fits(self, num_choices: int) -> None:
-        """Raises InvalidRequestError when the stream has more or fewer choices."""
+    def check_fits(self, num_choices: int, max_tokens: int | None = None) -> None:
+        """Raises InvalidRequestError when the stream has more or fewer choices, or could never
+        come so far."""
         if len(self.choices) != num_choices:
             raise _bad(f"has {len(self.choices)} choices, not the {num_choices}")
+        if self.has_usage and not all(map(self.is_finished, range(num_choices))):
+            raise never_was()
+        if max_tokens and any(one.num_tokens > max_tokens for one in self.choices if one):
+            raise never_was()
 
     def is_finished(self, index: int) -> bool:
         one = self.choices[index]
@@ -70,6 +75,10 @@ class Position:
 
 def written(choices: list[str], has_usage: bool) -> str:
     return ",".join(choices) + ("!" if has_usage else "")
+
+
+def never_was() -> InvalidRequestError:
+    return _bad("was never the id of an event")
 
 
 def _bad(reason: str) -> InvalidRequestError:

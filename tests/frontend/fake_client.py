@@ -193,10 +193,6 @@ class FakeClient:
         return "starting" if self.worker is None else self.trouble or "ok"
 
     @property
-    def is_ready(self) -> bool:
-        return self.condition == "ok"
-
-    @property
     def tokenizer(self) -> Tokenizer:
         if self.worker is None:
             raise WorkerUnavailableError("no worker has answered yet")

@@ -129,6 +129,9 @@ class FakeConnection:
     [
         (0.0, 0, "ready", "ok"),
         (3.5, 0, "ready", "away"),
+        (1.5, 0, "ready", "ok"),
+        (1.5, 0, "draining", "away"),
+        (1.5, 1, "draining", "draining"),
         (3.5, 1, "ready", "ok"),
         (10.5, 1, "ready", "wedged"),
         (0.0, 1, "draining", "draining"),

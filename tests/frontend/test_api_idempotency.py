@@ -12,12 +12,12 @@ import httpx2
 import openai
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from chairlift.frontend.api import opening
-from chairlift.frontend.api.admission import Admission
 from chairlift.frontend.api.errors import HttpError
 from chairlift.frontend.api.idempotency import Idempotency
+from chairlift.frontend.api.places import Places
 from chairlift.frontend.results import Delta
 from chairlift.shared.errors import ChairliftError
 from chairlift.shared.messages import Finish, WorkerStats
@@ -265,6 +265,7 @@ class TestSecret:
             assert http.post(COMPLETIONS, json=BODY).status_code == 200
         path = tmp_path / "secret"
         path.write_text("s" * 32 + "\n")
+        path.chmod(0o600)
         changed = settings.model_copy(update={"idempotency_secret_file": path})
         with TestClient(app_over(fake, changed)) as http:
             assert http.post(COMPLETIONS, json=BODY, headers=KEY).status_code == 200
@@ -273,9 +274,50 @@ class TestSecret:
         """A secret that could be guessed, or none, is refused at the start."""
         path = tmp_path / "secret"
         path.write_text("short\n")
+        path.chmod(0o600)
         settings = ServeSettings(idempotency_secret_file=path)
         with pytest.raises(ChairliftError, match="openssl rand"):
             Idempotency.from_settings(settings)
+
+    @pytest.mark.parametrize("mode", [0o666, 0o644, 0o620, 0o602])
+    def test_open_to_others(self, tmp_path: Path, mode: int) -> None:
+        """A secret that others can read or replace is none; who may read it by its group may."""
+        path = tmp_path / "secret"
+        path.write_text("s" * 32)
+        path.chmod(mode)
+        settings = ServeSettings(idempotency_secret_file=path)
+        with pytest.raises(ChairliftError, match=f"other users: chmod go= {path}"):
+            Idempotency.from_settings(settings)
+        path.chmod(0o640)
+        Idempotency.from_settings(settings)
+
+    def test_of_another_user(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What somebody else owns he can change; root's is as good as ours."""
+        path = tmp_path / "secret"
+        path.write_text("s" * 32)
+        path.chmod(0o600)
+        owner = path.stat().st_uid
+        monkeypatch.setattr("os.getuid", lambda: owner + 1)
+        settings = ServeSettings(address="ipc:///tmp/x", idempotency_secret_file=path)
+        if owner == 0:
+            Idempotency.from_settings(settings)
+            os.chown(path, 7, 7)
+        with pytest.raises(ChairliftError, match="belongs to somebody else"):
+            Idempotency.from_settings(settings)
+
+    def test_no_file(self, tmp_path: Path, fake: Any, address: str) -> None:
+        """A FIFO, at which a read would wait for ever, is refused, wherever it lies."""
+        path = Path(address.removeprefix("ipc://")) / "secret"
+        os.mkfifo(path, 0o600)
+        with pytest.raises(ValidationError, match="not point to a file"):
+            ServeSettings(idempotency_secret_file=path)
+        with TestClient(app_over(fake, ServeSettings(address=address))) as http:
+            answer = http.post(COMPLETIONS, json=BODY, headers=KEY)
+            assert answer.json()["error"]["code"] == "idempotency_unavailable"
+            assert http.post(COMPLETIONS, json=BODY).status_code == 200
+        given = ServeSettings(address=address).model_copy(update={"idempotency_secret_file": path})
+        with pytest.raises(ChairliftError, match="is no file"):
+            Idempotency.from_settings(given)
 
     def test_unreadable(self, fake: Any, address: str) -> None:
         """A damaged common secret fails requests with a key, clearly, and no others."""
@@ -306,8 +348,8 @@ def test_the_time_limit(address: str, fake: Any) -> None:
 def test_retry_after(fake: Any, address: str, estimate_ms: int, told: str) -> None:
     """Who has too much in flight is told the worker's estimate, and a second at least."""
     fake.stats = WorkerStats(retry_after_ms=estimate_ms)
-    admission = Admission(1, 9, lambda: fake.stats.retry_after_ms / 1000)
-    with admission.hold("one", 1), pytest.raises(HttpError) as error, admission.hold("one", 1):
+    places = Places(1, 9, lambda: fake.stats.retry_after_ms / 1000)
+    with places.hold("one", 1), pytest.raises(HttpError) as error, places.hold("one", 1):
         pass
     assert (error.value.status, error.value.headers["Retry-After"]) == (429, told)
 

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from chairlift.frontend.api import create_app
-from chairlift.frontend.api.admission import Admission
+from chairlift.frontend.api.places import Places
 from chairlift.frontend.auth import ApiKeys
 from chairlift.frontend.results import Delta
 from chairlift.shared.errors import ChairliftError, OverloadedError
@@ -230,11 +230,11 @@ class TestTotalLimit:
 
     def test_others_count(self) -> None:
         """What others have in flight is a matter of waiting, and is given back."""
-        admission = Admission(None, 2)
-        with admission.hold("one", 2), pytest.raises(OverloadedError), admission.hold("other", 1):
+        places = Places(None, 2)
+        with places.hold("one", 2), pytest.raises(OverloadedError), places.hold("other", 1):
             pass
-        with admission.hold("other", 2):
-            assert admission.num_in_flight == 2
+        with places.hold("other", 2):
+            assert places.num_in_flight == 2
 
 
 class TestKeys:

@@ -325,6 +325,11 @@ class TestReaders:
         ("{id}", "nonsense", "invalid_value"),
         ("{id}", "1:2,3:4", "invalid_value"),
         ("{id}?last_event_id=1", None, "invalid_value"),
+        ("{id}", "6:10", "invalid_value"),
+        ("{id}", "5:11", "invalid_value"),
+        ("{id}", "3:6.", "invalid_value"),
+        ("{id}?read_only=true", "9:1", "invalid_value"),
+        ("{id}", "1001:10", "invalid_value"),
         ("{id}?read_only=maybe", None, "invalid_value"),
         ("{id}?readonly=true", None, "unknown_parameter"),
     ],
@@ -339,6 +344,46 @@ def test_refusals(http: TestClient, path: str, position: str | None, code: str) 
     assert answer.status_code == (404 if code == "stream_not_found" else 400)
     assert answer.json()["error"]["code"] == code
     assert http.get(f"/v1/streams/{own}").status_code == 200
+
+
+async def test_a_position_beyond_a_running_stream(url: str, fake: Any) -> None:
+    """Nobody knows yet: it is refused as soon as the answer has ended without getting there."""
+    fake.gate = asyncio.Semaphore(0)
+    async with asyncio.timeout(10), httpx2.AsyncClient(base_url=url) as http:
+        first = await read_one(http, {"stream": True, "resumable": True})
+        where = f"/v1/streams/{first.json['id']}"
+        reading = asyncio.create_task(http.get(where, headers={"Last-Event-ID": "9:20"}))
+        for _ in range(4):
+            fake.gate.release()
+        await asyncio.sleep(0.05)
+        assert not reading.done()
+        fake.gate.release()
+        answer = await reading
+        assert answer.status_code == 400
+        assert "never the id of an event of this stream" in answer.json()["error"]["message"]
+        assert Assembled(events_of((await http.get(where)).text)).text[0] == " 0 1 2 3 4"
+
+
+async def test_a_position_that_is_slow_to_prove_wrong(fake: Any) -> None:
+    """Who waits gets signs of life meanwhile, and the refusal as the last event."""
+    fake.gate = asyncio.Semaphore(0)
+    async with (
+        asyncio.timeout(10),
+        serving(fake, ServeSettings(keep_alive_s=0.05)) as url,
+        httpx2.AsyncClient(base_url=url) as http,
+    ):
+        first = await read_one(http, {"stream": True, "resumable": True})
+        headers = {"Last-Event-ID": "9:20"}
+        where = f"/v1/streams/{first.json['id']}"
+        async with http.stream("GET", where, headers=headers) as answer:
+            assert answer.status_code == 200
+            pieces = answer.aiter_text()
+            assert ": keep-alive" in await anext(pieces)
+            for _ in range(5):
+                fake.gate.release()
+            text = "".join([piece async for piece in pieces])
+    error = events_of(text)[-1].json["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "Last-Event-ID")
 
 
 def test_a_request_of_no_http_frontend(http: TestClient, fake: Any) -> None:

@@ -168,6 +168,48 @@ def test_a_position_of_another_stream() -> None:
         EventStream(ResponseId("chat", b"0" * 16), answer, Position.parse("1:1"))
 
 
+IMPOSSIBLE = ["4:6", "3:7", "2:9", "9:1", "9:0", "3:5.", "2:4.", "4:8.", "3:6!", "-!"]
+
+
+@pytest.mark.parametrize("after", IMPOSSIBLE)
+@pytest.mark.parametrize("is_at_once", [True, False])
+def test_a_position_that_never_was(after: str, is_at_once: bool) -> None:
+    """A position beyond the answer, or beside it, is refused as soon as the answer shows it."""
+    pieces = [Delta([1], "ab"), Delta([2], "cd"), Delta([3], "ef")]
+    if is_at_once:
+        pieces = [Delta([1, 2, 3], "abcdef")]
+    response_id = ResponseId("completions", b"0" * 16)
+    with pytest.raises(InvalidRequestError, match="never the id of an event of this stream"):
+        stream = EventStream(response_id, form_of(1, has_usage=True), Position.parse(after))
+        for delta in pieces:
+            stream.write(0, delta)
+        stream.write(0, Delta([], "", Finish("stop")))
+
+
+def test_behind_its_reader() -> None:
+    """Until the answer has come to where the reader is, the position is neither right nor wrong."""
+    after = Position.parse("2:4,1:2.,-")
+    stream = EventStream(ResponseId("completions", b"0" * 16), form_of(3), after)
+    assert stream.is_behind
+    stream.leave_out(1)
+    assert stream.write(0, Delta([1], "ab")) == b"" and stream.is_behind
+    assert stream.write(0, Delta([2], "cd")) == b"" and not stream.is_behind
+    assert events_of(stream.write(0, Delta([3], "ef")))[0].json["choices"][0]["text"] == "ef"
+
+
+def form_of(num_choices: int, *, has_usage: bool = False) -> AnswerForm:
+    return AnswerForm(
+        endpoint="completions",
+        created=1,
+        model="m",
+        system_fingerprint="f",
+        num_choices=num_choices,
+        n=num_choices,
+        num_prompt_tokens=1,
+        has_usage=has_usage,
+    )
+
+
 def test_forms() -> None:
     """The largest form fits into a context; what is no form is no HTTP stream."""
     form = AnswerForm(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chairlift import Client
 from chairlift.frontend.connection import Connection
 from chairlift.frontend.protocol import News
 from chairlift.shared.addresses import Endpoints
@@ -38,8 +39,11 @@ async def greeted(address: str, curve: FrontendCurve | None, timeout_s: float) -
 
 
 @pytest.mark.slow
-def test_a_worker_with_keys(tiny_model: Path, tmp_path: Path) -> None:
-    """It greets the frontend that it knows and nobody else, and ends in order."""
+def test_a_worker_with_keys(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It greets the frontend that it knows and nobody else, and ends in order; a Python client is
+    told of it by the environment."""
     keys, address = Keys.make(tmp_path), free_address()
     with chairlift(
         "worker",
@@ -50,6 +54,11 @@ def test_a_worker_with_keys(tiny_model: Path, tmp_path: Path) -> None:
         dtype="float32",
     ) as worker:
         assert asyncio.run(greeted(address, keys.of(keys.listed), READY_TIMEOUT_S))
+        monkeypatch.setenv("CHAIRLIFT_ADDRESS", address)
+        monkeypatch.setenv("CHAIRLIFT_CURVE_KEY", str(keys.listed))
+        monkeypatch.setenv("CHAIRLIFT_CURVE_WORKER", str(keys.worker_public))
+        with Client() as client:
+            assert client.complete("a", max_tokens=1).token_ids
         for curve in (None, keys.of(keys.stranger)):
             assert not asyncio.run(greeted(address, curve, QUIET_S))
         assert stop(worker) == 0

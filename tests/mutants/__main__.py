@@ -18,8 +18,8 @@ from .catalog import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDERS = ("frontend", "worker", "shared")
-MAX_SEEDS = 300
-TIMEOUT_S = 300
+MAX_SEEDS = 3000
+TIMEOUT_S = 900
 IGNORED = shutil.ignore_patterns("__pycache__")
 
 

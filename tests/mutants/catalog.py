@@ -30,8 +30,9 @@ class Mutant:
 
 
 STREAM, STREAMS = "worker/stream.py", "worker/streams.py"
-PUBLISHER, INTAKE = "worker/publisher.py", "worker/intake.py"
-FRONTEND = "frontend/protocol.py"
+OWNERSHIP, PUBLISHER = "worker/ownership.py", "worker/publisher.py"
+INTAKE = "worker/intake.py"
+FRONTEND, MESSAGES = "frontend/protocol.py", "shared/messages.py"
 
 MUTANTS = (
     Mutant(
@@ -79,6 +80,13 @@ MUTANTS = (
         PUBLISHER,
         "if not send(frontend.frontend_id, encode(frame)):\n                return\n",
         "send(frontend.frontend_id, encode(frame))\n",
+    ),
+    Mutant(
+        "only the pointer moves on a refused send",
+        PUBLISHER,
+        "            if not send(frontend.frontend_id, encode(frame)):\n                return\n"
+        "            frontend.frame_number += 1\n",
+        "            frontend.frame_number += send(frontend.frontend_id, encode(frame))\n",
     ),
     Mutant(
         "a frame's number moves on a refused send",
@@ -154,8 +162,9 @@ MUTANTS = (
     Mutant(
         "a Submit sent anew is passed over",
         STREAMS,
-        "reading.rewind(len(submit.output_token_ids) // 4)",
-        "pass",
+        "            num_held = len(submit.output_token_ids) // 4\n",
+        "            if submit.request_id in frontend.readings:\n                return\n"
+        "            num_held = len(submit.output_token_ids) // 4\n",
     ),
     Mutant(
         "no grace for orphans",
@@ -179,28 +188,35 @@ MUTANTS = (
     Mutant(
         "a takeover does not fence",
         STREAMS,
-        "            self._fence(stream)\n            if stream.last_owner_id",
-        "            if stream.last_owner_id",
+        "self._follow(former, stream, is_fenced=True)",
+        "self._follow(former, stream, is_fenced=False)",
     ),
     Mutant(
         "a takeover is no new generation",
-        STREAMS,
-        "stream.set_generation(stream.request.generation + 1)",
-        "pass",
-        ("takeovers", "freezes", "long_freezes", "crashes"),
+        OWNERSHIP,
+        "min(self.generation + 1, MAX_GENERATION)",
+        "self.generation",
+        ("takeovers", "freezes", "crashes", "joins"),
+    ),
+    Mutant(
+        "a takeover said again takes it back",
+        OWNERSHIP,
+        "if former is not None and is_repeated and former.generation < self.generation:",
+        "if False:",
+        ("takeovers", "request_loss", "frame_loss"),
     ),
     Mutant(
         "a lower generation is accepted",
-        STREAMS,
-        "elif submit.generation < generation and submit.output_token_ids:",
-        "elif False:",
-        ("takeovers", "freezes", "long_freezes", "crashes"),
+        OWNERSHIP,
+        "return submit.was_owner and submit.generation < self.generation and not is_owner",
+        "return False",
+        ("takeovers", "freezes", "crashes", "joins"),
     ),
     Mutant(
         "a fresh Submit is taken for a former owner's",
-        STREAMS,
-        "elif submit.generation < generation and submit.output_token_ids:",
-        "elif submit.generation < generation:",
+        OWNERSHIP,
+        "return submit.was_owner and submit.generation < self.generation and not is_owner",
+        "return submit.generation < self.generation and not is_owner",
         (
             "joins",
             "takeovers",
@@ -209,25 +225,46 @@ MUTANTS = (
     Mutant(
         "a higher generation does not fence",
         STREAMS,
-        "        if owner is not None and owner.readings[stream.request_id].is_resumed:\n",
-        "        if False:\n",
-        ("takeovers", "freezes", "long_freezes", "crashes"),
+        "is_fenced=former is not None and former.was_owner",
+        "is_fenced=False",
+        ("takeovers", "freezes", "crashes", "joins"),
+    ),
+    Mutant(
+        "a higher generation fences whoever is there",
+        STREAMS,
+        "is_fenced=former is not None and former.was_owner",
+        "is_fenced=True",
+        ("takeovers", "freezes", "crashes", "joins"),
     ),
     Mutant(
         "nobody inherits",
-        STREAMS,
-        "heir = next((r for r in stream.readings.values() if r.may_own), None)",
-        "heir = None",
+        OWNERSHIP,
+        "self.line.remove(frontend_id)",
+        "del self.line[self.line.index(frontend_id) :]",
         (
             "joins",
             "detaches",
         ),
     ),
     Mutant(
+        "who owns it unknowingly is not told",
+        STREAMS,
+        "reading.announce()  # it",
+        "pass  # it",
+        ("joins", "crashes"),
+    ),
+    Mutant(
+        "an heir is not told",
+        STREAMS,
+        "            stream.owner.announce()\n",
+        "            pass\n",
+        ("joins", "detaches"),
+    ),
+    Mutant(
         "watchers inherit",
         STREAMS,
-        "for r in stream.readings.values() if r.may_own), None)",
-        "for r in stream.readings.values()), None)",
+        "if attach.takes_over and stream.sequence.finish is not None:",
+        "if not attach.takes_over or stream.sequence.finish is not None:",
         (
             "watchers",
             "detaches",
@@ -235,9 +272,9 @@ MUTANTS = (
     ),
     Mutant(
         "another body under a known id is joined",
-        STREAM,
-        "return (request.prompt_token_ids, request.params, request.tokenizer) == (",
-        "return True or (request.prompt_token_ids, request.params, request.tokenizer) == (",
+        MESSAGES,
+        "return (self.tokenizer, self.prompt_token_ids, self.params) == (",
+        "return True or (self.tokenizer, self.prompt_token_ids, self.params) == (",
     ),
     Mutant(
         "Detach cancels",
@@ -248,8 +285,8 @@ MUTANTS = (
     Mutant(
         "a Cancel from anybody ends",
         INTAKE,
-        "if stream is not None and stream.owner is frontend:",
-        "if stream is not None:",
+        "if reading is not None and reading.is_owner:",
+        "if reading is not None:",
         (
             "cancels",
             "watchers",
@@ -258,7 +295,7 @@ MUTANTS = (
     Mutant(
         "a Cancel is a Detach",
         INTAKE,
-        "            self.end(stream.sequence, CANCELLED)\n",
+        "            self.end(reading.stream.sequence, CANCELLED)\n",
         "            pass\n",
         ("cancels",),
     ),
@@ -322,7 +359,7 @@ MUTANTS = (
     Mutant(
         "a reader is not patient after a restart",
         FRONTEND,
-        "return _is_missing(row) and now < request.patient_until and not request.is_submitted",
+        "return self.attach is not None and now < self.patient_until",
         "return False",
     ),
     Mutant(
@@ -401,7 +438,7 @@ MUTANTS = (
     Mutant(
         "rows are taken before the answer to an Attach",
         FRONTEND,
-        "if not request.is_submitted and request.joined is None and row.token_ids:",
+        "if request.submit is None and row.token_ids:",
         "if False:",
         (
             "request_loss",
@@ -412,8 +449,8 @@ MUTANTS = (
     Mutant(
         "a lost Attach is not sent again",
         FRONTEND,
-        "if request.is_attaching or (now < request.patient_until and not request.is_submitted):",
-        "if now < request.patient_until and not request.is_submitted:",
+        "if request.is_attaching or request.is_patient(now):",
+        "if request.is_patient(now):",
         (
             "request_loss",
             "takeovers",
@@ -423,7 +460,7 @@ MUTANTS = (
     Mutant(
         "an Attach is answered with any request",
         FRONTEND,
-        "if not request.is_same(joined):",
+        "if request.submit is not None and not request.submit.is_same(joined):",
         "if False:",
         (
             "conflicts",
@@ -434,12 +471,40 @@ MUTANTS = (
     Mutant(
         "who takes over stays an attacher",
         FRONTEND,
-        "if request.is_submitted or is_owner:",
-        "if request.is_submitted:",
+        "        if is_owner:\n            request.attach = None\n",
+        "",
         (
             "takeovers",
             "crashes",
             "frontend_deaths",
         ),
+    ),
+    Mutant(
+        "who has no tokens says that it was the owner",
+        FRONTEND,
+        "was_owner=request.is_owner and bool(held)",
+        "was_owner=request.is_owner",
+        ("takeovers", "joins"),
+    ),
+    Mutant(
+        "who submits again without tokens still believes what it was told",
+        FRONTEND,
+        "request.is_owner |= not held",
+        "pass",
+        ("joins", "detaches", "crashes"),
+    ),
+    Mutant(
+        "whoever has tokens says that it was the owner",
+        FRONTEND,
+        "was_owner=request.is_owner and bool(held)",
+        "was_owner=bool(held)",
+        ("takeovers", "freezes", "crashes", "joins"),
+    ),
+    Mutant(
+        "a former owner does not say that it was one",
+        FRONTEND,
+        "was_owner=request.is_owner and bool(held)",
+        "was_owner=False",
+        ("takeovers", "freezes", "crashes", "joins"),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,7 @@ Damage = Callable[[Keys], object]
             "no key file",
         ),
         (lambda k: (k.frontends / "x.key").write_text("x"), load_worker, "x.key is no key file"),
+        (lambda k: os.mkfifo(k.frontends / "x.key", 0o600), load_worker, "x.key is no key file"),
     ],
 )
 def test_bad_keys_are_refused(

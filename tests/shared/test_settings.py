@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from chairlift import __main__, __version__
+from chairlift.shared.addresses import default_address
 from chairlift.shared.settings import (
     DEMO_MODEL_FOLDER,
     ServeSettings,
@@ -155,6 +156,17 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert ending.value.code == 0
     assert "--max-requests-per-key" in text and "--api-keys" not in text
+
+
+@pytest.mark.parametrize("load", [serve, worker])
+def test_help_shows_real_defaults(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A default is shown as a user could write it, or told in words."""
+    with pytest.raises(SystemExit):
+        load("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"(default: {default_address()})" in text
+    assert "(default: info)" in text
+    assert "factory" not in text and "None" not in text
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

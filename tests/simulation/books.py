@@ -77,8 +77,7 @@ def check_books(core: SimulatedWorker) -> None:
         details = f"{len(held)} held, {core.blocks.num_free_blocks} free of {NUM_BLOCKS}"
         raise Violation("no block is leaked", details)
     for stream in core.streams:
-        owner = stream.owner
-        if owner is not None and stream.readings.get(owner.frontend_id) is None:
-            raise Violation("an owner is a reader", "it isn't")
+        if not {*stream.ownership.line} <= stream.readings.keys():
+            raise Violation("who may own a stream reads it", f"{stream.ownership}")
     if core.intake.num_malformed:
         raise Violation("nobody sends nonsense", f"{core.intake.num_malformed} messages")

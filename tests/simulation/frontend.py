@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from chairlift.frontend.connection import SEND_RETRY_S, TICK_S
 from chairlift.frontend.protocol import FrontendProtocol, News
-from chairlift.shared.messages import Finish
+from chairlift.shared.codec import decode_request
+from chairlift.shared.messages import Finish, Sync
 
 from .asks import Ask
 from .network import NEVER, Pipes
+from .violation import Violation
 
 Kind = Literal["submit", "take over", "watch"]
 Farewell = Literal["", "cancel", "detach", "death"]
@@ -41,9 +43,14 @@ class Opening:
     has_owned: bool = False
     owned_since: float = NEVER
     is_owner: bool = False  # by the worker's books
+    is_joined: bool = False
     is_told_so: bool = False
+    told_in: set[int] = field(default_factory=set)  # epochs
     is_fenced: bool = False
+    fenced_in: int = 0  # epoch
+    knew_it_owned: bool = False  # when it was fenced off, and will say so
     unowned_since: float | None = None
+    unaware_since: float | None = None  # that it is the owner
     behind_since: float | None = None
     awaited: int = 0  # tokens and end that there were when it fell behind
 
@@ -96,8 +103,10 @@ class SimulatedFrontend:
         self.stale: list[bytes] = []  # frames of a former worker that are still to come
         self.last_heard = now  # by the worker
         self.unsubscribed_at: float | None = None  # ... as it knows
+        self.has_come_back = False  # to what the worker may know of already
         self.lapsed_at = float("-inf")  # when it last had to take this frontend for gone
         self._listener = listener
+        self._opened: set[bytes] = set()
         self._next_tick = now
         self._retry_at = NEVER
 
@@ -127,6 +136,8 @@ class SimulatedFrontend:
     def open(self, kind: Kind, request_id: bytes, ask: Ask | None, now: float) -> Opening:
         """As `frontend.client` does, for what isn't read here already."""
         opening = Opening(self, request_id, kind, now, ask)
+        self.has_come_back |= kind != "submit" or request_id in self._opened
+        self._opened.add(request_id)
         if kind == "submit" and ask is not None and ask.options.ttl_s:
             opening.deadline = now + ask.options.ttl_s
         self.openings[request_id] = opening
@@ -143,6 +154,7 @@ class SimulatedFrontend:
         """What is read here already; nothing if it is ours."""
         if self.protocol._requests[opening.request_id].is_owner:
             return
+        self.has_come_back = True
         opening.kind, opening.has_owned, opening.owned_since = "take over", False, NEVER
         self.protocol.take_over(opening.request_id, now)
         self._ask(opening, now)
@@ -184,8 +196,16 @@ class SimulatedFrontend:
     def flush(self, now: float) -> None:
         outgoing = self.protocol.outgoing
         while outgoing and self.requests.send(outgoing[0], now):
-            outgoing.popleft()
+            self._check_gap(outgoing.popleft())
         self._retry_at = now + SEND_RETRY_S if outgoing and self.requests.is_open else NEVER
+
+    def _check_gap(self, data: bytes) -> None:
+        """Where nothing was lost, and nobody came back to what he had left, all comes in order."""
+        if self.has_come_back or not self.frames.is_pristine or b"sync" not in data[:8]:
+            return
+        message = decode_request(data)
+        if isinstance(message, Sync) and message.has_gap:
+            raise Violation("where nothing is lost there is no gap", f"{self}")
 
     def receive_stale(self, now: float) -> None:
         """What took a longer way than the new worker's greeting."""

@@ -43,9 +43,11 @@ class Oracle:
             raise Violation("the context is the request's own", repr(item.context))
         if opening.ask is not None and opening.ask is not ask:
             raise Violation("nobody reads another's answer", f"{item.context!r}")
-        opening.ask, opening.patient_until = ask, 0.0
+        opening.ask, opening.patient_until, opening.is_joined = ask, 0.0, True
         request = frontend.protocol._requests.get(item.request_id)
         opening.is_told_so = request is not None and request.is_owner
+        if opening.is_told_so and frontend.epoch is not None:
+            opening.told_in.add(frontend.epoch)
 
     def _take_output(self, frontend: SimulatedFrontend, item: Output, now: float) -> None:
         opening = self._opening(frontend, item.request_id)
@@ -110,6 +112,8 @@ class Oracle:
 
     def _may_be_taken_over(self, opening: Opening, now: float) -> bool:
         """By another frontend that wanted it, later; after a restart also by the owner before."""
+        if self._has_only_read_along(opening):
+            return False
         since = self._first_asked(opening)
         is_restarted = opening.frontend.greeted_at > since
         return any(
@@ -117,6 +121,19 @@ class Oracle:
             for other in self._others(opening)
             if other.kind == "take over"
         )
+
+    def _has_only_read_along(self, opening: Opening) -> bool:
+        """Whether it joined a request whose owners were there all the time, and who took it over
+        did that under an earlier worker."""
+        openings, others = self.openings[opening.request_id], self._others(opening)
+        if opening.kind != "submit" or len(openings) > len(others) + 1:
+            return False
+        epoch = opening.frontend.epoch
+        is_told = opening.is_joined and not opening.told_in and not opening.has_owned
+        may_inherit = any(o.farewell or o.frontend.lapsed_at > 0 for o in openings)
+        takers = [o for o in others if o.kind == "take over"]
+        is_taken_now = any(not o.told_in - {epoch} for o in takers)
+        return is_told and not may_inherit and not is_taken_now
 
     def _may_be_cancelled(self, opening: Opening, now: float) -> bool:
         """By its owner, when that one's time was over, or by its leaving what can't be resumed."""

@@ -193,16 +193,23 @@ class Trouble:
             self._inherit(heir, orphans)
 
     def _hang(self, now: float) -> None:
-        """Its callers give one up that will wake again, and the worker may die meanwhile."""
+        """Its callers give one up that will wake again, and the worker may die meanwhile.
+
+        Sometimes only the heir is awake, so that nobody else hears of the takeover.
+        """
         frontend, heir = self._awake(), self._awake()
         if frontend is None or heir is None or frontend is heir:
             return
         seconds = self._random.uniform(0.1, 2)
         self._note("freezes", frontend.name, f"{seconds:.2f} s")
         frontend.frozen_until = now + seconds
+        if self._random.random() < 0.5:
+            for other in self._simulation.frontends:
+                if other is not heir:
+                    other.frozen_until = max(other.frozen_until, now + seconds)
         self._inherit(heir, [*frontend.openings])
         if self._simulation.faults.crashes:
-            self._crash_at = now + self._random.uniform(0.02, seconds)
+            self._crash_at = max(now + 0.02, frontend.frozen_until - self._random.uniform(0, 0.3))
 
     def _inherit(self, heir: SimulatedFrontend, request_ids: list[bytes]) -> None:
         for request_id in request_ids:
@@ -231,7 +238,7 @@ class Trouble:
     def _spike(self, now: float) -> None:
         frontend = self._random.choice(self._simulation.frontends)
         pipe = self._random.choice([frontend.requests, frontend.frames])
-        pipe.held_until = now + self._random.uniform(0.05, 0.4)
+        pipe.held_until = max(pipe.held_until, now + self._random.uniform(0.05, 0.4))
         self._note("spikes", frontend.name)
 
     def _lose_frames(self, now: float) -> None:

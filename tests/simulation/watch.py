@@ -54,6 +54,11 @@ class Watch:
         if self._host.num_turns % THOROUGH_EVERY == 0:
             check_books(core)
 
+    @property
+    def _epoch(self) -> int:
+        assert self._core is not None, "a look needs a worker"
+        return self._core.epoch
+
     def _begin(self, core: SimulatedWorker) -> Books:
         self._core = core
         for frontend in self._host.frontends:
@@ -103,7 +108,7 @@ class Watch:
             reading = readings.get(opening.request_id)
             verdict = verdicts.get(opening.request_id)
             if verdict is not None and verdict.code == "taken_over":
-                opening.is_fenced = True
+                self._note_fence(opening)
             if reading is None:
                 opening.is_owner = False
                 self._check_drop(opening, verdict is not None, now)
@@ -112,6 +117,7 @@ class Watch:
                 self._check_pointer(opening, reading, now)
                 self._check_news(opening, reading, calm_since, now)
                 self._check_owner(opening, reading, calm_since, now)
+                self._check_awareness(opening, reading, calm_since, now)
                 self._check_fence(opening, reading)
             opening.reading = reading if opening.is_asked else None
             self._check_ttl(opening, reading, calm_since, now)
@@ -156,7 +162,7 @@ class Watch:
         frontend = opening.frontend
         if reading is not opening.reading:
             opening.known_since = now
-        elif reading.num_sent < opening.num_sent and _is_pristine(opening):
+        elif reading.num_sent < opening.num_sent and _is_pristine(opening, self._host.calm_since):
             details = f"{frontend.name}: from {opening.num_sent} back to {reading.num_sent}"
             raise Violation("what wasn't lost isn't sent again", details)
         opening.num_sent = reading.num_sent
@@ -196,7 +202,7 @@ class Watch:
     ) -> None:
         """Who takes a running request over owns it."""
         stream = reading.stream
-        is_owner = stream.owner is reading.frontend
+        is_owner = reading.is_owner
         is_over = is_owner or stream.sequence.finish is not None
         if opening.kind != "take over" or is_over or opening.has_owned:
             if is_owner and not opening.has_owned:  # after a restart any of those who may is it
@@ -214,29 +220,58 @@ class Watch:
         if now > limit:
             raise Violation("who takes over is the owner", f"{opening}")
 
+    def _check_awareness(
+        self, opening: Opening, reading: Reading, calm_since: float, now: float
+    ) -> None:
+        """Who owns a running request is told so."""
+        frontend = opening.frontend
+        is_told = frontend.protocol._requests[opening.request_id].is_owner
+        is_running = reading.stream.sequence.finish is None
+        is_lost = _lost_at(frontend.frames, frontend) > float("-inf")
+        if is_told or is_lost or not is_running or not reading.is_owner:
+            opening.unaware_since = None
+            return
+        if opening.unaware_since is None:
+            opening.unaware_since = now
+        many_s = len(frontend.openings) * self._patience.message_s / 2
+        limit = max(opening.unaware_since, calm_since) + self._patience.tail_s + many_s
+        if now > limit:
+            raise Violation("who owns a request knows it", f"{opening}")
+
+    def _note_fence(self, opening: Opening) -> None:
+        protocol = opening.frontend.protocol
+        is_owner = protocol._requests[opening.request_id].is_owner
+        opening.is_fenced, opening.fenced_in = True, self._epoch
+        opening.knew_it_owned = is_owner and opening.num_tokens > 0 and not protocol.outgoing
+
     def _check_fence(self, opening: Opening, reading: Reading) -> None:
         """Who was taken over reads no more, neither beside the new owner nor after a restart."""
         stream = reading.stream
         was_owner = opening.is_owner
-        opening.is_owner = opening.is_asked and stream.owner is reading.frontend
+        opening.is_owner = opening.is_asked and reading.is_owner
         if opening.is_owner and self._has_only_watched(opening):
             raise Violation("who watches owns nothing", f"{opening}")
-        opening.is_fenced &= reading.is_resumed  # else it reads along as one that is new
+        is_former = opening.knew_it_owned and opening.fenced_in != self._epoch
+        opening.is_fenced &= reading.was_owner or is_former  # else it is a new reader
         if stream.sequence.finish is not None:
             return
-        is_demoted = was_owner and not opening.is_owner and self._host.num_deaths == 0
-        is_back = opening.is_fenced and not opening.is_owner
-        if is_demoted or (is_back and self._is_taken(stream)):
+        is_demoted = was_owner and not reading.is_owner and self._host.num_deaths == 0
+        is_back = opening.is_fenced and not reading.is_owner
+        if is_demoted or (is_back and self._is_taken(opening, stream)):
             raise Violation("who was taken over is fenced off", f"{opening}")
 
     def _has_only_watched(self, opening: Opening) -> bool:
         openings = self._oracle.openings[opening.request_id]
         return all(o.kind == "watch" for o in openings if o.frontend is opening.frontend)
 
-    def _is_taken(self, stream: Stream) -> bool:
-        """Whether the owner is one that has taken it over."""
+    def _is_taken(self, former: Opening, stream: Stream) -> bool:
+        """Whether the owner is one that has taken it over, and can know the generation."""
+        owner_id = stream.ownership.owner_id
         return any(
-            opening.kind == "take over" and opening.is_owner and opening.is_live
+            opening.kind == "take over"
+            and opening.frontend.frontend_id == owner_id
+            and opening.is_live
+            and former.fenced_in in {self._epoch, *opening.told_in}
             for opening in self._oracle.openings[stream.request_id]
         )
 
@@ -286,11 +321,12 @@ def _lost_at(pipe: Pipe, frontend: SimulatedFrontend) -> float:
     return float("-inf") if is_mended else pipe.lost_at
 
 
-def _is_pristine(opening: Opening) -> bool:
+def _is_pristine(opening: Opening, calm_since: float) -> bool:
     """Whether nothing was lost, and nobody had to ask again, since the worker knows of it."""
     frontend = opening.frontend
     frames = frontend.frames
     greeted_at = max(frontend.greeting_sent_at, frontend.greeted_at)
-    disturbed = (frames.lost_at, greeted_at, frontend.attached_at)  # rows may precede the answer
+    attached_at = max(frontend.attached_at, calm_since)  # rows may precede the answer
+    disturbed = (frames.lost_at, greeted_at, attached_at)
     is_asked_twice = frames.doubling or frontend.requests.num_lost or frontend.lapsed_at > 0
     return not is_asked_twice and max(disturbed) + GREETING_S < opening.known_since

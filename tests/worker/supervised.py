@@ -116,7 +116,7 @@ def poisoned(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -> 
         if BOB in step:
             os.abort()
         pulse.end_step()
-        quarantine.clear(step[0])
+        pulse.clear(step[0])
     return obey(pulse)
 
 

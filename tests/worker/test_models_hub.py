@@ -173,6 +173,14 @@ def test_refusals_say_what_to_change(hub: str, tmp_path: Path) -> None:
     assert "neither an existing folder nor a model's name" in folder
 
 
+def test_a_typo_is_told_from_a_missing_model(hub: str, tmp_path: Path) -> None:
+    """A name without an owner is probably no name on the hub: all that could be meant is named."""
+    calls: list[tuple[str, str | None, bool]] = [("demo2", None, False), ("demo2", None, True)]
+    for outcome in resolve_all(calls, hub, tmp_path):
+        expected = "no model demo2: --model takes demo, an existing folder, or owner/model"
+        assert expected in outcome
+
+
 def test_a_hub_that_does_not_answer_is_told_from_a_missing_model(tmp_path: Path) -> None:
     """A refused connection speaks of the network."""
     (outcome,) = resolve_all([(MODEL, None, False)], "http://127.0.0.1:9", tmp_path)

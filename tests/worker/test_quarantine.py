@@ -32,7 +32,6 @@ class Deaths:
 def test_nobody_is_suspected_without_a_death() -> None:
     """A quarantine of its own knows no requests."""
     quarantine = Quarantine()
-    quarantine.clear(A)
     assert not quarantine.is_suspect(A)
     assert not quarantine.is_condemned(A)
 
@@ -58,7 +57,7 @@ def test_who_ran_alone_is_cleared() -> None:
     """Cleared in the worker at once, and in the parent after that worker's death."""
     deaths = Deaths()
     deaths.die(A, B)
-    deaths.quarantine.clear(A)
+    deaths.pulse.clear(A)
     assert deaths.suspects() == {B}
     assert deaths.die(B) == B
     assert deaths.suspects() == set()
@@ -96,7 +95,7 @@ def test_strikes_end_with_a_clearing() -> None:
     for _ in range(3 * MAX_CHANCES):
         deaths.die(A, by_chance=True)
         assert deaths.die(A, by_chance=True) is None
-        deaths.quarantine.clear(A)
+        deaths.pulse.clear(A)
         deaths.die(by_chance=True)
     assert not deaths.quarantine.is_condemned(A)
 

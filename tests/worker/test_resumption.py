@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tokenizers
 
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.worker.detokenizer import Detokenizer
+from chairlift.worker.ownership import Ownership
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.stopping import take_token
 from chairlift.worker.stream import Frontend, Reading, Stream
@@ -26,8 +28,9 @@ def make_sequence(tokenizer: tokenizers.Tokenizer, params: SamplingParams) -> Se
 
 def row_after(sequence: Sequence, num_sent: int) -> tuple[int, str]:
     """Where the text begins, and the text, that a reader with `num_sent` tokens is given."""
-    stream = Stream(None, sequence)  # type: ignore[arg-type]  # only its tokens and text are read
-    row = Reading(stream, Frontend(b"f" * 8, 0.0), num_sent, True, False).row()
+    request: Any = None  # only its tokens and text are read
+    stream = Stream(request, sequence, Ownership(0))
+    row = Reading(stream, Frontend(b"f" * 8, 0.0), num_sent).row()
     return (0, "") if row is None else (row.text_offset, row.text)
 
 

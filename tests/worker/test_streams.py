@@ -73,7 +73,7 @@ def test_the_former_owner_is_told(desk: Desk) -> None:
     assert desk.end(ALICE).code == "taken_over"
     desk.turn(Cancel(ALICE, REQUEST), Sync(ALICE, 77, 2, False, False, b""))
     held = pack_token_ids(expected_tokens(5)[:1])
-    desk.turn(resumable(desk, output_token_ids=held))
+    desk.turn(resumable(desk, output_token_ids=held, was_owner=True))
     desk.turns(5)
     assert desk.tokens(BOB) == expected_tokens(5)
     ends = [row.finish.code for row in desk.rows(ALICE) if row.finish]
@@ -228,15 +228,31 @@ def test_joined_comes_again_with_the_first_tokens(desk: Desk) -> None:
 
 def test_after_a_restart_the_higher_generation_owns(desk: Desk) -> None:
     """The frozen former owner may be the first to submit again: it is fenced off all the same."""
-    desk.turn(resumable(desk, output_token_ids=pack_token_ids(expected_tokens(5)[:1])))
-    second = desk.submit(
-        BOB, 5, generation=1, output_token_ids=pack_token_ids(expected_tokens(5)[:3])
-    )
-    desk.turn(second)
+    held = pack_token_ids(expected_tokens(5)[:1])
+    desk.turn(resumable(desk, output_token_ids=held, was_owner=True))
+    held = pack_token_ids(expected_tokens(5)[:3])
+    desk.turn(desk.submit(BOB, 5, generation=1, output_token_ids=held, was_owner=True))
     desk.turns(6)
     assert desk.end(ALICE).code == "taken_over"
     assert desk.tokens(BOB) == expected_tokens(5)[3:]
     assert next(desk.rows(BOB)).offset == 3
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_co_reader_who_missed_a_takeover_reads_on_after_a_restart(
+    desk: Desk, is_first: bool
+) -> None:
+    """It comes with tokens and an old generation, but was never the owner: nobody took it over."""
+    held = pack_token_ids(expected_tokens(5)[:2])
+    co_reader = resumable(desk, output_token_ids=held)
+    owner = desk.submit(BOB, 5, generation=1, output_token_ids=held, was_owner=True)
+    desk.turn(*([co_reader, owner] if is_first else [owner, co_reader]))
+    desk.turns(6)
+    assert desk.end(ALICE).reason == desk.end(BOB).reason == "length"
+    assert desk.tokens(ALICE) == desk.tokens(BOB) == expected_tokens(5)[2:]
+    stream = desk.worker.streams.find(REQUEST)
+    assert stream is not None and stream.ownership.line == [BOB, ALICE]
+    assert not desk.joined(ALICE)[-1].is_owner
 
 
 def test_an_owner_that_comes_back_is_the_owner(desk: Desk) -> None:
@@ -247,10 +263,11 @@ def test_an_owner_that_comes_back_is_the_owner(desk: Desk) -> None:
     assert stream is not None and stream.owner is None
     held = desk.tokens()
     params = SamplingParams(max_tokens=20, temperature=0.0)
-    desk.turn(resumable(desk, params=params, output_token_ids=pack_token_ids(held)))
+    packed = pack_token_ids(held)
+    desk.turn(resumable(desk, params=params, output_token_ids=packed, was_owner=True))
     desk.turns(20)
     assert desk.tokens() == expected_tokens(5, 20)
-    assert stream.request.generation == 0
+    assert stream.ownership.generation == 0
 
 
 def test_a_request_ends_at_its_time(desk: Desk) -> None:

@@ -345,6 +345,19 @@ def test_a_worker_ends_with_its_parent(address: str, worker: str) -> None:
         assert it.rest()[0] == ""
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere both look alike")
+def test_parent_and_worker_are_told_apart(address: str) -> None:
+    """`ps` and `top` show who the worker is, and that the parent still is what was started."""
+    with running("obedient", address) as it:
+        it.expect("ready")
+        parent = Path(f"/proc/{it.process.pid}")
+        child = Path(f"/proc/{(parent / f'task/{parent.name}/children').read_text().strip()}")
+        title = (child / "cmdline").read_bytes().rstrip(b"\0").decode()
+        assert title == f"chairlift worker of parent {it.process.pid}"
+        assert (child / "comm").read_text() == "chairlift-child\n"
+        assert b"supervised.py" in (parent / "cmdline").read_bytes()
+
+
 def test_an_address_is_free_as_soon_as_its_holders_are_gone(address: str) -> None:
     """A successor started right after kill -9 takes the address over."""
     with running("stubborn", address) as first:

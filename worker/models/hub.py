@@ -43,7 +43,11 @@ def resolve_model(name_or_folder: str, revision: str | None = None, offline: boo
         )
     # The HTTP client below the library has errors of its own, and not the same in each version.
     except Exception as error:
-        raise ModelError(_explain(error, name_or_folder, revision, offline)) from error
+        reason = _explain(error, name_or_folder, revision, offline)
+        if "/" not in name_or_folder:  # likely a typo: what is on the hub has an owner
+            known = "demo, an existing folder, or owner/model on the hub"
+            reason = f"there is no model {name_or_folder}: --model takes {known} ({reason})"
+        raise ModelError(reason) from error
 
 
 def _explain(error: Exception, name: str, revision: str | None, offline: bool) -> str:

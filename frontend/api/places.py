@@ -12,7 +12,7 @@ from .errors import HttpError, retry_in
 MIN_RETRY_S = 1.0
 
 
-class Admission:
+class Places:
     """Counts generations in flight; what is held is given back on leaving the block."""
 
     def __init__(
