@@ -14,9 +14,7 @@ from msgspec.structs import replace
 
 from ..shared.codec import decode_reply, encode
 from ..shared.errors import RequestIdConflictError
-from ..shared.finishes import CANCELLED as CANCELLED
 from ..shared.finishes import NOT_FOUND, OUT_OF_TIME
-from ..shared.finishes import TAKEN_OVER as TAKEN_OVER
 from ..shared.messages import (
     Attach,
     Cancel,

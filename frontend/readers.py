@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..shared.finishes import CANCELLED, TAKEN_OVER
 from .connection import Connection
-from .protocol import CANCELLED, TAKEN_OVER, Opened, Output
+from .protocol import Opened, Output
 from .results import Delta
 from .token_stream import TokenStream
 

@@ -13,6 +13,7 @@ from ..shared.errors import (
     RequestIdConflictError,
     StreamNotFoundError,
 )
+from ..shared.finishes import CONFLICT, NOT_FOUND
 from ..shared.messages import Finish, FinishReason
 
 
@@ -51,8 +52,8 @@ def exception_for(finish: Finish) -> ChairliftError | None:
         return ContextLengthError(finish.message)
     if finish.code == "invalid_request":
         return InvalidRequestError(finish.message)
-    if finish.code == "stream_not_found":
+    if finish.code == NOT_FOUND.code:
         return StreamNotFoundError(finish.message)
-    if finish.code == "request_id_conflict":
+    if finish.code == CONFLICT.code:
         return RequestIdConflictError(finish.message)
     return RequestFailedError(finish.message, code=finish.code)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Self
 
 from ..shared.errors import StreamNotFoundError
-from .protocol import CANCELLED
+from ..shared.finishes import CANCELLED
 from .results import Delta, exception_for
 
 Leave = Callable[["TokenStream", bool], None]  # the second: the request may go on

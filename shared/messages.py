@@ -119,8 +119,6 @@ class Greeting(Message, frozen=True, tag="greeting"):
     """First message on a new subscription: who the worker is and what it can take."""
 
     epoch: Count
-    min_version: int
-    max_version: int
     model: str
     created: Count  # Unix seconds
     tokenizer: Fingerprint

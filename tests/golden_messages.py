@@ -68,7 +68,7 @@ REQUESTS: dict[str, Message] = {
     "acknowledgement": Sync(FRONTEND, 1, 2, True, False, None),
 }
 REPLIES: dict[str, Message] = {
-    "greeting": Greeting(1, 1, 1, "model", 0, b"12345678", b"87654321", 100, 64, 0),
+    "greeting": Greeting(1, "model", 0, b"12345678", b"87654321", 100, 64, 0),
     "tokenizer": TokenizerFiles(b"{}", b"{}"),
     "frame": Frame(
         epoch=2**63 - 1,

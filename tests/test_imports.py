@@ -37,6 +37,7 @@ TORCH_FREE = {
     "worker/supervisor.py",
     "worker/faults.py",
     "worker/stream.py",
+    "worker/ownership.py",
     "worker/streams.py",
     "worker/publisher.py",
     "worker/sequence.py",

@@ -9,7 +9,6 @@ import structlog
 import torch
 
 from ..shared.addresses import Endpoints
-from ..shared.codec import VERSION
 from ..shared.errors import ChairliftError
 from ..shared.messages import Greeting
 from ..shared.settings import WorkerSettings
@@ -130,8 +129,6 @@ def build_engine(
 def _greeting(settings: WorkerSettings, model: LoadedModel, tokenizer: Tokenizer) -> Greeting:
     return Greeting(
         epoch=secrets.randbits(63),
-        min_version=VERSION,
-        max_version=VERSION,
         model=settings.served_model_name,
         created=int(time.time()),
         tokenizer=tokenizer.fingerprint,

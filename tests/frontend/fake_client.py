@@ -163,8 +163,6 @@ class FakeClient:
         self._tokenizer = make_tokenizer()
         self.worker: Greeting | None = Greeting(
             epoch=1,
-            min_version=1,
-            max_version=1,
             model="lift/tiny",
             created=1_700_000_000,
             tokenizer=self._tokenizer.fingerprint,

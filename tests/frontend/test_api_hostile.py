@@ -116,7 +116,7 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.protocol = self
-        self.greeting: Greeting | None = Greeting(1, 1, 1, "m", 0, b"1" * 8, b"2" * 8, 9, 9, 0)
+        self.greeting: Greeting | None = Greeting(1, "m", 0, b"1" * 8, b"2" * 8, 9, 9, 0)
         self.stats = WorkerStats()
         self.state = "ready"
         self.outgoing: list[bytes] = []

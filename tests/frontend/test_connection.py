@@ -25,8 +25,6 @@ from tests.tcp import Keys, free_address
 TIMEOUT_S = 10.0
 ANSWER = Greeting(
     epoch=1,
-    min_version=1,
-    max_version=1,
     model="model",
     created=0,
     tokenizer=bytes(8),

@@ -12,6 +12,7 @@ from tests.mutants.catalog import MUTANTS, Mutant
 # Quick to notice, and of every part.
 SAMPLE = (
     "no rewind",
+    "the pointer moves on a refused send",
     "nothing is submitted again to a new worker",
     "former epochs are listened to",
     "no grace for orphans",

@@ -59,7 +59,7 @@ REQUESTS: list[Message] = [
     Sync(FRONTEND, 1, 2, True, False, None),
 ]
 REPLIES: list[Message] = [
-    Greeting(1, 1, 1, "model", 0, b"12345678", b"87654321", 100, 64, 0),
+    Greeting(1, "model", 0, b"12345678", b"87654321", 100, 64, 0),
     TokenizerFiles(b"{}", b"{}"),
     FRAME,
 ]

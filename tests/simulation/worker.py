@@ -107,8 +107,6 @@ class SimulatedWorker:
 def _greeting(language: Language, epoch: int) -> Greeting:
     return Greeting(
         epoch=epoch,
-        min_version=1,
-        max_version=1,
         model="fake",
         created=0,
         tokenizer=language.tokenizer.fingerprint,
