@@ -229,18 +229,19 @@ class AsyncClient:
         """The whole answer; parameters and errors as `stream`."""
         await self.connect()
         token_ids = self._encode(prompt)
-        text, output, finish = "", [], Finish("stop")
+        whole = Delta([], "")
         async for delta in self.stream(token_ids, **params):
-            text += delta.text
-            output += delta.token_ids
-            finish = delta.finish or finish
+            whole += delta
+        finish = whole.finish or Finish("stop")
         return Completion(
-            text=text,
-            token_ids=output,
+            text=whole.text,
+            token_ids=whole.token_ids,
             finish_reason=finish.reason,
             num_prompt_tokens=len(token_ids),
             num_cached_tokens=finish.num_cached_tokens,
             stop_reason=finish.stop_reason,
+            logprobs=whole.logprobs,
+            prompt_logprobs=whole.prompt_logprobs,
         )
 
     async def chat(self, messages: Sequence[ChatMessage], **params: Any) -> Completion:

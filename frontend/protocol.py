@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 
 from msgspec.structs import replace
 
 from ..shared.codec import decode_reply, encode
 from ..shared.errors import RequestIdConflictError
 from ..shared.finishes import NOT_FOUND, OUT_OF_TIME
+from ..shared.logprobs import TokenLogprob, unpack_logprobs
 from ..shared.messages import (
     Attach,
     Cancel,
     Detach,
+    Extras,
     Finish,
     Frame,
     Greeting,
@@ -31,6 +34,7 @@ from ..shared.messages import (
     pack_live,
     pack_token_ids,
     split_ids,
+    unpack_token_ids,
 )
 from ..shared.sampling_params import SamplingParams
 from .request_options import RequestOptions
@@ -51,6 +55,9 @@ class Output:
     token_ids: list[int]
     text: str
     finish: Finish | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, if wanted
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # with the first
+    embedding: bytes = b""  # float32, little-endian; with the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class Opened:
 
     request_id: bytes
     context: bytes
+    prompt_token_ids: list[int]
 
 
 News = Greeting | TokenizerFiles | Opened | Output
@@ -79,11 +87,31 @@ class _Request:
     output_token_ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     text_length: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def is_attaching(self) -> bool:
         """Whether there was no answer yet."""
         return self.attach is not None and (self.submit is None or self.attach.takes_over)
+
+    def with_extras(self, output: Output, extras: Extras, num_known: int) -> Output:
+        """The output with what else came of its tokens; of its row's first `num_known` it was
+        known before."""
+        assert self.submit is not None, "only of a known request"
+        params, prompt_logprobs = self.submit.params, []
+        logprobs = unpack_logprobs(extras.logprobs, max(params.num_logprobs, 0))[num_known:]
+        self.logprobs += logprobs
+        if not self.prompt_logprobs:
+            num_top = max(params.num_prompt_logprobs, 0)
+            prompt_logprobs = unpack_logprobs(extras.prompt_logprobs, num_top)
+            self.prompt_logprobs = prompt_logprobs
+        return replaced(
+            output,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            embedding=extras.embedding,
+        )
 
     def is_patient(self, now: float) -> bool:
         """Whether the worker is too young to know the request."""
@@ -135,6 +163,8 @@ class FrontendProtocol:
             is_resumable=options.is_resumable,
             context=options.context,
             cache_salt=options.cache_salt,
+            priority=options.priority,
+            pooling=options.pooling,
         )
         deadline = now + options.ttl_s if options.ttl_s else float("inf")
         self._open(submit.request_id, _Request(submit, None, True, deadline), now)
@@ -182,10 +212,21 @@ class FrontendProtocol:
         if not known.is_same(replace(known, prompt_token_ids=packed, params=params)):
             raise RequestIdConflictError("another request runs under this id: use a new one")
 
+    def prompt_of(self, request_id: bytes) -> list[int]:
+        """Of a live request; nothing before it is known."""
+        submit = self._requests[request_id].submit
+        return unpack_token_ids(submit.prompt_token_ids) if submit else []
+
     def so_far(self, request_id: bytes) -> Output:
         """All of a live request that was received."""
         request = self._requests[request_id]
-        return Output(request_id, request.output_token_ids.copy(), "".join(request.texts))
+        return Output(
+            request_id,
+            request.output_token_ids.copy(),
+            "".join(request.texts),
+            logprobs=request.logprobs.copy(),
+            prompt_logprobs=request.prompt_logprobs,
+        )
 
     def receive(self, data: bytes, now: float) -> list[News]:
         """Takes one message; raises ProtocolError if it is none."""
@@ -295,7 +336,8 @@ class FrontendProtocol:
         request.deadline = now + joined.ttl_ms / 1000 if joined.ttl_ms else float("inf")
         if is_owner:
             request.attach = None
-        return [Opened(joined.request_id, joined.context)]
+        prompt = unpack_token_ids(joined.prompt_token_ids)
+        return [Opened(joined.request_id, joined.context, prompt)]
 
     def _take_row(self, row: Row, now: float) -> list[News]:
         """The part of the row that is new; a gap is noted when something before it is missing."""
@@ -322,7 +364,10 @@ class FrontendProtocol:
             self._has_finished = True
         elif not token_ids:
             return []
-        return [Output(row.request_id, token_ids, text, row.finish)]
+        output = Output(row.request_id, token_ids, text, row.finish)
+        if row.extras is not None and request.submit is not None:
+            output = request.with_extras(output, row.extras, num_known)
+        return [output]
 
     def _send_opening(self, request_id: bytes, now: float) -> None:
         """Asks for the request, with what is held of it."""

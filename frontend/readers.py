@@ -39,10 +39,10 @@ class Readers:
         stream = TokenStream(request_id, self._leave, readers[0].context, may_own=may_own)
         protocol = self._connection.protocol
         if readers[0].is_open or protocol.owns(request_id):
-            stream.open(readers[0].context)
+            stream.open(readers[0].context, protocol.prompt_of(request_id))
         so_far = protocol.so_far(request_id)
         if so_far.token_ids:
-            stream.put(Delta(so_far.token_ids, so_far.text))
+            stream.put(_delta(so_far))
         readers.append(stream)
         return stream
 
@@ -60,11 +60,11 @@ class Readers:
         if output.finish is not None:
             self._streams.pop(output.request_id, None)
         for stream in readers:
-            stream.put(Delta(output.token_ids, output.text, output.finish))
+            stream.put(_delta(output))
 
     def open(self, opened: Opened) -> None:
         for stream in self._streams.get(opened.request_id, ()):
-            stream.open(opened.context)
+            stream.open(opened.context, opened.prompt_token_ids)
 
     def close(self) -> None:
         """Ends all with an abort."""
@@ -93,3 +93,14 @@ class Readers:
         protocol = self._connection.protocol
         (protocol.cancel if is_stopped else protocol.detach)(request_id)
         self._connection.flush()
+
+
+def _delta(output: Output) -> Delta:
+    return Delta(
+        output.token_ids,
+        output.text,
+        output.finish,
+        output.logprobs,
+        output.prompt_logprobs,
+        output.embedding,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..shared.errors import InvalidRequestError
-from ..shared.messages import MAX_CONTEXT_BYTES, MAX_SALT_BYTES, MAX_TTL_MS
+from ..shared.messages import MAX_CONTEXT_BYTES, MAX_SALT_BYTES, MAX_TTL_MS, Pooling
 
 DEFAULT_TTL_S = 600.0
 
@@ -17,7 +17,8 @@ class RequestOptions:
     `context` (at most 4096 bytes) is handed to whoever attaches later. What `is_resumable` is kept
     by the worker for a grace after its owner has gone, finished or not. Cached prefixes are shared
     under equal `cache_salt`s (at most 32 bytes). After `ttl_s` the request ends unfinished; None
-    waits for as long as it takes.
+    waits for as long as it takes. Of the waiting, those with a lower `priority` (-100 to 100) go
+    first. `pooling`, `last` or `mean`, asks for an embedding instead of tokens.
     """
 
     request_id: bytes | None = None
@@ -25,6 +26,8 @@ class RequestOptions:
     is_resumable: bool = False
     cache_salt: bytes = b""
     ttl_s: float | None = DEFAULT_TTL_S
+    priority: int = 0
+    pooling: Pooling = ""
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError for what can't be sent."""
@@ -36,6 +39,8 @@ class RequestOptions:
         if len(self.cache_salt) > MAX_SALT_BYTES:
             message = f"a cache salt has at most {MAX_SALT_BYTES} bytes"
             raise InvalidRequestError(message, param="cache_salt")
+        if not -100 <= self.priority <= 100:
+            raise InvalidRequestError("priority is from -100 to 100", param="priority")
         if self.ttl_s is not None and not 0 < self.ttl_s <= MAX_TTL_MS / 1000:
             message = f"ttl_s is more than 0 and at most {MAX_TTL_MS // 1000}"
             raise InvalidRequestError(message, param="ttl_s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..shared.errors import (
     ChairliftError,
@@ -14,6 +14,7 @@ from ..shared.errors import (
     StreamNotFoundError,
 )
 from ..shared.finishes import CONFLICT, NOT_FOUND
+from ..shared.logprobs import TokenLogprob
 from ..shared.messages import Finish, FinishReason
 
 
@@ -24,6 +25,20 @@ class Delta:
     token_ids: list[int]
     text: str
     finish: Finish | None = None  # of the last one
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, if wanted
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # less the first; once
+    embedding: bytes = b""  # float32, little-endian; of the last one
+
+    def __add__(self, other: Delta) -> Delta:
+        """This one, then the other."""
+        return Delta(
+            self.token_ids + other.token_ids,
+            self.text + other.text,
+            other.finish,
+            self.logprobs + other.logprobs,
+            self.prompt_logprobs or other.prompt_logprobs,
+            other.embedding,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,8 @@ class Completion:
     num_prompt_tokens: int
     num_cached_tokens: int = 0
     stop_reason: str | int | None = None  # the stop string or token id that ended it
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, if wanted
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # less the first
 
     def __str__(self) -> str:
         return self.text

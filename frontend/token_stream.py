@@ -24,6 +24,7 @@ class TokenStream:
     def __init__(self, request_id: bytes, leave: Leave, context: bytes, *, may_own: bool) -> None:
         self.request_id = request_id
         self.context = context
+        self.prompt_token_ids: list[int] = []  # of a request that ran already; as the context
         self.may_own = may_own  # it does not only watch
         self.is_owner = False
         self._leave = leave
@@ -84,17 +85,14 @@ class TokenStream:
         if isinstance(error, StreamNotFoundError):
             raise error
 
-    def open(self, context: bytes) -> None:
+    def open(self, context: bytes, prompt_token_ids: list[int]) -> None:
         """For the client: the request ran already, under this context."""
-        self.context = context
+        self.context, self.prompt_token_ids = context, prompt_token_ids
         self._opened.set()
 
     def put(self, delta: Delta) -> None:
         """For the client: news, joined to what the reader has not taken yet."""
-        if self._pending is not None:
-            token_ids = self._pending.token_ids + delta.token_ids
-            delta = Delta(token_ids, self._pending.text + delta.text, delta.finish)
-        self._pending = delta
+        self._pending = delta if self._pending is None else self._pending + delta
         self._is_ended |= delta.finish is not None
         self._opened.set()
         self._news.set()

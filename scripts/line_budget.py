@@ -12,7 +12,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = {("shared", "worker"): 5000, ("frontend",): 3300}
+LIMITS = {("shared", "worker"): 6000, ("frontend",): 5000}
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

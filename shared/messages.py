@@ -35,6 +35,8 @@ Fingerprint = Annotated[bytes, Meta(min_length=8, max_length=8)]
 PackedTokenIds = Annotated[bytes, Meta(max_length=4 * MAX_PROMPT_TOKENS)]  # u32, little-endian
 FinishReason = Literal["stop", "length", "abort", "error"]
 WorkerState = Literal["ready", "draining"]
+Pooling = Literal["", "last", "mean"]
+Priority = Annotated[int, Meta(ge=-100, le=100)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -63,13 +65,16 @@ class Submit(Message, frozen=True, tag="submit"):
     )
     ttl_ms: Annotated[int, Meta(ge=0, le=MAX_TTL_MS)] = 0  # to finish in; 0 is without limit
     was_owner: bool = False  # of the request, when it got the output tokens
+    priority: Priority = 0  # lower ones go first
+    pooling: Pooling = ""  # of an embedding: how the prompt's hidden states become one
 
     def is_same(self, other: Submit) -> bool:
         """Whether the other asks for the same tokens."""
-        return (self.tokenizer, self.prompt_token_ids, self.params) == (
+        return (self.tokenizer, self.prompt_token_ids, self.params, self.pooling) == (
             other.tokenizer,
             other.prompt_token_ids,
             other.params,
+            other.pooling,
         )
 
 
@@ -168,6 +173,14 @@ class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     retry_after_ms: Count = 0
 
 
+class Extras(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What few rows have: log probabilities in records as `logprobs` has them, an embedding."""
+
+    logprobs: bytes = b""  # of the row's tokens
+    prompt_logprobs: bytes = b""  # of the prompt's, less the first; with rows from offset 0 on
+    embedding: bytes = b""  # float32, little-endian; with the end
+
+
 class Joined(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The request that was attached to, as it was submitted: what it takes to submit it again."""
 
@@ -185,6 +198,7 @@ class Row:
     text_offset: int  # characters of text before this
     text: str
     finish: Finish | None = None
+    extras: Extras | None = None
 
 
 class Frame(Message, frozen=True, tag="frame"):
@@ -207,6 +221,7 @@ class Frame(Message, frozen=True, tag="frame"):
     text_offsets: list[Count]
     texts: list[str]
     finishes: list[tuple[Count, Finish]]  # (row, how it ended)
+    extras: list[tuple[Count, Extras]] = []  # (row, what it has besides)
 
     @property
     def is_heartbeat(self) -> bool:
@@ -216,9 +231,9 @@ class Frame(Message, frozen=True, tag="frame"):
         """The rows; ValueError when the columns disagree about their number."""
         request_ids = split_ids(self.request_ids)
         token_ids = unpack_token_ids(self.token_ids)
-        finishes = dict(self.finishes)
+        finishes, extras = dict(self.finishes), dict(self.extras)
         if sum(self.num_tokens) != len(token_ids) or any(
-            row >= len(request_ids) for row in finishes
+            row >= len(request_ids) for row in (*finishes, *extras)
         ):
             raise ValueError("frame columns disagree")
         start = 0
@@ -228,7 +243,8 @@ class Frame(Message, frozen=True, tag="frame"):
         for row, (request_id, offset, count, text_offset, text) in enumerate(columns):
             ids = token_ids[start : start + count]
             start += count
-            yield Row(request_id, offset, ids, text_offset, text, finishes.get(row))
+            finish, more = finishes.get(row), extras.get(row)
+            yield Row(request_id, offset, ids, text_offset, text, finish, more)
 
 
 def pack_token_ids(token_ids: Sequence[int]) -> bytes:

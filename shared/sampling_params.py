@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -13,10 +13,25 @@ from .errors import InvalidRequestError
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
 MAX_SEED = 2**63 - 1
+MAX_LOGPROBS = 20
+MAX_GRAMMAR_CHARACTERS = 64 << 10
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+NumLogprobs = Annotated[int, Meta(ge=-1, le=MAX_LOGPROBS)]
+GrammarKind = Literal["json_schema", "regex", "lark", "choice"]
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What the output has to look like.
+
+    `source` is a JSON schema, a regular expression, a grammar in Lark's notation as llguidance
+    reads it, or a JSON list of strings to choose from.
+    """
+
+    kind: GrammarKind
+    source: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
 
 
 class SamplingParams(
@@ -24,12 +39,14 @@ class SamplingParams(
 ):
     """Immutable; the same type is checked by the client and again by the worker.
 
-    Filters apply in this order: logit_bias, penalties, min_tokens, temperature, min_p, top_k,
-    top_p. `top_k` 0 and `temperature` 0 mean no limit and greedy. `seed` and the index of the
-    output token are all the randomness there is.
+    Filters apply in this order: logit_bias, penalties, min_tokens, bad_words, grammar, temperature,
+    min_p, top_k, top_p. `top_k` 0 and `temperature` 0 mean no limit and greedy. `seed` and the
+    index of the output token are all the randomness there is. `max_tokens` 0 asks for what the
+    model makes of the prompt alone. A number of logprobs tells how many of the likeliest tokens
+    come with each token's own, -1 that none are wanted.
     """
 
-    max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)]
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -46,6 +63,28 @@ class SamplingParams(
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=128)] = ()
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     ignore_eos: bool = False
+    num_logprobs: NumLogprobs = -1
+    num_prompt_logprobs: NumLogprobs = -1
+    bad_words: Annotated[
+        tuple[Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=32)], ...],
+        Meta(max_length=128),
+    ] = ()  # token sequences that don't come
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    grammar: Grammar | None = None
+
+    @property
+    def contradiction(self) -> str:
+        """What can't be had together; empty when everything can."""
+        if self.grammar is None:
+            return ""
+        others = {
+            "min_tokens": self.min_tokens > 0,
+            "ignore_eos": self.ignore_eos,
+            "bad_words": bool(self.bad_words),
+        }
+        names = ", ".join(name for name, is_set in others.items() if is_set)
+        return f"grammar: alone it says when the output ends, so leave out {names}" if names else ""
 
     @property
     def is_greedy(self) -> bool:
@@ -82,9 +121,12 @@ def checked_sampling_params(**values: Any) -> SamplingParams:
 def checked(params: SamplingParams) -> SamplingParams:
     """The same, since a constructor checks nothing; raises InvalidRequestError."""
     try:
-        return msgspec.convert(msgspec.to_builtins(params), SamplingParams)
+        converted = msgspec.convert(msgspec.to_builtins(params), SamplingParams)
     except msgspec.ValidationError as error:
         raise _named(error) from None
+    if converted.contradiction:
+        raise InvalidRequestError(converted.contradiction, param="grammar")
+    return converted
 
 
 def _named(error: msgspec.ValidationError) -> InvalidRequestError:

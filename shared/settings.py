@@ -159,6 +159,10 @@ class WorkerSettings(_Settings):
     hang_timeout_s: Seconds = Field(
         default=30.0, description="Seconds that one step may take before the worker is restarted."
     )
+    logits_processors: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Names, with commas, of installed packages' chairlift.logits_processors.",
+    )
     num_threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
         default=None, description="CPU threads; by default torch's."
     )
@@ -181,6 +185,11 @@ class WorkerSettings(_Settings):
     def _curve_suits_the_address(self) -> Self:
         self._check_curve(self.load_curve)
         return self
+
+    @field_validator("logits_processors", mode="before")
+    @classmethod
+    def _split_names(cls, names: object) -> object:
+        return tuple(names.replace(",", " ").split()) if isinstance(names, str) else names
 
     @model_validator(mode="after")
     def _budget_holds_a_step(self) -> Self:

@@ -16,16 +16,17 @@ from typing import Any
 
 import tokenizers
 
-from .chat_template import ChatTemplate
-from .errors import ContextLengthError, ModelError
+from .chat_template import CONTINUED, ChatTemplate, with_parsed_arguments
+from .errors import ContextLengthError, InvalidRequestError, ModelError
 from .messages import TokenizerFiles
+from .token_bytes import token_bytes_table
 
 # Private-use characters around a number stand for a special token that the template wrote, and
 # for the spelling of one that a user wrote; users can't write these characters themselves.
 _MARK = "\ue0f0{}\ue0f1"
 _HIDDEN = "\ue0f2{}\ue0f3"
 _HIDDEN_PATTERN = re.compile("\ue0f2([0-9]+)\ue0f3")
-_RESERVED = re.compile("[\ue0f0-\ue0f3]")
+_RESERVED = re.compile(f"[\ue0f0-\ue0f3{CONTINUED}]")
 
 
 class Tokenizer:
@@ -115,33 +116,61 @@ class Tokenizer:
         """All at once, special tokens left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """All at once, special tokens too."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def is_special(self, text: str) -> bool:
+        """Whether it is a special token, which is left out of an answer's text by default."""
+        return text in self._numbers
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What it adds to the text's UTF-8; a special token its name, an unknown id nothing."""
+        table = self._token_bytes
+        return table[token_id] if token_id < len(table) else b""
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes]:
+        return token_bytes_table(self._tokenizer)
+
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> list[int]:
-        """The messages through the chat template.
+        """The messages through the chat template; see its `render`.
 
         Only the template adds special tokens. Raises InvalidRequestError when there is no
         template or it refuses the messages.
         """
-        rendered = self.chat_template.render(
-            [self._hidden(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-        )
+        try:
+            rendered = self.chat_template.render(
+                self._hidden(with_parsed_arguments(messages)),
+                tools=self._hidden(tools) if tools else None,
+                template_kwargs=self._hidden(template_kwargs or {}),
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+        except RecursionError:
+            raise InvalidRequestError(
+                "the messages or tools are nested too deeply", param="messages"
+            ) from None
         marked = self._spelled_special.sub(lambda match: self._as(_MARK, match), rendered)
         text = _HIDDEN_PATTERN.sub(lambda match: self._special_tokens[int(match[1])], marked)
         ids = self._plain.encode(text, add_special_tokens=False).ids
         return [self._ids_of_marks.get(token_id, token_id) for token_id in ids]
 
     def _hidden(self, value: Any) -> Any:
-        """The same message with every special token spelled in its strings hidden."""
+        """The same with every special token spelled in its strings hidden, names included."""
         if isinstance(value, str):
             clean = _RESERVED.sub("", value)
             return self._spelled_special.sub(lambda match: self._as(_HIDDEN, match), clean)
         if isinstance(value, Mapping):
-            return {key: self._hidden(item) for key, item in value.items()}
+            return {self._hidden(key): self._hidden(item) for key, item in value.items()}
         if isinstance(value, Sequence):
             return [self._hidden(item) for item in value]
         return value

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from chairlift.worker.batch import make_batch
-from chairlift.worker.model_runner import ModelRunner
-from chairlift.worker.scheduler import Plan
+from chairlift.worker.model_runner import ModelRunner, StepOutput
+from chairlift.worker.scheduler import Plan, ScheduledSequence
+from chairlift.worker.scoring import score
 
 PEAK = 12.0  # the predicted token's lead over all others
 
@@ -58,8 +61,7 @@ class FakeModelRunner(ModelRunner):
     def prepare(self, plan: Plan) -> Plan:  # type: ignore[override]  # there is nothing to prepare
         return plan
 
-    def run(self, plan: Plan) -> torch.Tensor:  # type: ignore[override]
-        """Logits, float32 [num_sampled, vocab_size]."""
+    def run(self, plan: Plan) -> StepOutput:  # type: ignore[override]
         self.num_steps += 1
         self.step_sizes.append(len(plan.entries))
         batch = make_batch(plan, self._block_size, self._null_slot, torch.device("cpu"))
@@ -73,7 +75,33 @@ class FakeModelRunner(ModelRunner):
         for row in batch.logit_rows.tolist():
             segment = ends[row]
             rows.append(self._logits(self._read(segment.block_table, segment.context_len)))
-        return torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
+        output = StepOutput(torch.stack(rows) if rows else torch.empty(0, self.vocab_size))
+        for number, entry in enumerate(plan.entries):
+            if entry.to_score:
+                output.scores[number] = self._scores(entry)
+            if entry.sequence.pool is not None:
+                output.hidden[number] = self._hidden(entry)
+        return output
+
+    def _scores(self, entry: ScheduledSequence) -> list[bytes]:
+        sequence = entry.sequence
+        return [
+            score(
+                self._logits(self._read(sequence.block_table, index)),
+                sequence.token_ids[index],
+                sequence.scores.num_top(index),
+            )
+            for index in entry.to_score
+        ]
+
+    def _hidden(self, entry: ScheduledSequence) -> NDArray[np.float32]:
+        """A digest of all that comes before each token, and the token [num_tokens, 2]."""
+        first = entry.sequence.num_computed_tokens
+        rows = []
+        for end in range(first + 1, first + entry.num_tokens + 1):
+            token_ids = self._read(entry.sequence.block_table, end)
+            rows.append([digest(token_ids) % 97, token_ids[-1]])
+        return np.array(rows, dtype=np.float32)
 
     def _read(self, block_table: list[int], context_len: int) -> list[int]:
         blocks = torch.tensor(block_table)[:, None] * self._block_size

@@ -13,6 +13,7 @@ from chairlift.shared.messages import (
     Attach,
     Cancel,
     Detach,
+    Extras,
     Finish,
     Frame,
     Greeting,
@@ -25,7 +26,7 @@ from chairlift.shared.messages import (
     pack_live,
     pack_token_ids,
 )
-from chairlift.shared.sampling_params import SamplingParams
+from chairlift.shared.sampling_params import Grammar, SamplingParams
 
 FOLDER = Path(__file__).parent / "golden"
 FRONTEND, REQUEST, OTHER = b"frontend", b"request-id-16-by", b"another-request!"
@@ -44,6 +45,12 @@ PARAMS = SamplingParams(
     stop_token_ids=(7,),
     min_tokens=2,
     ignore_eos=True,
+    num_logprobs=2,
+    num_prompt_logprobs=0,
+    bad_words=((5, 6),),
+    skip_special_tokens=False,
+    include_stop_str_in_output=True,
+    grammar=Grammar("regex", "[ab]+"),
 )
 SUBMIT = Submit(
     frontend_id=FRONTEND,
@@ -58,6 +65,8 @@ SUBMIT = Submit(
     cache_salt=b"salt",
     ttl_ms=60_000,
     was_owner=True,
+    priority=-1,
+    pooling="last",
 )
 REQUESTS: dict[str, Message] = {
     "submit": SUBMIT,
@@ -84,6 +93,7 @@ REPLIES: dict[str, Message] = {
         text_offsets=[0, 9],
         texts=["hé", ""],
         finishes=[(1, Finish("stop", "\n", num_cached_tokens=32))],
+        extras=[(0, Extras(bytes(24), bytes(4), bytes(8)))],
     ),
 }
 

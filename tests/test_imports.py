@@ -41,6 +41,8 @@ TORCH_FREE = {
     "worker/streams.py",
     "worker/publisher.py",
     "worker/sequence.py",
+    "worker/scores.py",
+    "worker/pool.py",
     "worker/scheduler.py",
     "worker/static_scheduler.py",
     "worker/block_manager.py",

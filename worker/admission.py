@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..shared.logprobs import record_bytes
 from ..shared.messages import Finish, Submit, unpack_token_ids
+from ..shared.sampling_params import SamplingParams
 from .engine import Engine
 from .quarantine import Quarantine
 
 MAX_RESUMED = 4096  # beyond max_waiting
+MAX_PROMPT_SCORE_BYTES = 8 << 20  # of one request: they go out in one piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,14 @@ class Admission:
                 "tokenizer_mismatch",
                 "the request was encoded with another tokenizer than this worker's: connect again",
             )
-        return self._too_long(submit) or self._unknown_token(submit)
+        return self._too_long(submit) or self._unknown_token(submit) or _contradiction(submit)
 
     def overload(self, submit: Submit, engine: Engine) -> Finish | None:
         """Why the request can't be served now, or None. One that waits alone never is too long;
         one that is resumed was taken on before, and finds room where a new one doesn't."""
         limits, scheduler = self.limits, engine.scheduler
-        num_waiting, num_tokens = scheduler.num_waiting, scheduler.num_waiting_tokens
+        num_waiting = scheduler.num_waiting + engine.num_compiling
+        num_tokens = scheduler.num_waiting_tokens
         num_prompt_tokens = len(submit.prompt_token_ids) // 4
         if submit.output_token_ids and num_waiting < limits.max_waiting + MAX_RESUMED:
             return None
@@ -73,6 +77,7 @@ class Admission:
         token_ids = unpack_token_ids(submit.prompt_token_ids + submit.output_token_ids)
         token_ids += [token_id for token_id, _ in params.logit_bias]
         token_ids += params.stop_token_ids
+        token_ids += [token_id for word in params.bad_words for token_id in word]
         if max(token_ids) < vocab_size:
             return None
         message = f"token id {max(token_ids)} is outside the vocabulary of {vocab_size}"
@@ -93,6 +98,28 @@ class Admission:
             f"{num_prompt_tokens} prompt tokens and up to {max_tokens} output tokens are more "
             f"than the {max_model_len} that fit: shorten one of them",
         )
+
+
+def _contradiction(submit: Submit) -> Finish | None:
+    """What asks for nothing, or for more than can be told."""
+    params, wants_embedding = submit.params, bool(submit.pooling)
+    if params.contradiction:
+        return failure("invalid_request", params.contradiction)
+    if wants_embedding and params != SamplingParams(max_tokens=0):
+        message = "an embedding takes max_tokens 0 and no other sampling parameter"
+        return failure("invalid_request", message)
+    if not params.max_tokens and not wants_embedding and params.num_prompt_logprobs < 0:
+        message = "max_tokens 0 asks for nothing: ask for prompt logprobs, or for tokens"
+        return failure("invalid_request", message)
+    num_prompt_tokens = len(submit.prompt_token_ids) // 4
+    size = num_prompt_tokens * record_bytes(max(params.num_prompt_logprobs, 0))
+    if params.num_prompt_logprobs >= 0 and size > MAX_PROMPT_SCORE_BYTES:
+        message = (
+            f"{params.num_prompt_logprobs} prompt logprobs of {num_prompt_tokens} tokens are too "
+            "many: shorten the prompt, or ask for fewer"
+        )
+        return failure("invalid_request", message)
+    return None
 
 
 def failure(code: str, message: str, *, retry_after_ms: int = 0) -> Finish:

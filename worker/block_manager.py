@@ -109,12 +109,26 @@ class BlockManager:
         sequence.num_known_blocks = 0
         self._set_growth(sequence, range(0))
 
+    def next_block(self, sequence: Sequence) -> bytes | None:
+        """The digest of the first full block that a running sequence has yet to compute."""
+        index = sequence.num_computed_tokens // self.block_size
+        if not self.has_prefix_cache or index >= sequence.num_tokens // self.block_size:
+            return None
+        return self._digest(sequence, index)
+
+    def missing_block(self, sequence: Sequence) -> bytes | None:
+        """The digest of the first block that a waiting sequence would share, but nobody has."""
+        index = len(self._cached_prefix(sequence))
+        if not self.has_prefix_cache or index >= sequence.max_cached_tokens // self.block_size:
+            return None
+        return self._digest(sequence, index)
+
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the sequence's first tokens; at least one token stays to compute."""
+        """Blocks that hold the sequence's first tokens, as far as those need not be computed."""
         blocks: list[int] = []
         if not self.has_prefix_cache:
             return blocks
-        for index in range((sequence.num_tokens - 1) // self.block_size):
+        for index in range(sequence.max_cached_tokens // self.block_size):
             block = self._block_of_hash.get(self._digest(sequence, index))
             if block is None:
                 break

@@ -23,9 +23,16 @@ class IncrementalDecoder:
     must not see tokens without text: it would look back on all of them at every step.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        prompt_token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(self._context(prompt_token_ids), skip_special_tokens=True)
+        self._skips = skip_special_tokens
+        self._stream = DecodeStream(self._context(prompt_token_ids), skip_special_tokens)
         self._held: list[int] = []
         self._num_shown = 0  # characters of the held tokens' text that are out already
 
@@ -58,7 +65,7 @@ class IncrementalDecoder:
     def _restart(self, held: list[int], num_shown: int) -> str:
         """A new stream that has read `held`; their text from `num_shown` on, if it is complete."""
         text = self._decode(held)
-        self._stream = DecodeStream(held, skip_special_tokens=True)
+        self._stream = DecodeStream(held, self._skips)
         if text.endswith(REPLACEMENT):
             self._held, self._num_shown = held, num_shown
             return ""
@@ -76,11 +83,12 @@ class IncrementalDecoder:
         return []
 
     def _has_text(self, token_id: int) -> bool:
-        """Not a special token. Of two, since decoders strip the space that the first may be."""
+        """Not a special token, where those are left out. Of two, since decoders strip the space
+        that the first may be."""
         return bool(self._decode([token_id, token_id]))
 
     def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=self._skips))
 
 
 class Detokenizer:
@@ -96,9 +104,15 @@ class Detokenizer:
         tokenizer: tokenizers.Tokenizer,
         prompt_token_ids: Sequence[int],
         stop: Sequence[str] = (),
+        *,
+        skip_special_tokens: bool = True,
+        include_stop_str_in_output: bool = False,
     ) -> None:
-        self._decoder = IncrementalDecoder(tokenizer, prompt_token_ids)
+        self._decoder = IncrementalDecoder(
+            tokenizer, prompt_token_ids, skip_special_tokens=skip_special_tokens
+        )
         self._stop = stop
+        self._includes_stop = include_stop_str_in_output
         self._held = ""  # decoded, but possibly part of a stop string
         self.text = ""
         self.released_ends: list[int] = []
@@ -106,7 +120,7 @@ class Detokenizer:
     def append(self, token_id: int, *, is_stop_checked: bool = True) -> str | None:
         """Takes the next token; the stop string that it completes, or None.
 
-        The text then ends right before the stop string.
+        The text then ends right before the stop string, or with it where it is to be included.
         """
         piece = self._decoder.append(token_id)
         self._held += piece
@@ -133,7 +147,7 @@ class Detokenizer:
         return matched
 
     def _cut_at_stop(self, num_new: int) -> str | None:
-        """Cuts where a stop string begins that the last `num_new` characters complete.
+        """Cuts where a stop string begins, or ends, that the last `num_new` characters complete.
 
         It is the one that ends first, the longest of those that end there: so the text does not
         depend on where one token ends and the next begins.
@@ -143,9 +157,9 @@ class Detokenizer:
         found = [(start + len(s), start, s) for s, start in starts.items() if start >= 0]
         if not found:
             return None
-        _, start, matched = min(found)
-        self._held = self._held[:start]
-        self._release(start)
+        end, start, matched = min(found)
+        self._held = self._held[: end if self._includes_stop else start]
+        self._release(len(self._held))
         return matched
 
     def _num_possible_stop(self) -> int:

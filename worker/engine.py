@@ -7,17 +7,21 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from ..shared.logs import short_hash
 from ..shared.messages import Finish
 from .faults import Outcome, error_of, finish_of, run_in_halves
-from .model_runner import ModelRunner
+from .model_runner import ModelRunner, StepOutput
 from .pulse import Pulse
 from .sampler import Sampler
-from .scheduler import Plan, Scheduler
+from .scheduler import Plan, ScheduledSequence, Scheduler
+from .scoring import score
 from .sequence import Sequence
 from .stopping import take_token
+from .waiting_room import WaitingRoom
 
 NUM_RATE_SAMPLES = 32  # finishes that the estimated wait looks back on
 
@@ -39,6 +43,16 @@ class StepTimes:
         return self.schedule_s + self.forward_s + self.sample_s + self.commit_s
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a step yields for one entry of its plan. Nothing of it is the sequence's yet."""
+
+    # None also where the model's numbers are no numbers; or why there is none.
+    token_id: int | BaseException | None = None
+    scores: tuple[bytes, ...] = ()  # records of the tokens to score, and of the new one
+    hidden: NDArray[np.float32] | None = None  # to pool
+
+
 class Engine:
     """Owns the scheduler, the model and the sampler; the worker's loop drives it.
 
@@ -55,6 +69,7 @@ class Engine:
         pulse: Pulse | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self.waiting_room = WaitingRoom()  # one with a compiler takes its place where there is one
         self.times = StepTimes()
         self.num_steps = 0
         self.num_prompt_tokens = 0
@@ -68,8 +83,18 @@ class Engine:
     def add(self, sequence: Sequence, output_token_ids: Iterable[int] = ()) -> None:
         """Goes on after `output_token_ids`, which the request has had already.
 
-        They are taken once more, one by one, so the sequence may end here.
+        They are taken once more, one by one, so the sequence may end here. One with a grammar does
+        so when that is compiled.
         """
+        if sequence.params.grammar is None:
+            self._join(sequence, output_token_ids)
+            return
+        output = list(output_token_ids)
+        error = error_of(lambda: self.waiting_room.enter(sequence, output))
+        if error is not None:
+            sequence.finish = finish_of(sequence, error)
+
+    def _join(self, sequence: Sequence, output_token_ids: Iterable[int]) -> None:
         for token_id in output_token_ids:
             self._take(sequence, token_id)
             if sequence.finish is not None:
@@ -81,7 +106,8 @@ class Engine:
         if sequence.finish is not None:
             return
         sequence.finish = finish
-        self.scheduler.remove(sequence)
+        if not self.waiting_room.discard(sequence):
+            self.scheduler.remove(sequence)
         # What was held back belongs to tokens that were handed out.
         error = error_of(sequence.detokenizer.flush)
         if error is not None:
@@ -90,63 +116,124 @@ class Engine:
     def step(self) -> list[Sequence]:
         """Runs one step; the sequences that have a new token or have ended."""
         started = self.times.clock()
+        ended = self._join_compiled()
         plan = self.scheduler.plan()
         if not plan.entries:
-            return []
+            return ended
         self.times.schedule_s += self.times.clock() - started
         outcome = run_in_halves(plan, self._run)
         computed = self.times.clock()
         if outcome.plan is not plan:  # it ran in halves, and the pulse knows of the last
             self._begin(plan)
-        named = self._commit(outcome)
+        named = ended + self._commit(outcome)
         self.times.commit_s += self.times.clock() - computed
         self._pulse.end_step()
         num_finished = sum(sequence.finish is not None for sequence in named)
         self._finished_at.extend([self.times.total_s] * num_finished)
         return named
 
-    def _run(self, plan: Plan) -> list[int | None]:
-        """The tokens of `plan.sampled`; nothing of it is committed."""
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or self.waiting_room.has_news
+
+    @property
+    def num_compiling(self) -> int:
+        """Sequences that wait for their grammars."""
+        return len(self.waiting_room)
+
+    def _join_compiled(self) -> list[Sequence]:
+        """Those that waited for their grammars long enough; the ones that have ended with it."""
+        guests = self.waiting_room.leaving()
+        for guest in guests:
+            if guest.sequence.finish is None:
+                self._join(guest.sequence, guest.output_token_ids)
+        return [guest.sequence for guest in guests if guest.sequence.finish is not None]
+
+    def _run(self, plan: Plan) -> list[Computed]:
+        """The results of `plan.entries`; nothing of it is committed."""
         self._begin(plan)
         times = self.times
         started = times.clock()
         prepared = self._runner.prepare(plan)
         planned = times.clock()
-        logits = self._runner.run(prepared)
+        output = self._runner.run(prepared)
         computed = times.clock()
-        tokens = self._sampler.sample(logits, plan.sampled)
+        results = self._sample(plan, output)
         times.schedule_s += planned - started
         times.forward_s += computed - planned
         times.sample_s += times.clock() - computed
-        return tokens
+        return results
+
+    def _sample(self, plan: Plan, output: StepOutput) -> list[Computed]:
+        sampled = plan.sampled
+        # The sampler writes over the logits.
+        kept = {
+            s: row.clone() for s, row in zip(sampled, output.logits, strict=True) if s.wants_score
+        }
+        tokens = dict(zip(sampled, self._sampler.sample(output.logits, sampled), strict=True))
+        results = []
+        for number, entry in enumerate(plan.entries):
+            sequence, token_id = entry.sequence, tokens.get(entry.sequence)
+            scores = output.scores.get(number, [])
+            if sequence in kept and isinstance(token_id, int):
+                scores = [*scores, score(kept[sequence], token_id, sequence.params.num_logprobs)]
+            results.append(Computed(token_id, tuple(scores), output.hidden.get(number)))
+        return results
 
     def _begin(self, plan: Plan) -> None:
         self._pulse.begin_step([entry.sequence.request_id for entry in plan.entries])
 
-    def _commit(self, outcome: Outcome) -> list[Sequence]:
-        """Takes the tokens in; the sequences that the step has changed."""
+    def _commit(self, outcome: Outcome[Computed]) -> list[Sequence]:
+        """Takes the results in; the sequences that the step has changed."""
         plan, failures = outcome.plan, [f for f in outcome.failures if f.sequence.finish is None]
-        suspects = [sequence for sequence in plan.sampled if sequence.is_suspect]
+        suspects = [entry.sequence for entry in plan.entries if entry.sequence.is_suspect]
         self.num_prompt_tokens += sum(entry.num_prompt_tokens for entry in plan.entries)
+        for entry, computed in zip(plan.entries, outcome.results, strict=True):
+            _take_along(entry, computed)
         self.scheduler.commit(plan)
         self.num_steps += 1
-        for sequence, token in zip(plan.sampled, outcome.tokens, strict=True):
-            self._take_sampled(sequence, token)
+        changed = []
+        for entry, computed in zip(plan.entries, outcome.results, strict=True):
+            sequence = entry.sequence
+            if sequence.finish is not None:  # a ghost of static batching
+                continue
+            if entry.is_sampled:
+                self._take_sampled(sequence, computed)
+            elif sequence.is_prompt_all and not sequence.num_uncomputed_tokens:
+                self._end_prompt(sequence)
+            if entry.is_sampled or computed.scores or sequence.finish is not None:
+                changed.append(sequence)
         for failure in failures:
             self.end(failure.sequence, failure.finish)
         for suspect in suspects:
-            self._pulse.clear(suspect.request_id)
-        return [*plan.sampled, *(failure.sequence for failure in failures)]
+            if not suspect.is_suspect or suspect.finish is not None:
+                self._pulse.clear(suspect.request_id)
+        return [*changed, *(failure.sequence for failure in failures)]
 
-    def _take_sampled(self, sequence: Sequence, token_id: int | None) -> None:
-        if token_id is None:
+    def _take_sampled(self, sequence: Sequence, computed: Computed) -> None:
+        if computed.token_id is None:
             self.end(sequence, _NOT_A_NUMBER)
             return
+        if isinstance(computed.token_id, BaseException):
+            self.end(sequence, finish_of(sequence, computed.token_id))
+            return
         num_tokens = sequence.num_tokens
-        self._take(sequence, token_id)
+        self._take(sequence, computed.token_id)
         self.num_generation_tokens += sequence.num_tokens - num_tokens
+        if computed.scores and sequence.num_tokens > num_tokens:
+            sequence.scores.take(num_tokens, computed.scores[-1])
         if sequence.finish is not None:
             self.scheduler.remove(sequence)
+
+    def _end_prompt(self, sequence: Sequence) -> None:
+        """Of a request that wants no tokens: its prompt has been read to the end."""
+        cached = sequence.num_cached_tokens
+        if sequence.pool is None:
+            self.end(sequence, Finish("length", None, cached))
+        elif sequence.pool.is_number:
+            self.end(sequence, Finish("stop", None, cached))
+        else:
+            self.end(sequence, _NOT_A_NUMBER)
 
     def _take(self, sequence: Sequence, token_id: int) -> None:
         """A token that the sequence's own parts can't digest ends it, and never was."""
@@ -166,6 +253,17 @@ class Engine:
             return 1000
         seconds_each = (self.times.total_s - finished[0]) / (len(finished) - 1)
         return max(1000, round(1000 * seconds_each * self.scheduler.num_waiting))
+
+
+def _take_along(entry: ScheduledSequence, computed: Computed) -> None:
+    """All but the new token, before the entry's tokens count as computed."""
+    sequence = entry.sequence
+    for index, record in zip(
+        entry.to_score, computed.scores, strict=False
+    ):  # one may be the new one's
+        sequence.scores.take(index, record)
+    if sequence.pool is not None and computed.hidden is not None:
+        sequence.pool.add(sequence.num_computed_tokens, computed.hidden)
 
 
 _NOT_A_NUMBER = Finish(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import structlog
 
 from ..shared.logs import short_hash
 from ..shared.messages import Finish
+from .grammar import GrammarError
 from .scheduler import Plan
 from .sequence import Sequence
 
 MEMORY_ERRORS = ("out of memory", "not enough memory", "can't allocate memory")  # says torch
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -26,25 +30,25 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a plan: the part that was computed, with its tokens, and the rest."""
+class Outcome(Generic[T]):
+    """What became of a plan: the part that was computed, with its results, and the rest."""
 
     plan: Plan
-    tokens: list[int | None]  # of `plan.sampled`
+    results: list[T]  # of `plan.entries`
     failures: tuple[Failure, ...] = ()
 
-    def __add__(self, other: Outcome) -> Outcome:
+    def __add__(self, other: Outcome[T]) -> Outcome[T]:
         return Outcome(
             Plan(self.plan.entries + other.plan.entries),
-            self.tokens + other.tokens,
+            self.results + other.results,
             self.failures + other.failures,
         )
 
 
-def run_in_halves(plan: Plan, run: Callable[[Plan], list[int | None]]) -> Outcome:
+def run_in_halves(plan: Plan, run: Callable[[Plan], list[T]]) -> Outcome[T]:
     """Runs the plan; if that fails its halves, and so on: who fails alone is at fault.
 
-    `run` gives `plan.sampled` their tokens. It is called at most twice for every entry, and has to
+    `run` gives `plan.entries` their results. It is called at most twice for every entry, and has to
     be independent of the neighbours and repeatable: what failed may have written to the KV cache.
     """
     try:
@@ -72,7 +76,10 @@ def error_of(action: Callable[[], object]) -> BaseException | None:
 
 
 def finish_of(sequence: Sequence, error: BaseException) -> Finish:
-    """How a sequence ends that the error is about; the log gets the details."""
+    """How a sequence ends that the error is about; the log gets the details, unless the request
+    itself is at fault."""
+    if isinstance(error, GrammarError):
+        return error.finish
     name = short_hash(sequence.request_id)
     log.error("a request failed", request=name, exc_info=error)
     if isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_ERRORS):

@@ -28,6 +28,7 @@ from ..shared.tokenizer import Tokenizer
 from .admission import Admission, Limits, failure
 from .detokenizer import Detokenizer
 from .engine import Engine
+from .pool import Pool
 from .publisher import Publisher
 from .sequence import Sequence, Status
 from .stream import Frontend, Stream
@@ -144,11 +145,19 @@ class Intake:
         prompt = unpack_token_ids(submit.prompt_token_ids)
         output = unpack_token_ids(submit.output_token_ids)
         try:
-            detokenizer = Detokenizer(self._tokenizer.backend, prompt, submit.params.stop)
+            detokenizer = Detokenizer(
+                self._tokenizer.backend,
+                prompt,
+                submit.params.stop,
+                skip_special_tokens=submit.params.skip_special_tokens,
+                include_stop_str_in_output=submit.params.include_stop_str_in_output,
+            )
             sequence = Sequence(
                 submit.request_id, prompt, submit.params, detokenizer, submit.cache_salt
             )
             sequence.is_suspect = self._admission.is_suspect(submit.request_id)
+            sequence.priority = submit.priority
+            sequence.pool = Pool(submit.pooling) if submit.pooling else None
             self._engine.add(sequence, output)
         except Exception:
             log.exception("a request can't be started", request=short_hash(submit.request_id))

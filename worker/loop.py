@@ -14,6 +14,7 @@ from .pulse import Pulse, State, Wish
 from .sockets import WorkerSockets
 
 LAST_WORDS_S = 1.0
+COMPILING_POLL_S = 0.002  # when nothing else is to be done: a grammar takes about one millisecond
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +55,7 @@ class Loop:
     def turn(self) -> None:
         """One step and what goes with it."""
         self._pulse.beat()
-        if not self._engine.scheduler.has_work:
+        if not self._engine.has_work:
             self._wait()
         self._take_arrivals()
         self._intake.notify(self._engine.step())
@@ -64,7 +65,7 @@ class Loop:
         self._pulse.state = State.DRAINING
         self._publisher.drain()
         deadline = time.monotonic() + timeout_s
-        while self._engine.scheduler.has_work and time.monotonic() < deadline:
+        while self._has_requests and time.monotonic() < deadline:
             if self._pulse.wish is Wish.STOP:
                 break
             self.turn()
@@ -72,11 +73,18 @@ class Loop:
     def _wait(self) -> None:
         """Until there is work or a heartbeat is due. The first step of a busy time may be long, so
         frontends hear before it that there is work."""
-        self._sockets.wait(self._publisher.patience_s)
+        patience_s = self._publisher.patience_s
+        if self._engine.num_compiling:
+            patience_s = min(patience_s, COMPILING_POLL_S)
+        self._sockets.wait(patience_s)
         self._take_arrivals()
-        if self._engine.scheduler.has_work:
+        if self._engine.has_work:
             self._publisher.speak_up()
             self._publish()
+
+    @property
+    def _has_requests(self) -> bool:
+        return self._engine.has_work or self._engine.num_compiling > 0
 
     def _publish(self) -> None:
         self._publisher.publish(self._sockets.send, self._stats(), time.monotonic())
@@ -103,7 +111,7 @@ class Loop:
         blocks = scheduler.block_manager
         return WorkerStats(
             num_running=len(scheduler.running),
-            num_waiting=scheduler.num_waiting,
+            num_waiting=scheduler.num_waiting + self._engine.num_compiling,
             max_waiting=self._intake.limits.max_waiting,
             num_free_blocks=blocks.num_free_blocks,
             num_blocks=blocks.num_blocks,

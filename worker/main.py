@@ -18,7 +18,9 @@ from .attention.cpu import BLOCK_SIZE, TorchCpuAttention
 from .block_manager import BlockManager
 from .child import CRASHED, REFUSED
 from .engine import Engine
+from .grammar import GrammarCompiler
 from .intake import Intake
+from .logits_processors import LogitsProcessor, load_logits_processors
 from .loop import Loop
 from .memory import block_bytes, keep_freed_memory, num_cache_blocks
 from .model_runner import ModelRunner
@@ -32,6 +34,7 @@ from .scheduler import ContinuousScheduler
 from .sockets import WorkerSockets
 from .static_scheduler import StaticScheduler
 from .streams import Streams
+from .waiting_room import WaitingRoom
 
 log = structlog.get_logger(__name__)
 
@@ -65,8 +68,11 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     pulse.beat()
     pulse.state = State.LOADING
     tokenizer = Tokenizer.from_folder(folder)
+    processors = load_logits_processors(settings.logits_processors)
     model = load_model(folder, settings.dtype, settings.max_model_len)
-    engine = build_engine(model, settings, pulse)
+    compiler = GrammarCompiler(tokenizer.backend, eos_token_ids_of(model))
+    compiler.prepare()
+    engine = build_engine(model, settings, pulse, compiler, processors)
     max_request_bytes = 8 * model.max_model_len + OTHER_REQUEST_BYTES
     endpoints, curve = Endpoints.parse(settings.address), settings.load_curve()
     sockets = WorkerSockets(endpoints, curve, max_request_bytes)
@@ -104,7 +110,11 @@ def prepare_process(num_threads: int | None) -> None:
 
 
 def build_engine(
-    model: LoadedModel, settings: WorkerSettings, pulse: Pulse | None = None
+    model: LoadedModel,
+    settings: WorkerSettings,
+    pulse: Pulse | None = None,
+    compiler: GrammarCompiler | None = None,
+    processors: tuple[LogitsProcessor, ...] = (),
 ) -> Engine:
     """Scheduler, KV cache, model and sampler."""
     shape = model.config.attention_shape
@@ -121,9 +131,16 @@ def build_engine(
     )
     attention = TorchCpuAttention(shape, num_blocks, model.dtype)
     runner = ModelRunner(model.decoder, attention, torch.device("cpu"))
-    # A checkpoint may name ends that its vocabulary doesn't have: they never come.
-    eos_token_ids = frozenset(i for i in model.config.eos_token_ids if i < model.config.vocab_size)
-    return Engine(scheduler, runner, Sampler(eos_token_ids), eos_token_ids, pulse)
+    eos_token_ids = eos_token_ids_of(model)
+    sampler = Sampler(eos_token_ids, processors)
+    engine = Engine(scheduler, runner, sampler, eos_token_ids, pulse)
+    engine.waiting_room = WaitingRoom(compiler)
+    return engine
+
+
+def eos_token_ids_of(model: LoadedModel) -> frozenset[int]:
+    """A checkpoint may name ends that its vocabulary doesn't have: they never come."""
+    return frozenset(i for i in model.config.eos_token_ids if i < model.config.vocab_size)
 
 
 def _greeting(settings: WorkerSettings, model: LoadedModel, tokenizer: Tokenizer) -> Greeting:

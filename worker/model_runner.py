@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .attention.backend import AttentionBackend
 from .batch import Batch, make_batch
 from .models.decoder import Decoder
-from .scheduler import Plan
+from .scheduler import Plan, ScheduledSequence
+from .scoring import SLICE_ROWS, score
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedStep:
     """A step's batch, and what the attention backend computed once for all layers."""
 
+    plan: Plan
     batch: Batch
     attention: Any
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What the forward pass yields. The maps have only entries of the plan that want such."""
+
+    logits: torch.Tensor  # float32 [num_sampled, vocab_size], in the plan's order
+    scores: dict[int, list[bytes]] = field(default_factory=dict)  # by number of the entry
+    hidden: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # to pool, by the same
 
 
 class ModelRunner:
@@ -35,9 +48,34 @@ class ModelRunner:
         """Everything that the forward pass reads, laid out."""
         attention = self._attention
         batch = make_batch(plan, attention.block_size, attention.null_slot, self._device)
-        return PreparedStep(batch, attention.prepare(batch))
+        return PreparedStep(plan, batch, attention.prepare(batch))
 
     @torch.inference_mode()
-    def run(self, step: PreparedStep) -> torch.Tensor:
-        """The forward pass: logits, float32 [num_sampled, vocab_size], in the plan's order."""
-        return self._decoder.forward(step.batch, self._attention, step.attention)
+    def run(self, step: PreparedStep) -> StepOutput:
+        """The forward pass, and what the plan's sequences want to know of it."""
+        decoder = self._decoder
+        hidden = decoder.forward(step.batch, self._attention, step.attention)
+        output = StepOutput(decoder.logits(hidden.index_select(0, step.batch.logit_rows)))
+        for number, (entry, segment) in enumerate(
+            zip(step.plan.entries, step.batch.segments, strict=True)
+        ):
+            own = hidden[segment.start : segment.start + segment.num_tokens]
+            if entry.to_score:
+                output.scores[number] = self._score(own, entry)
+            if entry.sequence.pool is not None:
+                output.hidden[number] = decoder.normed(own).cpu().numpy()
+        return output
+
+    def _score(self, hidden: torch.Tensor, entry: ScheduledSequence) -> list[bytes]:
+        """Records of the entry's tokens `to_score`, each predicted at the position before it."""
+        sequence, indices = entry.sequence, entry.to_score
+        offset = 1 + sequence.num_computed_tokens
+        records = []
+        for start in range(0, len(indices), SLICE_ROWS):
+            part = indices[start : start + SLICE_ROWS]
+            logits = self._decoder.logits(hidden[part[0] - offset : part[-1] + 1 - offset])
+            for row, index in zip(logits, part, strict=True):
+                records.append(
+                    score(row, sequence.token_ids[index], sequence.scores.num_top(index))
+                )
+        return records

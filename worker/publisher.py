@@ -61,6 +61,10 @@ class _News:
         if row is not None:
             self.rows.append(row)
             self.num_bytes += 64 + 5 * len(row.token_ids) + 4 * len(row.text)
+            if row.extras is not None:
+                extras = row.extras
+                self.num_bytes += len(extras.logprobs) + len(extras.prompt_logprobs)
+                self.num_bytes += len(extras.embedding)
 
 
 class Publisher:
@@ -191,6 +195,7 @@ class Publisher:
             text_offsets=[row.text_offset for row in rows],
             texts=[row.text for row in rows],
             finishes=[(i, row.finish) for i, row in enumerate(rows) if row.finish is not None],
+            extras=[(i, row.extras) for i, row in enumerate(rows) if row.extras is not None],
         )
 
     def _frontend(self, frontend_id: bytes, now: float) -> Frontend:

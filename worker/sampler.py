@@ -8,10 +8,14 @@ again, by any process, at any time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 
+from .faults import error_of
+from .grammar import Constraint
+from .logits_processors import LogitsProcessor, process
 from .sequence import Sequence
 
 MASKED = float("-inf")
@@ -40,18 +44,29 @@ def _mix(state: int) -> int:
 
 
 class Sampler:
-    """Chooses tokens; `eos_token_ids` are what min_tokens keeps away."""
+    """Chooses tokens; `eos_token_ids` are what min_tokens keeps away, and the processors are the
+    operator's."""
 
-    def __init__(self, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self, eos_token_ids: frozenset[int], processors: tuple[LogitsProcessor, ...] = ()
+    ) -> None:
         self._eos_token_ids = eos_token_ids
+        self._processors = processors
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
-        """The next token of each sequence; None where the model's numbers are no numbers.
+    def sample(
+        self, logits: torch.Tensor, sequences: list[Sequence]
+    ) -> list[int | BaseException | None]:
+        """The next token of each sequence; None where the model's numbers are no numbers, and what
+        a row's grammar or parameters raise instead of it.
 
-        `logits` is float32 [len(sequences), vocab_size] and is overwritten.
+        `logits` is float32 [len(sequences), vocab_size] and is overwritten. The sequences are as
+        they were before, so that it may be called again.
         """
-        adjust_logits(logits, sequences, self._eos_token_ids)
+        errors = [
+            error_of(partial(self._adjust, row, sequence))
+            for row, sequence in zip(logits, sequences, strict=True)
+        ]
         is_number = torch.isfinite(logits.amax(dim=-1)).tolist()
         buckets: dict[Callable[..., torch.Tensor], list[int]] = {}
         for row, sequence in enumerate(sequences):
@@ -61,7 +76,17 @@ class Sampler:
             is_all = len(rows) == len(sequences)
             chosen = method(logits if is_all else logits[rows], [sequences[row] for row in rows])
             tokens[rows] = chosen.cpu().numpy()
-        return [int(t) if ok else None for t, ok in zip(tokens, is_number, strict=True)]
+        return [
+            error if error is not None else int(token) if ok else None
+            for token, ok, error in zip(tokens, is_number, errors, strict=True)
+        ]
+
+    def _adjust(self, row: torch.Tensor, sequence: Sequence) -> None:
+        if self._processors:
+            output = sequence.token_ids[sequence.num_prompt_tokens :]
+            for processor in self._processors:
+                process(processor, output, row)
+        adjust_logits(row, sequence, self._eos_token_ids)
 
 
 def _method(sequence: Sequence) -> Callable[..., torch.Tensor]:
@@ -71,23 +96,41 @@ def _method(sequence: Sequence) -> Callable[..., torch.Tensor]:
     return pick_among_top if params.top_k or params.top_p < 1 else pick_from_all
 
 
-def adjust_logits(
-    logits: torch.Tensor, sequences: list[Sequence], eos_token_ids: frozenset[int]
-) -> None:
-    """Applies logit_bias, penalties and min_tokens in place, to the rows that want them.
+def adjust_logits(row: torch.Tensor, sequence: Sequence, eos_token_ids: frozenset[int]) -> None:
+    """Applies logit_bias, penalties, min_tokens, bad_words and grammar to a row, in place.
 
     Repetition penalty: Keskar et al. 2019 (CTRL), over prompt and output; presence and frequency
-    penalties: OpenAI's API reference, over the output.
+    penalties: OpenAI's API reference, over the output. Raises GrammarError.
     """
-    for row, sequence in zip(logits, sequences, strict=True):
-        params = sequence.params
-        if params.logit_bias:
-            ids, biases = zip(*params.logit_bias, strict=True)
-            row.index_add_(0, torch.tensor(ids), torch.tensor(biases))
-        if params.has_penalties:
-            _penalise(row, sequence)
-        if sequence.num_output_tokens < params.min_tokens:
-            row[[*eos_token_ids, *params.stop_token_ids]] = MASKED
+    params = sequence.params
+    if params.logit_bias:
+        ids, biases = zip(*params.logit_bias, strict=True)
+        row.index_add_(0, torch.tensor(ids), torch.tensor(biases))
+    if params.has_penalties:
+        _penalise(row, sequence)
+    if sequence.num_output_tokens < params.min_tokens:
+        row[[*eos_token_ids, *params.stop_token_ids]] = MASKED
+    if params.bad_words:
+        row[_ends_of_bad_words(sequence)] = MASKED
+    if sequence.constraint is not None:
+        _forbid(row, sequence.constraint)
+
+
+def _ends_of_bad_words(sequence: Sequence) -> list[int]:
+    """The last tokens of those whose others are what the output ends with."""
+    start, token_ids = sequence.num_prompt_tokens, sequence.token_ids
+    return [
+        word[-1]
+        for word in sequence.params.bad_words
+        if tuple(token_ids[max(start, len(token_ids) - len(word) + 1) :]) == word[:-1]
+    ]
+
+
+def _forbid(row: torch.Tensor, constraint: Constraint) -> None:
+    """The model's vocabulary may be larger than the tokenizer's, and the other way round."""
+    forbidden = torch.from_numpy(constraint.forbidden())[: len(row)].to(row.device)
+    row[: len(forbidden)].masked_fill_(forbidden, MASKED)
+    row[len(forbidden) :] = MASKED
 
 
 def _penalise(row: torch.Tensor, sequence: Sequence) -> None:

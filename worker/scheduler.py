@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left, insort
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 from .block_manager import BlockManager
 from .sequence import Sequence, Status
+
+ARRIVALS_PER_CLASS = 4096  # several full queues: what waits at the same time goes by class
+
+_place = attrgetter("place")
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
     """The step computes the sequence's next `num_tokens` tokens, `num_prompt_tokens` of them the
-    prompt's. If that catches up with all it has, the next one `is_sampled`."""
+    prompt's. If that catches up with all it has, the next one `is_sampled`, unless the request
+    wants none; `to_score` are those of its tokens whose log probabilities are wanted and come of
+    these."""
 
     sequence: Sequence
     num_tokens: int
     num_prompt_tokens: int
     is_sampled: bool
+    to_score: range = range(0)
 
     @classmethod
     def next_of(cls, sequence: Sequence, num_tokens: int) -> ScheduledSequence:
@@ -27,7 +36,11 @@ class ScheduledSequence:
             sequence,
             num_tokens,
             num_prompt_tokens=max(0, min(num_tokens, num_prompt_tokens_left)),
-            is_sampled=num_tokens == sequence.num_uncomputed_tokens,
+            is_sampled=num_tokens == sequence.num_uncomputed_tokens
+            and sequence.params.max_tokens > 0,
+            to_score=sequence.scores.due(
+                sequence.num_computed_tokens, num_tokens, sequence.num_tokens
+            ),
         )
 
 
@@ -55,6 +68,11 @@ class Scheduler(ABC):
     """Owns the waiting and the running sequences.
 
     Every sequence is in exactly one of `waiting`, `suspects` and `running` from `add` to `remove`.
+    Its `place` is the same as long as it lives, and `waiting` and `running` are sorted by it: the
+    number of its arrival, where a class of priority counts like `ARRIVALS_PER_CLASS` arrivals. So
+    no class starves another: for each class that a request is better by, it has so many arrivals'
+    time to overtake, and no more.
+
     A suspect, which may have killed a worker, has to run alone until it has caught up and a token
     was sampled; then it is one of the running. Only those whose status is RUNNING hold blocks.
     """
@@ -67,9 +85,10 @@ class Scheduler(ABC):
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_preemptions = 0
         self.num_waiting_tokens = 0  # of the waiting and the suspects
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.suspects: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._num_arrivals = 0
 
     @abstractmethod
     def plan(self) -> Plan:
@@ -85,9 +104,10 @@ class Scheduler(ABC):
         return len(self.waiting) + len(self.suspects)
 
     def add(self, sequence: Sequence) -> None:
-        sequence.status = Status.WAITING
-        self._queue_of(sequence).append(sequence)
-        self.num_waiting_tokens += sequence.num_tokens
+        self._num_arrivals += 1
+        behind = ARRIVALS_PER_CLASS * sequence.priority
+        sequence.place = (self._num_arrivals + behind, self._num_arrivals)
+        self._join_queue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Finished or cancelled: at once and whole, whatever it was doing."""
@@ -112,19 +132,19 @@ class Scheduler(ABC):
         """It has run alone as long as it had to."""
         if suspect not in self.running:
             self._leave_queue(suspect)
-            self.running.append(suspect)
+            insort(self.running, suspect, key=_place)
         suspect.is_suspect = False
 
-    def _admit(self, sequence: Sequence) -> bool:
+    def _admit(self, sequence: Sequence, num_passed: int = 0) -> bool:
         """From its queue to `running`, if its blocks and one for each other fit."""
-        if not self._give_blocks(sequence):
+        if not self._give_blocks(sequence, num_passed):
             return False
         self._leave_queue(sequence)
-        self.running.append(sequence)
+        insort(self.running, sequence, key=_place)
         return True
 
-    def _give_blocks(self, sequence: Sequence) -> bool:
-        if not self.block_manager.admit(sequence, headroom=len(self.running)):
+    def _give_blocks(self, sequence: Sequence, num_passed: int = 0) -> bool:
+        if not self.block_manager.admit(sequence, headroom=len(self.running) + num_passed):
             return False
         if not sequence.is_protected:  # what a preempted one finds again is its own work
             num_computed, num_prompt = sequence.num_computed_tokens, sequence.num_prompt_tokens
@@ -132,12 +152,33 @@ class Scheduler(ABC):
         sequence.status = Status.RUNNING
         return True
 
+    def _join_queue(self, sequence: Sequence) -> None:
+        sequence.status = Status.WAITING
+        if sequence.is_suspect:
+            self.suspects.append(sequence)
+        else:
+            insort(self.waiting, sequence, key=_place)
+        self.num_waiting_tokens += sequence.num_tokens
+
     def _leave_queue(self, sequence: Sequence) -> None:
-        self._queue_of(sequence).remove(sequence)
+        if sequence.is_suspect:
+            self.suspects.remove(sequence)
+        else:
+            del self.waiting[bisect_left(self.waiting, sequence.place, key=_place)]
         self.num_waiting_tokens -= sequence.num_tokens
 
-    def _queue_of(self, sequence: Sequence) -> deque[Sequence]:
-        return self.suspects if sequence.is_suspect else self.waiting
+
+@dataclass(slots=True)
+class _Draft:
+    """A step in the making, within what is left of its tokens."""
+
+    budget: int
+    entries: list[ScheduledSequence] = field(default_factory=list)
+    blocks: set[bytes] = field(default_factory=set)  # digests, of each chunk's first full block
+
+    def append(self, entry: ScheduledSequence) -> None:
+        self.entries.append(entry)
+        self.budget -= entry.num_tokens
 
 
 class ContinuousScheduler(Scheduler):
@@ -145,11 +186,16 @@ class ContinuousScheduler(Scheduler):
 
     Each step gives every running sequence up to what it has not computed yet, within
     `max_num_batched_tokens`: first those that need one token, so that no prompt holds them up,
-    then chunks of prompts that end on block boundaries, oldest first. (Iteration-level
-    scheduling: Yu et al., OSDI 2022; chunked prefill beside decodes: Agrawal et al., OSDI 2024.)
+    then chunks of prompts that end on block boundaries, in order of their places; those that wait
+    board when it is their turn. (Iteration-level scheduling: Yu et al., OSDI 2022; chunked prefill
+    beside decodes: Agrawal et al., OSDI 2024.)
 
-    When blocks run out, the newest sequence is preempted: it gives up its blocks and waits at the
-    head of the queue to be computed again. The oldest never is, and none twice before it has
+    Equal prompts are computed once. Whoever lacks a block that the step computes for one ahead of
+    it is passed over, with its seat and a block kept for it, and finds what it lacked in the
+    prefix cache when the next step is planned. So nobody waits for more than a step in the making.
+
+    When blocks run out, the last running sequence is preempted: it gives up its blocks and waits
+    in its old place to be computed again. The first never is, and none twice before it has
     produced a token, so every sequence finishes.
 
     Suspects go one after the other, oldest first; their lone steps take turns with the common
@@ -182,29 +228,46 @@ class ContinuousScheduler(Scheduler):
         return bool(self.suspects) and self.suspects[0].status is Status.RUNNING
 
     def _lone_step(self) -> list[ScheduledSequence]:
-        entries: list[ScheduledSequence] = []
+        draft = _Draft(self.max_num_batched_tokens)
         if self._has_lone:
-            self._append_chunk(entries, self.suspects[0], self.max_num_batched_tokens)
-        return entries
+            self._append_chunk(draft, self.suspects[0])
+        return draft.entries
 
     def _common_step(self) -> list[ScheduledSequence]:
-        entries = self._decodes()
-        budget = self.max_num_batched_tokens - len(entries)
-        for sequence in self.running:
-            if sequence.num_uncomputed_tokens > 1:
-                budget -= self._append_chunk(entries, sequence, budget)
-        while self._may_board():
-            sequence = self.waiting[0]
-            if not self._has_first_chunk(sequence, budget) or not self._admit(sequence):
-                break
-            budget -= self._append_chunk(entries, sequence, budget)
-        return entries
+        decodes = self._decodes()
+        draft = _Draft(self.max_num_batched_tokens - len(decodes), decodes)
+        for sequence in [s for s in self.running if s.num_uncomputed_tokens > 1]:
+            self._board_ahead_of(sequence, draft)
+            self._append_chunk(draft, sequence)
+        self._board_ahead_of(None, draft)
+        return draft.entries
 
-    def _may_board(self) -> bool:
+    def _board_ahead_of(self, other: Sequence | None, draft: _Draft) -> None:
+        """In order, until one has to wait for room; `None` is behind everybody."""
+        num_passed = 0
+        while self._has_seat(num_passed) and num_passed < len(self.waiting):
+            sequence = self.waiting[num_passed]
+            if other is not None and sequence.place > other.place:
+                return
+            if not self._may_board(sequence) or not self._has_first_chunk(sequence, draft.budget):
+                return
+            if self._is_in(draft, sequence):
+                num_passed += 1
+            elif self._admit(sequence, num_passed):
+                self._append_chunk(draft, sequence)
+            else:
+                return
+
+    def _is_in(self, draft: _Draft, sequence: Sequence) -> bool:
+        """Whether the draft has the block already that the sequence would begin with."""
+        return bool(draft.blocks) and self.block_manager.missing_block(sequence) in draft.blocks
+
+    def _has_seat(self, num_passed: int) -> bool:
+        return len(self.running) + self._has_lone + num_passed < self.max_num_seqs
+
+    def _may_board(self, sequence: Sequence) -> bool:
         """Ahead of a suspect that lacks room, only those board that gave theirs up."""
-        if not self.waiting or len(self.running) + self._has_lone >= self.max_num_seqs:
-            return False
-        return not self.suspects or self._has_lone or self.waiting[0].is_protected
+        return not self.suspects or self._has_lone or sequence.is_protected
 
     def _has_first_chunk(self, sequence: Sequence, budget: int) -> bool:
         """Whoever boards without a chunk holds blocks for nothing, and has looked up the prefix
@@ -223,7 +286,7 @@ class ContinuousScheduler(Scheduler):
         ]
 
     def _make_room(self, sequence: Sequence) -> None:
-        """One more block if needed, taken from newer sequences; itself last of all."""
+        """One more block if needed, taken from the last of the others; or it is last itself."""
         while not self.block_manager.grow(sequence):
             victims = [s for s in self.running[1:] if not s.is_protected]
             if not victims:
@@ -238,20 +301,18 @@ class ContinuousScheduler(Scheduler):
         self.block_manager.release(sequence)
         sequence.num_computed_tokens = 0
         sequence.is_protected = True
-        sequence.status = Status.WAITING
-        self.waiting.appendleft(sequence)
-        self.num_waiting_tokens += sequence.num_tokens
+        self._join_queue(sequence)
         self.num_preemptions += 1
 
-    def _append_chunk(
-        self, entries: list[ScheduledSequence], sequence: Sequence, budget: int
-    ) -> int:
-        """As much of the sequence as the budget allows; the number of tokens taken."""
+    def _append_chunk(self, draft: _Draft, sequence: Sequence) -> None:
+        """As much of the sequence as the budget allows."""
         count = sequence.num_uncomputed_tokens
-        if count > budget:
-            end = sequence.num_computed_tokens + budget
+        if count > draft.budget:
+            end = sequence.num_computed_tokens + draft.budget
             count = end - end % self.block_manager.block_size - sequence.num_computed_tokens
         if count <= 0:
-            return 0
-        entries.append(ScheduledSequence.next_of(sequence, count))
-        return count
+            return
+        draft.append(ScheduledSequence.next_of(sequence, count))
+        digest = self.block_manager.next_block(sequence)
+        if digest is not None:
+            draft.blocks.add(digest)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum
 
-from ..shared.messages import Finish
+from ..shared.messages import Extras, Finish
 from ..shared.sampling_params import SamplingParams
 from .detokenizer import Detokenizer, NoText
+from .grammar import Constraint
+from .pool import Pool
+from .scores import Scores
 
 
 class Status(Enum):
@@ -39,12 +42,17 @@ class Sequence:
         self.num_prompt_tokens = len(prompt_token_ids)
         self.token_ids = list(prompt_token_ids)
         self.detokenizer = detokenizer or NoText()
+        self.constraint: Constraint | None = None  # what its grammar allows, once it is compiled
+        self.scores = Scores(params, len(prompt_token_ids))
+        self.pool: Pool | None = None  # where an embedding is wanted
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of the prompt, found in the prefix cache when first admitted
         self.block_table: list[int] = []
         self.block_digests: list[bytes] = []  # of full blocks, as far as anybody asked
         self.num_known_blocks = 0  # of the table: those that the prefix cache has seen
         self.status = Status.WAITING
+        self.priority = 0  # lower goes first
+        self.place: tuple[int, int] = (0, 0)  # the least goes first; written by the Scheduler
         self.is_suspect = False  # was in a step that killed the worker: first has to run alone
         self.is_protected = False  # preempted, and no new token since: not to be hit again
         self.output_counts: Counter[int] = Counter()
@@ -59,8 +67,55 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_bytes(self) -> int:
+        """About what its tokens, its text and their scores take."""
+        characters = len(self.detokenizer.text)
+        return 16 * self.num_tokens + characters + self.scores.num_bytes
+
+    @property
+    def num_ready_tokens(self) -> int:
+        """Output tokens that may be handed out: with log probabilities, if those are wanted."""
+        if self.finish is not None:
+            return self.num_output_tokens
+        return self.scores.num_ready(self.num_output_tokens)
+
+    def extras(self, start: int, end: int) -> Extras | None:
+        """What output tokens `start` to `end` have besides their text."""
+        is_first, is_last = start == 0, self.finish is not None
+        extras = Extras(
+            self.scores.of_output(start, end),
+            self.scores.of_prompt if is_first else b"",
+            self.embedding if is_last else b"",
+        )
+        return extras if any((extras.logprobs, extras.prompt_logprobs, extras.embedding)) else None
+
+    @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_prompt_all(self) -> bool:
+        """Whether no token is wanted: the prompt's scores are, or its embedding."""
+        return self.params.max_tokens == 0
+
+    @property
+    def wants_score(self) -> bool:
+        """Whether the next token is to be told with its log probability."""
+        return self.params.num_logprobs >= 0
+
+    @property
+    def embedding(self) -> bytes:
+        """Empty unless one is wanted."""
+        return self.pool.embedding(self.num_tokens) if self.pool is not None else b""
+
+    @property
+    def max_cached_tokens(self) -> int:
+        """How many of its first tokens may be found in the prefix cache instead of computed."""
+        if self.pool is not None and self.pool.pooling == "mean":
+            return 0
+        if self.scores.next_index is not None:
+            return min(self.scores.next_index, self.num_tokens) - 1
+        return self.num_tokens - 1
 
     @property
     def max_num_tokens(self) -> int:

@@ -46,7 +46,14 @@ class Stream:
             + len(request.context)
             + 4 * num_characters
             + (16 * len(params.logit_bias) + 5 * len(params.stop_token_ids))
+            + 5 * sum(map(len, params.bad_words))
+            + (4 * len(params.grammar.source) if params.grammar else 0)
         )
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes to keep it."""
+        return self.joined_bytes + self.sequence.num_bytes
 
     @property
     def has_failed(self) -> bool:
@@ -102,25 +109,28 @@ class Reading:
         """After a restart a reader may hold more than the sequence has yet."""
         sequence = self.stream.sequence
         is_ended = sequence.finish is not None and not self.is_finish_sent
-        return is_ended or self.num_sent < sequence.num_output_tokens
+        return is_ended or self.num_sent < sequence.num_ready_tokens
 
     def row(self) -> Row | None:
         """All that was not handed out yet; None when there is nothing."""
         if not self.has_row:
             return None
         sequence = self.stream.sequence
-        offset = min(self.num_sent, sequence.num_output_tokens)
+        end = sequence.num_ready_tokens
+        offset = min(self.num_sent, end)
         detokenizer = sequence.detokenizer
         ends = detokenizer.released_ends
         text_start = ends[offset - 1] if offset else 0
-        text_end = ends[-1] if ends and sequence.finish is None else len(detokenizer.text)
+        text_end = ends[end - 1] if end and sequence.finish is None else len(detokenizer.text)
+        num_prompt_tokens = sequence.num_prompt_tokens
         return Row(
             sequence.request_id,
             offset,
-            sequence.token_ids[sequence.num_prompt_tokens + offset :],
+            sequence.token_ids[num_prompt_tokens + offset : num_prompt_tokens + end],
             text_start,
             detokenizer.text[text_start:text_end],
             sequence.finish,
+            sequence.extras(offset, end),
         )
 
 

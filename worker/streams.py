@@ -13,7 +13,7 @@ from .sequence import Sequence
 from .stream import Frontend, Reading, Stream
 
 MAX_KEPT = 4096  # finished requests that nobody reads
-MAX_KEPT_TOKENS = 1 << 20  # of theirs
+MAX_KEPT_BYTES = 64 << 20  # of theirs
 
 
 class Streams:
@@ -123,11 +123,11 @@ class Streams:
         for stream in overdue:
             self._forget(stream)
         finished = [s for s in self._unread.values() if s.sequence.finish is not None]
-        num_tokens = sum(stream.sequence.num_tokens for stream in finished)
+        num_bytes = sum(stream.num_bytes for stream in finished)
         for number, stream in enumerate(finished):
-            if num_tokens <= MAX_KEPT_TOKENS and len(finished) - number <= MAX_KEPT:
+            if num_bytes <= MAX_KEPT_BYTES and len(finished) - number <= MAX_KEPT:
                 return
-            num_tokens -= stream.sequence.num_tokens
+            num_bytes -= stream.num_bytes
             self._forget(stream)
 
     def _read(

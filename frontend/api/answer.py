@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...shared.errors import InvalidRequestError, WorkerUnavailableError
+from ...shared.tokenizer import Tokenizer
 from .context import Context
 from .errors import request_id_of, shutting_down
 from .event_stream import KEEP_ALIVE, EventStream
@@ -17,8 +17,10 @@ from .generation import Event, Failed, Generation, HungUp, Pause, Progress
 from .opening import Attachment, Submission
 from .position import Position
 from .sending import JSON_HEADERS, STREAM_HEADERS, ImpatientSend, send_end, send_part, start
-from .shapes import SHAPES
-from .usage import Usage
+from .tokens import tellers
+from .whole_answer import WholeAnswer
+
+THREAD_TOKENS = 500  # telling more than these at once would hold up other streams
 
 
 class GeneratedAnswer(Response):
@@ -37,12 +39,13 @@ class GeneratedAnswer(Response):
         more = len(self._submission.choices) - 1  # than the one that the gate holds
         with context.places.hold(tenant, more, num_held=1):
             opened = self._submission.open(context.client)
+            tokenizer, request_id = context.client.tokenizer, request_id_of(scope)
             async with Generation(opened, context.metrics, context.settings) as generation:
                 generation.watch(receive, send.give_up)
                 if self._submission.is_stream:
-                    await _send_stream(generation, send, None, request_id_of(scope))
+                    await _send_stream(generation, send, tokenizer, request_id)
                 else:
-                    await _send_whole(generation, send)
+                    await _send_whole(generation, send, tokenizer)
                 await generation.outlast(context.orphan_grace_s)
 
 
@@ -64,51 +67,50 @@ class ContinuedAnswer(Response):
         hold = partial(context.places.hold, tenant, is_takeover=attachment.takes_over)
         with hold(1):
             opened = await attachment.open(context.client)
+            tokenizer, request_id = context.client.tokenizer, request_id_of(scope)
             async with Generation(opened, context.metrics, context.settings) as generation:
                 generation.watch(receive, send.give_up)
                 with hold(opened.form.num_choices - 1, num_held=1):
-                    await _send_stream(generation, send, attachment.after, request_id_of(scope))
+                    await _send_stream(generation, send, tokenizer, request_id, attachment.after)
                     await generation.outlast(context.orphan_grace_s)
 
 
-async def _send_whole(generation: Generation, send: Send) -> None:
-    deltas = await _first_events(generation)
-    form = generation.form
-    usage = Usage(form)
-    texts = dict.fromkeys(generation.opened.streams, "")
-    reasons: dict[int, str] = {}
+async def _send_whole(generation: Generation, send: Send, tokenizer: Tokenizer) -> None:
+    events = await _first_events(generation)
+    opened, form = generation.opened, generation.form
+    answer = WholeAnswer(opened.response_id, form, tellers(form, tokenizer, opened.prompts))
     while True:
-        for event in deltas:
+        for event in events:
             match event:
                 case Progress(index, delta):
-                    usage.add(index, delta)
-                    texts[index] += delta.text
-                    if delta.finish:
-                        reasons[index] = delta.finish.reason
+                    answer.take(index, delta)
                 case Failed(error):
                     raise error
                 case HungUp():
                     return
-        if len(reasons) == form.num_choices:
+        if answer.is_complete:
             break
-        deltas = await generation.next_events()
-    shape = SHAPES[form.endpoint]
-    head = form.head(generation.opened.response_id) | {"object": shape.object}
-    choices = [shape.whole(index, texts[index], reasons[index]) for index in sorted(texts)]
-    body = orjson.dumps({**head, "choices": choices, "usage": usage.as_json()})
+        events = await generation.next_events()
+    is_long = form.tells_tokens and answer.num_tokens > THREAD_TOKENS
+    body = await asyncio.to_thread(answer.body) if is_long else answer.body()
     await start(send, JSON_HEADERS, len(body))
     await send_end(send, body)
 
 
 async def _send_stream(
-    generation: Generation, send: Send, after: Position | None, request_id: str
+    generation: Generation,
+    send: Send,
+    tokenizer: Tokenizer,
+    request_id: str,
+    after: Position | None = None,
 ) -> None:
     events = await _first_events(generation)  # a refusal still becomes a status
     if generation.is_abandoned:
         return
     generation.recognise()
-    opened = generation.opened
-    stream = EventStream(opened.response_id, generation.form, after)
+    opened, form = generation.opened, generation.form
+    told = tellers(form, tokenizer, opened.prompts)
+    stream = EventStream(opened.response_id, form, after, told)
     missing = set(range(generation.form.num_choices)) - opened.streams.keys()
     written = stream.openings() + b"".join(map(stream.leave_out, sorted(missing)))
     written += _encode(stream, events, request_id)

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from ...shared.errors import StreamNotFoundError
 from ...shared.messages import MAX_CONTEXT_BYTES, Greeting
+from ...shared.sampling_params import NumLogprobs
 from .response_id import Endpoint, ResponseId
 
 MAX_CHOICES = 128  # of one request, far less than all may have in flight
@@ -29,10 +30,25 @@ class AnswerForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     num_choices: Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)]  # choices for each prompt
     num_prompt_tokens: int  # of all prompts
+    num_best: Annotated[int, Meta(ge=0, le=MAX_CHOICES)] = 0  # told for each prompt; 0: all
     has_usage: bool = False  # in a stream
     tells_cached: bool = False  # how much of the prompts was cached
     survives_hangup: bool = False
     body_digest: Annotated[str, Meta(max_length=64)] = ""  # of what came with an Idempotency-Key
+    echo: bool = False  # the prompt, before the answer
+    num_logprobs: NumLogprobs = -1  # of the answer's tokens, and the echo's
+    num_prompt_logprobs: NumLogprobs = -1
+    returns_token_ids: bool = False
+    skips_special_tokens: bool = True
+    grammar_param: Annotated[str, Meta(max_length=32)] = ""  # which field constrains the output
+
+    @property
+    def tells_tokens(self) -> bool:
+        return self.tells_prompt or self.num_logprobs >= 0
+
+    @property
+    def tells_prompt(self) -> bool:
+        return self.echo or self.returns_token_ids or self.num_prompt_logprobs >= 0
 
     def encode(self) -> bytes:
         context = msgspec.json.encode(self)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from starlette.responses import Response
 
 from ...shared.errors import InvalidRequestError
+from ...shared.sampling_params import MAX_LOGPROBS
 from ...shared.tokenizer import Tokenizer
 from .answer import GeneratedAnswer
 from .body import read_json, validated
@@ -98,6 +99,8 @@ class ChatRequest(GenerationRequest):
         list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
     ]
     max_completion_tokens: TokenCount | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -108,6 +111,17 @@ class ChatRequest(GenerationRequest):
                 )
             self.max_tokens = self.max_completion_tokens
         return self
+
+    @model_validator(mode="after")
+    def _has_logprobs_where_needed(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            message = "top_logprobs goes with logprobs: set that to true"
+            raise InvalidRequestError(message, param="top_logprobs")
+        return self
+
+    @property
+    def num_told_logprobs(self) -> int:
+        return self.top_logprobs if self.logprobs else -1
 
     @property
     def prompt_field(self) -> str:

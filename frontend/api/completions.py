@@ -18,12 +18,13 @@ from ...shared.tokenizer import Tokenizer
 from .answer import GeneratedAnswer
 from .body import read_json, validated
 from .context import THREAD_CHARACTERS, Context
-from .generation_request import GenerationRequest, TokenId, check_ids
+from .generation_request import U31, GenerationRequest, TokenId, check_ids
 from .opening import submission
 from .response_id import Endpoint
 from .schema import documented
 
 MAX_PROMPTS = 128
+MAX_BEST_OF = 20
 DEFAULT_MAX_TOKENS = 16
 
 TokenPrompt = Annotated[
@@ -42,17 +43,50 @@ class CompletionRequest(GenerationRequest):
         | TokenPrompt
         | Annotated[list[TokenPrompt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
     )
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[
+        int | None, Field(ge=0, le=U31, description="0 goes with echo: the prompt alone.")
+    ] = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool = False
+    best_of: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_BEST_OF, description="Generate so many, and tell the n likeliest."),
+    ] = None
 
     @model_validator(mode="after")
-    def _best_is_all(self) -> Self:
-        if self.best_of not in (None, self.n):
-            raise InvalidRequestError(
-                f"best_of other than n ({self.n}) is not supported here: leave it out",
-                param="best_of",
-                code="unsupported_parameter",
-            )
+    def _best_are_enough(self) -> Self:
+        if self.best_of is not None and self.best_of < self.n:
+            message = f"best_of {self.best_of} is less than n {self.n}"
+            raise InvalidRequestError(message, param="best_of")
+        if self.num_candidates > self.n and self.stream:
+            message = "best_of is not for streams: the best are known when all are complete"
+            raise InvalidRequestError(message, param="best_of")
+        if self.max_tokens == 0 and not self.echo:
+            message = "max_tokens 0 asks for nothing: ask for echo, or for tokens"
+            raise InvalidRequestError(message, param="max_tokens")
         return self
+
+    @property
+    def num_candidates(self) -> int:
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def echoes(self) -> bool:
+        return self.echo
+
+    @property
+    def num_told_logprobs(self) -> int:
+        return -1 if self.logprobs is None else self.logprobs
+
+    @property
+    def num_logprobs(self) -> int:
+        return max(self.num_told_logprobs, 0 if self.num_candidates > self.n else -1)
+
+    @property
+    def num_prompt_logprobs(self) -> int:
+        of_echo = self.num_told_logprobs if self.echo else -1
+        at_least = 0 if self.max_tokens == 0 else -1  # what makes the worker read the prompt
+        return max(super().num_prompt_logprobs, of_echo, at_least)
 
     @property
     def default_max_tokens(self) -> int:

@@ -5,7 +5,7 @@ Reference: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import orjson
 
@@ -15,6 +15,7 @@ from .errors import answer_for
 from .position import ChoicePosition, Position, never_was, written
 from .response_id import ResponseId
 from .shapes import SHAPES
+from .tokens import Teller
 from .usage import Usage
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -38,6 +39,11 @@ class _Cursor:
         """Whether not all came yet that the reader has."""
         held = self.held or ChoicePosition()
         return self.num_tokens < held.num_tokens or self.num_characters < held.num_characters
+
+    @property
+    def num_ahead_tokens(self) -> int:
+        """That the reader has of those to come."""
+        return max(0, self.held.num_tokens - self.num_tokens) if self.held else 0
 
     def take(self, delta: Delta) -> str:
         """What of its text the reader doesn't have; InvalidRequestError when what the reader says
@@ -66,7 +72,11 @@ class EventStream:
     """
 
     def __init__(
-        self, response_id: ResponseId, form: AnswerForm, after: Position | None = None
+        self,
+        response_id: ResponseId,
+        form: AnswerForm,
+        after: Position | None = None,
+        tellers: Sequence[Teller] = (),
     ) -> None:
         """Raises InvalidRequestError when `after` is of a stream with more or fewer choices. As
         does `write`, when what comes shows that `after` never was a place in this one."""
@@ -76,6 +86,7 @@ class EventStream:
         self._shape = SHAPES[form.endpoint]
         self._head = form.head(response_id) | {"object": self._shape.chunk_object}
         self._cursors = [_Cursor(held) for held in after.choices]
+        self._tellers = tellers
         self._marks = ["-" if held is None else str(held) for held in after.choices]
         self._has_usage = after.has_usage
         self._usage = Usage(form)
@@ -96,7 +107,8 @@ class EventStream:
         events = []
         for index, cursor in enumerate(self._cursors):
             for choice in self._shape.openings(index) if cursor.held is None else ():
-                events.append(self._chunk(index, choice))
+                beside = self._tellers[0].prompt_ids() if self._tellers and not index else {}
+                events.append(self._chunk(index, choice, beside))
         return b"".join(events)
 
     def write(self, index: int, delta: Delta) -> bytes:
@@ -122,21 +134,38 @@ class EventStream:
     def _parts(self, index: int, delta: Delta) -> Iterator[bytes]:
         cursor = self._cursors[index]
         self._usage.add(index, delta)
+        told = None
+        if self._tellers and (delta.token_ids or delta.finish):
+            yield from self._prompt(index, delta)
+            num_known = cursor.num_ahead_tokens
+            told = self._tellers[index].tell(delta.token_ids, delta.logprobs, num_known)
+            if num_known >= len(delta.token_ids):
+                told = None
         text = cursor.take(delta)
         if cursor.has_end:
             return
         reason = delta.finish.reason if delta.finish else None
-        for choice in self._shape.parts(index, text, reason):
+        for choice in self._shape.parts(index, text, reason, told):
             yield self._chunk(index, choice)
 
-    def _chunk(self, index: int, choice: Json) -> bytes:
+    def _prompt(self, index: int, delta: Delta) -> Iterator[bytes]:
+        """With the first delta: what is told of the prompt, where that is part of the choice."""
+        cursor, teller = self._cursors[index], self._tellers[index]
+        if cursor.num_tokens or not self._shape.has_prompt_in_choice:
+            return
+        text, told = teller.echo(delta.prompt_logprobs)
+        if cursor.held is None:
+            for choice in self._shape.parts(index, text, None, told | teller.prompt_ids()):
+                yield self._chunk(index, choice)
+
+    def _chunk(self, index: int, choice: Json, beside: Json | None = None) -> bytes:
         cursor = self._cursors[index]
         is_finished = choice["finish_reason"] is not None
         cursor.held = ChoicePosition(
             cursor.num_tokens, cursor.num_characters, is_finished=is_finished
         )
         self._marks[index] = str(cursor.held)
-        return self._data([choice], None)
+        return self._data([choice], None, beside)
 
     def _finish_one(self) -> bytes:
         self._num_unfinished -= 1
@@ -148,8 +177,10 @@ class EventStream:
             usage = self._data([], self._usage.as_json())
         return usage + self._event(DONE)
 
-    def _data(self, choices: list[Json], usage: Json | None) -> bytes:
+    def _data(self, choices: list[Json], usage: Json | None, beside: Json | None = None) -> bytes:
         chunk = {**self._head, "choices": choices}
+        if beside:
+            chunk.update(beside)
         if self._form.has_usage:
             chunk["usage"] = usage
         return self._event(orjson.dumps(chunk))

@@ -17,7 +17,12 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from ...shared.errors import ChairliftError, RequestFailedError, RequestIdConflictError
+from ...shared.errors import (
+    ChairliftError,
+    InvalidRequestError,
+    RequestFailedError,
+    RequestIdConflictError,
+)
 from ...shared.settings import ServeSettings
 from ..results import Delta, exception_for
 from ..token_stream import TokenStream
@@ -31,6 +36,7 @@ log = structlog.get_logger(__name__)
 QUEUE_LENGTH = 64  # a reader that stalls leaves the rest with the client
 CHECK_S = 1.0  # between looks at what waits for the reader
 CHARACTER_BYTES = 4  # at most
+INVALID_GRAMMAR = "invalid_grammar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +190,9 @@ class Generation:
             return key_reused()
         if isinstance(error, RequestFailedError) and error.code == "taken_over":
             self._is_anothers = True
+        if isinstance(error, RequestFailedError) and error.code == INVALID_GRAMMAR:
+            param = self.form.grammar_param
+            return InvalidRequestError(str(error), param=param, code=INVALID_GRAMMAR)
         return error
 
     async def _watch(self, receive: Receive) -> None:

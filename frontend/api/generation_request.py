@@ -6,19 +6,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
+from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...shared.errors import ContextLengthError, InvalidRequestError
 from ...shared.messages import Greeting
-from ...shared.sampling_params import MAX_SEED, SamplingParams, checked_sampling_params
+from ...shared.sampling_params import (
+    MAX_LOGPROBS,
+    MAX_SEED,
+    SamplingParams,
+    checked_sampling_params,
+)
+from ...shared.tokenizer import Tokenizer
 from .answer_form import MAX_CHOICES
+from .output_format import ConstrainedRequest
 from .parameters import without_neutral
 from .response_id import Endpoint
 
 MAX_N = 8
 U31 = 2**31 - 1
 # Made from other fields or with a second look; the rest passes under its own name.
-COMPUTED = frozenset({"max_tokens", "seed", "top_k", "logit_bias"})
+COMPUTED = frozenset({"max_tokens", "seed", "top_k", "logit_bias", "bad_words"})
 
 TokenCount = Annotated[int, Field(ge=1, le=U31)]
 TokenId = Annotated[int, Field(ge=0, le=U31)]
@@ -44,7 +52,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False  # padding against traffic analysis; never sent
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(ConstrainedRequest):
     """What both generating routes understand."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -71,6 +79,18 @@ class GenerationRequest(BaseModel):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] = Field(default=[])
     min_tokens: Annotated[int, Field(ge=0, le=U31)] = 0
     ignore_eos: bool = False
+    bad_words: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=256)]],
+        Field(max_length=64, description="Don't come, at the beginning or after a space."),
+    ] = Field(default=[])
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    return_token_ids: bool = False
+    priority: Annotated[int, Field(ge=-100, le=100, description="Lower ones go first.")] = 0
+    deadline_ms: Annotated[
+        int | None, Field(ge=1, le=U31, description="To finish in, else the answer is an error.")
+    ] = None
     cache_salt: Annotated[
         str | None,
         Field(
@@ -104,6 +124,18 @@ class GenerationRequest(BaseModel):
         if self.resumable and not self.stream:
             message = "resumable is for streams: set stream to true, or send an Idempotency-Key"
             raise InvalidRequestError(message, param="resumable")
+        if self.prompt_logprobs is not None and self.stream:
+            message = "prompt_logprobs are not for streams: set stream to false"
+            raise InvalidRequestError(message, param="prompt_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _agrees_with_grammar(self) -> Self:
+        param = self.grammar_param
+        for name in ("min_tokens", "ignore_eos", "bad_words") if param else ():
+            if getattr(self, name):
+                message = f"{name} contradicts {param}, which alone says how the output may go on"
+                raise InvalidRequestError(message, param=name)
         return self
 
     @property
@@ -112,26 +144,56 @@ class GenerationRequest(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
+    def num_candidates(self) -> int:
+        """Generations for each prompt."""
+        return self.n
+
+    @property
+    def echoes(self) -> bool:
+        return False
+
+    @property
+    def num_told_logprobs(self) -> int:
+        """How many of the likeliest tokens are told with each; -1: no logprobs at all."""
+        return -1
+
+    @property
+    def num_logprobs(self) -> int:
+        """As many are needed."""
+        return self.num_told_logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int:
+        """As many are needed."""
+        return -1 if self.prompt_logprobs is None else self.prompt_logprobs
+
+    @property
     def default_max_tokens(self) -> int:
         """Without a limit of the caller's: the rest of the context."""
         return U31
 
     def choices(
-        self, prompts: list[list[int]], greeting: Greeting, default_seed: int
+        self,
+        prompts: list[list[int]],
+        greeting: Greeting,
+        tokenizer: Tokenizer,
+        default_seed: int,
     ) -> list[Choice]:
-        """`n` for each prompt, each with a seed of its own; raises InvalidRequestError."""
+        """Each with a seed of its own; raises InvalidRequestError."""
         check_ids("logit_bias", map(int, self.logit_bias), greeting.vocab_size)
         check_ids("stop_token_ids", self.stop_token_ids, greeting.vocab_size)
-        if len(prompts) * self.n > MAX_CHOICES:
-            message = f"{len(prompts)} prompts times n {self.n} is more than {MAX_CHOICES} answers"
+        n = self.num_candidates
+        if len(prompts) * n > MAX_CHOICES:
+            message = f"{len(prompts)} prompts times n {n} is more than {MAX_CHOICES} answers"
             raise InvalidRequestError(f"{message}: send several requests", param="n")
         seed = default_seed if self.seed is None else self.seed
+        common = self._params(tokenizer)
         choices = []
         for number, prompt in enumerate(prompts):
             max_tokens = self._room(prompt, greeting.max_model_len)
-            for i in range(self.n):
-                params = self._params(max_tokens, (seed + i) & MAX_SEED)
-                choices.append(Choice(number * self.n + i, prompt, params))
+            for i in range(n):
+                params = replace(common, max_tokens=max_tokens, seed=(seed + i) & MAX_SEED)
+                choices.append(Choice(number * n + i, prompt, params))
         return choices
 
     def _room(self, prompt: list[int], max_model_len: int) -> int:
@@ -140,25 +202,34 @@ class GenerationRequest(BaseModel):
             raise InvalidRequestError("the prompt has no tokens", param=self.prompt_field)
         asked = self.max_tokens
         room = max_model_len - len(prompt)
-        if room < (asked or 1):
+        if room < (1 if asked is None else asked):
             wanted = f" and {asked} were asked for" if asked else ""
             raise ContextLengthError(
                 f"this model takes {max_model_len} tokens, prompt and answer together; the prompt "
                 f"has {len(prompt)}{wanted}: shorten the prompt or the answer",
                 param=self.prompt_field,
             )
-        return asked or min(room, self.default_max_tokens)
+        return min(room, self.default_max_tokens) if asked is None else asked
 
     @property
     def prompt_field(self) -> str:
         return "prompt"
 
-    def _params(self, max_tokens: int, seed: int) -> SamplingParams:
+    def _params(self, tokenizer: Tokenizer) -> SamplingParams:
+        """Without what the choices differ in."""
         names = set(SamplingParams.__struct_fields__) - COMPUTED
         values = {name: getattr(self, name) for name in names}
         values["top_k"] = max(self.top_k, 0)
         values["logit_bias"] = {int(key): bias for key, bias in self.logit_bias.items()}
-        return checked_sampling_params(max_tokens=max_tokens, seed=seed, **values)
+        values["bad_words"] = _token_sequences(self.bad_words, tokenizer)
+        return checked_sampling_params(max_tokens=0, **values)
+
+
+def _token_sequences(words: Iterable[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Of the words as they begin a text, and as they come after a space."""
+    spellings = [spelling for word in words for spelling in (word, f" {word.lstrip()}")]
+    encoded = (tokenizer.backend.encode(text, add_special_tokens=False) for text in spellings)
+    return tuple(dict.fromkeys(tuple(one.ids) for one in encoded if one.ids))
 
 
 def check_ids(param: str, token_ids: Iterable[int], vocab_size: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
-from ...shared.errors import RequestIdConflictError, StreamNotFoundError
+from ...shared.errors import InvalidRequestError, RequestIdConflictError, StreamNotFoundError
 from ...shared.messages import Greeting
 from ..client import AsyncClient
 from ..request_options import RequestOptions
@@ -30,6 +30,7 @@ class OpenedAnswer:
     form: AnswerForm
     streams: dict[int, TokenStream]
     is_resumable: bool  # the worker keeps them when we go
+    prompts: dict[int, list[int]]  # of the choices, if the answer tells of them
     is_watched: bool = False  # by a reader who must not stop them
     is_new: bool = True  # timed from the start
 
@@ -61,7 +62,9 @@ class Submission:
             if isinstance(error, RequestIdConflictError):
                 raise key_reused() from None
             raise
-        return OpenedAnswer(self.response_id, self.form, streams, self.options.is_resumable)
+        prompts = {choice.index: choice.prompt_token_ids for choice in self.choices}
+        is_resumable = self.options.is_resumable
+        return OpenedAnswer(self.response_id, self.form, streams, is_resumable, prompts)
 
 
 def submission(
@@ -81,25 +84,34 @@ def submission(
         else context.idempotency.response_id(asked, tenant, key)
     )
     salt = _cache_salt(context, tenant, asked.cache_salt)
-    choices = asked.choices(prompts, greeting, response_id.seed)
+    choices = asked.choices(prompts, greeting, context.client.tokenizer, response_id.seed)
     form = AnswerForm(
         endpoint=asked.endpoint,
         created=now(),
         model=greeting.model,
         system_fingerprint=system_fingerprint(greeting),
         num_choices=len(choices),
-        n=asked.n,
+        n=asked.num_candidates,
+        num_best=asked.n if asked.n < asked.num_candidates else 0,
         num_prompt_tokens=sum(map(len, prompts)),
         has_usage=asked.has_usage,
         tells_cached=not context.has_tenants or bool(salt),
         survives_hangup=asked.resumable or has_key,
         body_digest=body_digest(asked) if has_key else "",
+        echo=asked.echoes,
+        num_logprobs=asked.num_told_logprobs,
+        num_prompt_logprobs=-1 if asked.prompt_logprobs is None else asked.prompt_logprobs,
+        returns_token_ids=asked.return_token_ids,
+        skips_special_tokens=asked.skip_special_tokens,
+        grammar_param=asked.grammar_param,
     )
+    ttl_s = context.settings.request_timeout_s
     options = RequestOptions(
         context=form.encode(),
         is_resumable=asked.stream or form.survives_hangup,
         cache_salt=salt,
-        ttl_s=context.settings.request_timeout_s,
+        ttl_s=min(ttl_s, asked.deadline_ms / 1000) if asked.deadline_ms else ttl_s,
+        priority=asked.priority,
     )
     return Submission(response_id, form, choices, options, asked.stream)
 
@@ -127,6 +139,7 @@ class Attachment:
         try:
             choices = range(form.num_choices)
             await _all(self._attach_if_kept(client, index, streams) for index in choices)
+            prompts = _prompts(form, streams)
         except BaseException:
             for stream in streams.values():
                 stream.detach()
@@ -136,6 +149,7 @@ class Attachment:
             form,
             streams,
             is_resumable=True,
+            prompts=prompts,
             is_watched=not self.takes_over,
             is_new=False,
         )
@@ -159,6 +173,9 @@ class Attachment:
 
     def _form_of(self, stream: TokenStream, client: AsyncClient) -> AnswerForm:
         form = AnswerForm.decode(stream.context)
+        if form.num_best:
+            message = "an answer made with best_of is no stream: repeat the request with its key"
+            raise InvalidRequestError(message)
         if form.endpoint != self.response_id.endpoint:
             raise StreamNotFoundError("the answer with this number has another prefix")
         if self.after:
@@ -180,6 +197,11 @@ class Attachment:
     ) -> None:
         request_id = self.response_id.of_choice(index)
         streams[index] = await client.attach(request_id, takes_over=self.takes_over)
+
+
+def _prompts(form: AnswerForm, streams: dict[int, TokenStream]) -> dict[int, list[int]]:
+    """As the worker hands them back."""
+    return {index: stream.prompt_token_ids for index, stream in streams.items()}
 
 
 async def _all(attempts: Iterable[Awaitable[None]]) -> None:

@@ -25,15 +25,14 @@ HARMLESS = frozenset(
 # fmt: off
 _WITHOUT_NEUTRAL_VALUE = (
     "add_special_tokens", "allowed_token_ids", "audio", "chat_template",
-    "guided_choice", "guided_decoding_backend", "guided_grammar", "guided_json", "guided_regex",
-    "json_schema", "lora_path", "prediction", "prompt_logprobs", "reasoning", "regex",
-    "structured_outputs", "truncate_prompt_tokens", "verbosity", "web_search_options",
+    "guided_decoding_backend", "json_schema", "lora_path", "prediction", "reasoning", "regex",
+    "truncate_prompt_tokens", "verbosity", "web_search_options",
 )
 _NEUTRAL_WHEN_FALSE = (
-    "continue_final_message", "early_stopping", "echo", "include_stop_str_in_output", "logprobs",
-    "return_token_ids", "return_tokens_as_token_ids", "store", "use_beam_search",
+    "continue_final_message", "early_stopping", "echo", "return_tokens_as_token_ids", "store",
+    "use_beam_search",
 )
-_NEUTRAL_WHEN_EMPTY = ("bad_words", "documents", "functions", "logits_processors", "tools")
+_NEUTRAL_WHEN_EMPTY = ("documents", "functions", "logits_processors", "tools")
 # fmt: on
 
 # The values under which the parameter says nothing; null always is one of them.
@@ -51,11 +50,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mirostat": (0,),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "priority": (0,),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "suffix": ("",),
     "tool_choice": ("none",),

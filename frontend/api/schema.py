@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
+from .parameters import HARMLESS, NEUTRAL, NEUTRAL_IN_MESSAGE
+
 REFERENCE = "#/components/schemas/{model}"
+NULL = {"type": "null"}
+KEPT = ("title", "description", "default")
+HAS_NO_EFFECT = "Accepted, and changes nothing."
+FinishReason = Literal["stop", "length"]
+
+Json = dict[str, Any]
 
 
 class Problem(BaseModel):
@@ -27,7 +36,202 @@ class ErrorBody(BaseModel):
     error: Problem
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+class Told(BaseModel):
+    """What answers are made of. They are written as plain dicts: these classes only document them,
+    and tests hold the answers against them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PromptTokensDetails(Told):
+    cached_tokens: int
+
+
+class Usage(Told):
+    """A prompt counts once, however many choices were asked for."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class Head(Told):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class PromptScore(Told):
+    logprob: float
+    decoded_token: str
+    rank: int | None = None
+
+
+class OfPrompt(Told):
+    """What is told of the prompt when it was asked for."""
+
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[str, PromptScore] | None] | None = None
+
+
+class CompletionLogprobs(Told):
+    """A prompt's first token has no log probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(OfPrompt):
+    index: int
+    text: str
+    token_ids: list[int] | None = None
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason
+
+
+class CompletionPart(OfPrompt):
+    index: int
+    text: str
+    token_ids: list[int] | None = None
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class Completion(Head):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunk(Head):
+    """The usage comes in a last chunk without choices, when it was asked for."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionPart]
+    usage: Usage | None = None
+
+
+class Message(Told):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+
+
+class Delta(Told):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class Token(Told):
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class TokenLogprob(Token):
+    top_logprobs: list[Token]
+
+
+class ChatLogprobs(Told):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class ChatChoice(Told):
+    index: int
+    message: Message
+    token_ids: list[int] | None = None
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatPart(Told):
+    index: int
+    delta: Delta
+    token_ids: list[int] | None = None
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletion(Head, OfPrompt):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatCompletionChunk(Head, OfPrompt):
+    """The usage comes in a last chunk without choices, when it was asked for."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatPart]
+    usage: Usage | None = None
+
+
+class Model(Told):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(Told):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(Told):
+    """`ok`, or why no requests should be sent here now."""
+
+    status: str
+
+
+def reference(schema: type[BaseModel]) -> Json:
+    return {"$ref": REFERENCE.format(model=schema.__name__)}
+
+
+def as_json(schema: type[BaseModel]) -> Json:
+    return {"application/json": {"schema": reference(schema)}}
+
+
+def as_events(*chunks: type[BaseModel]) -> Json:
+    """The schema is that of one event: a chunk, or an error instead of all that would follow."""
+    payload = {"anyOf": [*map(reference, chunks), reference(ErrorBody)]}
+    chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": payload}
+    properties = {"id": {"type": "string"}, "data": {"anyOf": [{"const": "[DONE]"}, chunk]}}
+    event = {"type": "object", "required": ["id", "data"], "properties": properties}
+    return {"text/event-stream": {"schema": event}}
+
+
+ANSWERS: dict[str, Json] = {
+    "/v1/completions": as_json(Completion) | as_events(CompletionChunk),
+    "/v1/chat/completions": as_json(ChatCompletion) | as_events(ChatCompletionChunk),
+    "/v1/streams/{response_id}": as_events(CompletionChunk, ChatCompletionChunk),
+    "/v1/models": as_json(ModelList),
+    "/v1/models/{model_id}": as_json(Model),
+    "/health": as_json(Health),
+    "/metrics": {"text/plain": {"schema": {"type": "string"}}},
+}
+ANSWER_SCHEMAS: tuple[type[BaseModel], ...] = (
+    Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, Model, ModelList, Health,
+)  # fmt: skip
+
+
+def header(description: str) -> Json:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+REQUEST_ID = {"x-request-id": header("The request's own, or one that we gave it.")}
+RETRY = {
+    "Retry-After": header("Seconds to wait before the next try."),
+    "retry-after-ms": header("The same in milliseconds."),
+}
+BODY_ERRORS = ("408", "413", "415")
+ERRORS: dict[int | str, Json] = {
     status: {"description": description, "model": ErrorBody}
     for status, description in {
         400: "The request can't be served as it is",
@@ -43,11 +247,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         504: "Not finished within the time limit",
     }.items()
 }
+ERRORS[429]["headers"] = ERRORS[503]["headers"] = RETRY
 
 
-def parameter(
-    name: str, place: str, description: str, schema: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def parameter(name: str, place: str, description: str, schema: Json | None = None) -> Json:
     """One that may be left out; a string unless the schema says otherwise."""
     shape = schema or {"type": "string"}
     return {"name": name, "in": place, "description": description, "schema": shape}
@@ -62,28 +265,77 @@ IDEMPOTENCY_KEY = parameter(
 )
 
 
-def documented(schema: type[BaseModel]) -> dict[str, Any]:
+def documented(schema: type[BaseModel]) -> Json:
     """Arguments for a route whose body is a `schema`."""
-    reference = {"$ref": REFERENCE.format(model=schema.__name__)}
-    body = {"required": True, "content": {"application/json": {"schema": reference}}}
+    body = {"required": True, "content": as_json(schema)}
     extra = {"requestBody": body, "parameters": [IDEMPOTENCY_KEY]}
     return {"openapi_extra": extra, "responses": ERRORS}
 
 
 class DocumentedApp(FastAPI):
-    """A FastAPI app that also documents the schemas of bodies it does not parse itself."""
+    """A FastAPI app that also documents the bodies and answers that it does not handle itself."""
 
     body_schemas: tuple[type[BaseModel], ...] = ()
 
-    def openapi(self) -> dict[str, Any]:
+    def openapi(self) -> Json:
         if not self.openapi_schema:
             document = get_openapi(title=self.title, version=self.version, routes=self.routes)
-            _, definitions = models_json_schema(
-                [(schema, "validation") for schema in self.body_schemas], ref_template=REFERENCE
-            )
-            document["components"]["schemas"].update(definitions["$defs"])
-            for path in document["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)  # FastAPI's, which we never send
+            components = document["components"]
+            components["schemas"] = self._schemas()
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{}, {"key": []}]  # a key only where the server has keys
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    _tell_answers(path, method, operation)
             self.openapi_schema = document
         return self.openapi_schema
+
+    def _schemas(self) -> Json:
+        told: tuple[type[BaseModel], ...] = (*self.body_schemas, *ANSWER_SCHEMAS, ErrorBody)
+        _, definitions = models_json_schema(
+            [(schema, "validation") for schema in told], ref_template=REFERENCE
+        )
+        schemas: Json = definitions["$defs"]
+        for body in self.body_schemas:
+            _tell_neutral(schemas[body.__name__], NEUTRAL, HARMLESS)
+        if "ChatMessage" in schemas:
+            _tell_neutral(schemas["ChatMessage"], NEUTRAL_IN_MESSAGE, frozenset({"id"}))
+        return schemas
+
+
+def _tell_answers(path: str, method: str, operation: Json) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)  # FastAPI's, which we never send
+    if path in ANSWERS:
+        responses["200"]["content"] = ANSWERS[path]
+    if path == "/health":
+        operation["security"] = []
+        responses["503"]["content"] = ANSWERS[path]
+    else:
+        refused = {"description": ERRORS[401]["description"], "content": as_json(ErrorBody)}
+        responses.setdefault("401", refused)
+    if method == "get":
+        for status in BODY_ERRORS:
+            responses.pop(status, None)
+    for response in responses.values():
+        response["headers"] = REQUEST_ID | response.get("headers", {})
+
+
+def _tell_neutral(
+    definition: Json, neutral: Mapping[str, tuple[Any, ...]], harmless: Iterable[str]
+) -> None:
+    """What `without_neutral` lets pass: null for the default, and what says nothing."""
+    properties, required = definition["properties"], definition.get("required", ())
+    for name in properties.keys() - set(required):
+        properties[name] = _or_null(properties[name])
+    for name in sorted(harmless):
+        properties.setdefault(name, {"description": HAS_NO_EFFECT})
+    for name in sorted(neutral):
+        values = [one for one in neutral[name] if not isinstance(one, float)]  # 1.0 is JSON's 1
+        properties.setdefault(name, {"description": HAS_NO_EFFECT, "enum": [None, *values]})
+
+
+def _or_null(schema: Json) -> Json:
+    told: Json = {key: schema[key] for key in KEPT if key in schema}
+    kinds = schema.get("anyOf") or [{k: v for k, v in schema.items() if k not in told}]
+    return {**told, "anyOf": kinds if NULL in kinds else [*kinds, NULL]}

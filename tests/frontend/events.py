@@ -42,6 +42,9 @@ class Assembled:
     def __init__(self, events: Iterable[Event]) -> None:
         self.heads: set[str] = set()
         self.text: dict[int, str] = {}
+        self.logprobs: dict[int, dict[str, Any]] = {}  # column by column
+        self.token_ids: dict[int, list[int]] = {}
+        self.prompts: list[list[int]] = []
         self.openings: Counter[int] = Counter()
         self.reasons: dict[int, list[str]] = {}
         self.usages: list[Any] = []
@@ -63,6 +66,8 @@ class Assembled:
         if chunk.get("usage"):
             assert chunk["choices"] == [] and not self.usages
             self.usages.append(chunk["usage"])
+        if "prompt_token_ids" in chunk:
+            self.prompts.append(chunk["prompt_token_ids"])
         for choice in chunk["choices"]:
             self._take_choice(choice)
 
@@ -73,6 +78,12 @@ class Assembled:
         self.openings[index] += "role" in delta
         text = choice["text"] if "text" in choice else delta.get("content") or ""
         self.text[index] = self.text.get(index, "") + text
+        for name, column in (choice["logprobs"] or {}).items():
+            columns = self.logprobs.setdefault(index, {})
+            columns[name] = columns.get(name, []) + column if column is not None else None
+        self.token_ids.setdefault(index, []).extend(choice.get("token_ids", ()))
+        if "prompt_token_ids" in choice:
+            self.prompts.append(choice["prompt_token_ids"])
         if choice["finish_reason"]:
             self.reasons.setdefault(index, []).append(choice["finish_reason"])
 
@@ -82,6 +93,9 @@ class Assembled:
         return (
             self.heads,
             {i: text for i, text in self.text.items() if text},
+            self.logprobs,
+            {i: ids for i, ids in self.token_ids.items() if ids},
+            sorted(self.prompts),
             +self.openings,
             self.reasons,
             self.usages,

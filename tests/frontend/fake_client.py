@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
@@ -18,8 +18,9 @@ from chairlift.shared.errors import (
     StreamNotFoundError,
     WorkerUnavailableError,
 )
+from chairlift.shared.logprobs import TokenLogprob
 from chairlift.shared.messages import Finish, Greeting, WorkerStats
-from chairlift.shared.sampling_params import SamplingParams
+from chairlift.shared.sampling_params import MAX_LOGPROBS, SamplingParams
 from chairlift.shared.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -55,8 +56,29 @@ def count_up(prompt: list[int], params: SamplingParams) -> list[Delta]:
 
 
 def joined(deltas: list[Delta]) -> Delta:
-    token_ids = [token_id for delta in deltas for token_id in delta.token_ids]
-    return Delta(token_ids, "".join(delta.text for delta in deltas), deltas[-1].finish)
+    return sum(deltas[1:], start=deltas[0])
+
+
+def logprob_of(token_id: int, num_top: int) -> TokenLogprob:
+    """Likelier the smaller the id; the token itself is the second of the likeliest."""
+    own = -(token_id + 1) / 8
+    likeliest = [((token_id + 1) % 256, own + 0.125), (token_id, own)]
+    others = [((token_id + i) % 256, own - i) for i in range(2, MAX_LOGPROBS)]
+    return TokenLogprob(own, tuple([*likeliest, *others][:num_top]))
+
+
+def scored(deltas: list[Delta], prompt: list[int], params: SamplingParams) -> list[Delta]:
+    """With the logprobs that were asked for, unless the script has its own."""
+    num_top, num_prompt_top = params.num_logprobs, params.num_prompt_logprobs
+    if num_top >= 0:
+        deltas = [
+            replace(d, logprobs=d.logprobs or [logprob_of(i, num_top) for i in d.token_ids])
+            for d in deltas
+        ]
+    if num_prompt_top >= 0 and deltas:
+        of_prompt = [logprob_of(i, num_prompt_top) for i in prompt[1:]]
+        deltas = [replace(deltas[0], prompt_logprobs=of_prompt), *deltas[1:]]
+    return deltas
 
 
 @dataclass(eq=False)
@@ -103,6 +125,10 @@ class FakeStream:
         self._verdict: Finish | None = None
         self._told = asyncio.Event()
         request.readers.append(self)
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.request.asked[0]
 
     def tell(self, finish: Finish) -> None:
         self._verdict = finish
@@ -214,7 +240,8 @@ class FakeClient:
         if is_conflict and self.sees_conflicts:
             raise RequestIdConflictError("another request runs under this id")
         if request is None or is_conflict:
-            request = FakeRequest(asked, options, self.script(prompt_token_ids, params))
+            deltas = scored(self.script(prompt_token_ids, params), prompt_token_ids, params)
+            request = FakeRequest(asked, options, deltas)
             if not is_conflict:
                 self.requests[request_id] = request
         stream = self._reader(request_id, request)

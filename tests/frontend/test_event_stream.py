@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -12,13 +13,20 @@ from hypothesis import strategies as st
 from chairlift.frontend.api.answer_form import AnswerForm
 from chairlift.frontend.api.event_stream import EventStream
 from chairlift.frontend.api.position import ChoicePosition, Position
-from chairlift.frontend.api.response_id import ResponseId
+from chairlift.frontend.api.response_id import Endpoint, ResponseId
+from chairlift.frontend.api.tokens import Teller, tellers
+from chairlift.frontend.api.whole_answer import WholeAnswer
 from chairlift.frontend.results import Delta
 from chairlift.shared.errors import InvalidRequestError, StreamNotFoundError
+from chairlift.shared.logprobs import TokenLogprob
 from chairlift.shared.messages import MAX_CONTEXT_BYTES, Finish
 from tests.frontend.events import Assembled, Event, events_of
+from tests.frontend.fake_client import make_tokenizer
 
 PIECES = st.lists(st.text("aé漢🎉 \n", max_size=4), max_size=8)  # the text of each token
+LOGPROBS = st.sampled_from([0.0, -0.5, -1e30, float("nan"), float("-inf")])
+TOKENIZER = make_tokenizer()
+PROMPT = TOKENIZER.encode("wé")
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Answer:
 
     form: AnswerForm
     pieces: list[list[str]]
+    logprobs: list[list[float]]  # as many, and more
 
     @property
     def response_id(self) -> ResponseId:
@@ -37,8 +46,9 @@ class Answer:
 def answers(draw: st.DrawFn) -> Answer:
     n, num_prompts = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     pieces = draw(st.lists(PIECES, min_size=n * num_prompts, max_size=n * num_prompts))
+    endpoint: Endpoint = draw(st.sampled_from(["completions", "chat"]))
     form = AnswerForm(
-        endpoint=draw(st.sampled_from(["completions", "chat"])),
+        endpoint=endpoint,
         created=1,
         model="m",
         system_fingerprint="fp",
@@ -47,28 +57,42 @@ def answers(draw: st.DrawFn) -> Answer:
         num_prompt_tokens=7,
         has_usage=draw(st.booleans()),
         tells_cached=draw(st.booleans()),
+        echo=endpoint == "completions" and draw(st.booleans()),
+        num_logprobs=draw(st.integers(-1, 2)),
+        returns_token_ids=draw(st.booleans()),
     )
-    return Answer(form, pieces)
+    few = st.lists(LOGPROBS, min_size=8, max_size=8)
+    logprobs = draw(st.lists(few, min_size=len(pieces), max_size=len(pieces)))
+    return Answer(form, pieces, logprobs)
 
 
-def cut(data: st.DataObject, pieces: list[str]) -> list[Delta]:
+def cut(data: st.DataObject, answer: Answer, index: int) -> list[Delta]:
     """Some tokens at a time; the end comes with the last of them or after it."""
-    deltas = []
+    form, pieces, deltas = answer.form, answer.pieces[index], []
     start = 0
     while start < len(pieces):
         end = data.draw(st.integers(start + 1, len(pieces)))
-        deltas.append(Delta(list(range(start, end)), "".join(pieces[start:end])))
+        scores = answer.logprobs[index][start:end] if form.num_logprobs >= 0 else []
+        logprobs = [TokenLogprob(score, ((0xE6, score), (7, -2.0))) for score in scores]
+        token_ids = [0xE0 + number for number in range(start, end)]  # no characters alone
+        deltas.append(Delta(token_ids, "".join(pieces[start:end]), logprobs=logprobs))
         start = end
     finish = Finish("stop", num_cached_tokens=2)
     last = deltas.pop() if deltas and data.draw(st.booleans()) else Delta([], "")
-    return [*deltas, Delta(last.token_ids, last.text, finish)]
+    deltas.append(replace(last, finish=finish))
+    of_prompt = [TokenLogprob(-1.0, ((5, -0.5),))] * (len(PROMPT) - 1)
+    return [replace(deltas[0], prompt_logprobs=of_prompt), *deltas[1:]]
+
+
+def tellers_of(answer: Answer) -> list[Teller]:
+    return tellers(answer.form, TOKENIZER, dict.fromkeys(range(answer.form.num_choices), PROMPT))
 
 
 def write(data: st.DataObject, answer: Answer, after: Position | None) -> list[Event]:
     """One reader's events, the choices' deltas cut and mixed anyhow."""
-    stream = EventStream(answer.response_id, answer.form, after)
+    stream = EventStream(answer.response_id, answer.form, after, tellers_of(answer))
     written = stream.openings()
-    coming = {index: cut(data, pieces) for index, pieces in enumerate(answer.pieces)}
+    coming = {index: cut(data, answer, index) for index in range(len(answer.pieces))}
     for index in [*coming]:
         is_gone = after is not None and after.is_finished(index) and len(coming) > 1
         if is_gone and not answer.form.tells_cached and data.draw(st.booleans()):
@@ -101,9 +125,38 @@ def test_continued_anywhere_any_number_of_times(data: st.DataObject) -> None:
             held.pop()
     assembled = Assembled(held + events)
     assert assembled.whole == expected.whole
+    echo = "wé" if answer.form.echo else ""
     assert {i: t for i, t in assembled.text.items() if t} == {
-        i: "".join(pieces) for i, pieces in enumerate(answer.pieces) if "".join(pieces)
+        i: text for i, pieces in enumerate(answer.pieces) if (text := echo + "".join(pieces))
     }
+
+
+@given(st.data())
+def test_streamed_as_whole(data: st.DataObject) -> None:
+    """A stream's pieces make what the answer in one piece is: texts, tokens, reasons, usage."""
+    answer = data.draw(answers())
+    streamed = Assembled(write(data, answer, None))
+    whole = WholeAnswer(answer.response_id, answer.form, tellers_of(answer))
+    for index in range(len(answer.pieces)):
+        for delta in cut(data, answer, index):
+            whole.take(index, delta)
+    assert whole.is_complete
+    body = json.loads(whole.body())
+    beside = [body["prompt_token_ids"]] if "prompt_token_ids" in body else []
+    prompts = [one["prompt_token_ids"] for one in body["choices"] if "prompt_token_ids" in one]
+    assert prompts + beside == streamed.prompts
+    assert not streamed.usages or streamed.usages == [body["usage"]]
+    for choice in body["choices"]:
+        index = choice["index"]
+        text = choice["text"] if "text" in choice else choice["message"]["content"]
+        assert text == streamed.text.get(index, "")
+        assert [choice["finish_reason"]] == streamed.reasons[index]
+        assert choice.get("token_ids", []) == streamed.token_ids[index]
+        told = {name: column for name, column in (choice["logprobs"] or {}).items() if column}
+        streamed_columns = streamed.logprobs.get(index, {})
+        assert told == {name: column for name, column in streamed_columns.items() if column}
+        if "token_logprobs" in told:
+            assert all(one is None or one >= -9999 for one in told["token_logprobs"])
 
 
 @given(
@@ -220,8 +273,14 @@ def test_forms() -> None:
         num_choices=128,
         n=128,
         num_prompt_tokens=2**40,
+        num_best=128,
         has_usage=True,
         body_digest="d" * 64,
+        echo=True,
+        num_logprobs=20,
+        num_prompt_logprobs=20,
+        returns_token_ids=True,
+        grammar_param="g" * 32,
     )
     assert len(form.encode()) <= MAX_CONTEXT_BYTES
     assert AnswerForm.decode(form.encode()) == form

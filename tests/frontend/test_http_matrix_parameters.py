@@ -34,6 +34,11 @@ INSIDE = {
         '{"prompt": [@]}',
         '{"prompt": [[@]]}',
         '{"prompt": "a", "stop_token_ids": [@]}',
+        '{"prompt": "a", "bad_words": [@]}',
+        '{"prompt": "a", "echo": true, "logprobs": 1, "max_tokens": @}',
+        '{"prompt": "a", "guided_json": {"const": @}}',
+        '{"prompt": "a", "guided_choice": [@]}',
+        '{"prompt": "a", "structured_outputs": {"json": @}}',
         '{"prompt": "a", "logit_bias": {"7": @}}',
         '{"prompt": "a", "logit_bias": {"@": 1}}',
         '{"prompt": "a", "stream": true, "stream_options": {"include_usage": @}}',
@@ -43,6 +48,10 @@ INSIDE = {
         '{"messages": [{"role": "user", "content": "a", "name": @}]}',
         '{"messages": [{"role": "user", "content": [{"type": "text", "text": @}]}]}',
         '{"messages": @}',
+        '{"messages": [{"role": "user", "content": "a"}], "response_format": '
+        '{"type": "json_schema", "json_schema": {"name": "a", "schema": {"const": @}}}}',
+        '{"messages": [{"role": "user", "content": "a"}], "response_format": @}',
+        '{"messages": [{"role": "user", "content": "a"}], "logprobs": true, "top_logprobs": @}',
     ),
 }
 

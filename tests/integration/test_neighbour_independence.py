@@ -11,7 +11,7 @@ from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
 from chairlift.worker.engine import Engine
 from chairlift.worker.main import build_engine
-from chairlift.worker.model_runner import ModelRunner, PreparedStep
+from chairlift.worker.model_runner import ModelRunner, PreparedStep, StepOutput
 from chairlift.worker.models.loader import LoadedModel, load_model
 from chairlift.worker.scheduler import Plan
 from chairlift.worker.sequence import Sequence
@@ -32,11 +32,11 @@ class Recorder:
         self._sampled = plan.sampled
         return self._runner.prepare(plan)
 
-    def run(self, step: PreparedStep) -> torch.Tensor:
-        logits = self._runner.run(step)
-        for sequence, row in zip(self._sampled, logits, strict=True):
+    def run(self, step: PreparedStep) -> StepOutput:
+        output = self._runner.run(step)
+        for sequence, row in zip(self._sampled, output.logits, strict=True):
             self.logits.setdefault(sequence.request_id, []).append(row.clone())
-        return logits
+        return output
 
 
 @pytest.fixture(scope="module")

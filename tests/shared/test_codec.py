@@ -16,6 +16,7 @@ from chairlift.shared.messages import (
     Attach,
     Cancel,
     Detach,
+    Extras,
     Finish,
     Frame,
     Greeting,
@@ -170,6 +171,7 @@ def test_frames_with_disagreeing_columns_are_refused() -> None:
         ("texts", ["a"]),
         ("request_ids", REQUEST + b"x"),
         ("finishes", [(2, Finish("stop"))]),
+        ("extras", [(2, Extras(b"1234"))]),
     ):
         fields = {name: getattr(FRAME, name) for name in FRAME.__struct_fields__}
         frame = Frame(**{**fields, field: value})

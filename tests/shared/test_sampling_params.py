@@ -11,7 +11,7 @@ from chairlift.shared.sampling_params import checked_sampling_params
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("max_tokens", "8"),
         ("max_tokens", True),
         ("temperature", -0.1),

@@ -64,6 +64,12 @@ class Asks:
         params = SamplingParams(
             max_tokens=draw.randint(1, MAX_OUTPUT_TOKENS), seed=draw.randrange(100)
         )
+        if draw.random() < 0.2:
+            numbers = {
+                "num_logprobs": draw.choice([-1, 0, 2]),
+                "num_prompt_logprobs": draw.choice([-1, 1]),
+            }
+            params = replace(params, **numbers)
         if self.may_stop:
             params = replace(params, stop=self._stops(prompt, params))
         options = RequestOptions(

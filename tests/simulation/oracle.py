@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isnan
 
 from chairlift.frontend.protocol import REATTACH_PATIENCE_S, SYNC_INTERVAL_S, News, Opened, Output
+from chairlift.shared.logprobs import TokenLogprob, unpack_logprobs
 from chairlift.shared.messages import Finish
+from chairlift.worker.scoring import score
 
 from .asks import Asks
 from .frontend import Opening, SimulatedFrontend
 from .violation import Violation
+from .worker import logits_of
 
 NATURAL = ("stop", "length")
 OVERLAP_S = 5.0  # what was sent before somebody left may arrive as late as that after it
 CLOCK_S = 0.002  # times to live travel in milliseconds
+
+
+def _logprobs(token_ids: list[int], start: int, num_top: int) -> list[TokenLogprob]:
+    """Of tokens from index `start` of their sequence on."""
+    records = [score(logits_of(t, start + i), t, num_top) for i, t in enumerate(token_ids)]
+    return unpack_logprobs(b"".join(records), num_top)
 
 
 class Oracle:
@@ -74,6 +84,7 @@ class Oracle:
         if item.token_ids != answer.token_ids[start:end]:
             details = f"{item.token_ids} at {start} of {answer.token_ids}"
             raise Violation("no token is lost, doubled or changed", details)
+        self._check_logprobs(opening, item)
         opening.num_tokens = end
         start, text = opening.num_characters, answer.text
         opening.num_characters += len(item.text)
@@ -82,6 +93,24 @@ class Oracle:
         if item.text != text[start : opening.num_characters]:
             details = f"{item.text!r} at {start} of {text!r}"
             raise Violation("no character is lost, doubled or changed", details)
+
+    def _check_logprobs(self, opening: Opening, item: Output) -> None:
+        """Each token comes with its own. Only an answer that was all there already when a worker
+        died may lack them."""
+        assert opening.ask is not None, "looked at before"
+        prompt, params = opening.ask.prompt, opening.ask.params
+        if params.num_logprobs >= 0:
+            start = len(prompt) + opening.num_tokens
+            wanted = _logprobs(item.token_ids, start, params.num_logprobs)
+            is_missing = item.finish is not None and all(isnan(p.logprob) for p in item.logprobs)
+            if item.logprobs != wanted and not (is_missing and len(item.logprobs) == len(wanted)):
+                details = f"{item.logprobs} instead of {wanted}"
+                raise Violation("a token comes with its log probability", details)
+        is_first = opening.num_tokens == 0 and item.token_ids
+        if params.num_prompt_logprobs >= 0 and is_first:
+            wanted = _logprobs(prompt[1:], 1, params.num_prompt_logprobs)
+            if item.prompt_logprobs != wanted:
+                raise Violation("the first comes with the prompt's", f"{item.prompt_logprobs}")
 
     def _judge(self, opening: Opening, finish: Finish, now: float) -> None:
         if finish.reason in NATURAL:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from chairlift.shared.messages import Greeting, WorkerStats
 from chairlift.shared.tokenizer import Tokenizer
 from chairlift.worker.admission import Admission, Limits
 from chairlift.worker.block_manager import BlockManager
 from chairlift.worker.engine import Engine
 from chairlift.worker.intake import Intake
+from chairlift.worker.model_runner import StepOutput
 from chairlift.worker.publisher import Publisher, Send
 from chairlift.worker.pulse import Pulse
 from chairlift.worker.quarantine import Quarantine
 from chairlift.worker.scheduler import ContinuousScheduler, Plan
+from chairlift.worker.scoring import score
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.streams import Streams
 
@@ -39,17 +43,37 @@ class FakeRunner:
     def prepare(self, plan: Plan) -> Plan:
         return plan
 
-    def run(self, plan: Plan) -> list[int]:
+    def run(self, plan: Plan) -> StepOutput:
         if self._on_step is not None:
             self._on_step(plan)
-        return [self._next_of(sequence) for sequence in plan.sampled]
+        tokens = [self._next_of(sequence) for sequence in plan.sampled]
+        output = StepOutput(tokens)  # type: ignore[arg-type]  # for the FakeSampler
+        if any(sequence.wants_score for sequence in plan.sampled):
+            ends = [s.num_tokens for s in plan.sampled]
+            output = StepOutput(torch.stack([*map(logits_of, tokens, ends)]))
+        for number, entry in enumerate(plan.entries):
+            if entry.to_score:
+                output.scores[number] = [_score(entry.sequence, index) for index in entry.to_score]
+        return output
+
+
+def logits_of(token_id: int, index: int) -> torch.Tensor:
+    """Of token `index`, if it is this one: more or less likely."""
+    logits = torch.zeros(257)
+    logits[token_id] = 1 + index % 5
+    return logits
+
+
+def _score(sequence: Sequence, index: int) -> bytes:
+    token_id = sequence.token_ids[index]
+    return score(logits_of(token_id, index), token_id, sequence.scores.num_top(index))
 
 
 class FakeSampler:
     """Stands in for the Sampler."""
 
-    def sample(self, tokens: list[int], sequences: list[Sequence]) -> list[int]:
-        return tokens
+    def sample(self, tokens: list[int] | torch.Tensor, sequences: list[Sequence]) -> list[int]:
+        return tokens if isinstance(tokens, list) else tokens.argmax(dim=-1).tolist()
 
 
 @dataclass(frozen=True)

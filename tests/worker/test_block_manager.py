@@ -243,6 +243,38 @@ def test_what_is_shared_has_equal_salts_and_equal_tokens(
     assert len(found) == (num_full if salt == other_salt else 0)
 
 
+@given(
+    st.lists(st.integers(0, 1), min_size=4, max_size=20),
+    st.lists(st.integers(0, 1), min_size=4, max_size=20),
+    st.integers(0, 4),
+    st.binary(max_size=1),
+)
+def test_the_missing_block_is_the_one_that_another_computes_next(
+    tokens: list[int], others: list[int], num_computed_blocks: int, salt: bytes
+) -> None:
+    """Where both are equal up to the end of that block, under one salt, and nowhere else."""
+    manager = BlockManager(64, BLOCK_SIZE)
+    running = make_sequence(tokens)
+    assert manager.admit(running)
+    running.num_computed_tokens = min(num_computed_blocks, len(tokens) // BLOCK_SIZE) * BLOCK_SIZE
+    manager.commit(running)
+    end = running.num_computed_tokens + BLOCK_SIZE
+    digest = manager.next_block(running)
+    assert (digest is not None) == (end <= len(tokens))
+    is_shared = tokens[:end] == others[:end] and end < len(others) and not salt
+    missing = manager.missing_block(make_sequence(others, salt=salt))
+    assert (digest is not None and missing == digest) == (end <= len(tokens) and is_shared)
+
+
+def test_nothing_is_missing_where_nothing_can_be_found() -> None:
+    """Without a prefix cache no block is anybody's next, and none is missing."""
+    manager = BlockManager(8, BLOCK_SIZE, has_prefix_cache=False)
+    sequence = make_sequence(list(range(9)))
+    assert manager.missing_block(sequence) is None
+    assert manager.admit(sequence)
+    assert manager.next_block(sequence) is None
+
+
 def test_no_salt_stands_for_the_beginning_of_another_prompt() -> None:
     """Someone who knows the digest of a prefix can't put blocks of his own behind it."""
     manager = BlockManager(64, BLOCK_SIZE)

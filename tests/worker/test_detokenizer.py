@@ -399,3 +399,58 @@ def test_incomplete_character_at_the_end_may_complete_a_stop(is_stop_checked: bo
     matched = detokenizer.flush(is_stop_checked=is_stop_checked)
     assert matched == (f"a{REPLACEMENT}" if is_stop_checked else None)
     assert detokenizer.text == ("b" if is_stop_checked else f"ba{REPLACEMENT}")
+
+
+@settings(max_examples=200)
+@given(
+    data=st.data(),
+    kind=kinds,
+    prompt=prompts,
+    pieces=st.lists(st.sampled_from([*PIECES, "<s>", "</s>"]), max_size=12),
+)
+def test_special_tokens_show_where_they_are_not_skipped(
+    data: st.DataObject, kind: str, prompt: str, pieces: list[str]
+) -> None:
+    """With special tokens between characters, the pieces are what decoding it all at once adds,
+    and what was released after k tokens is the same in a run that was stopped after k of them."""
+    tokenizer = TOKENIZERS[kind]()
+    context = encode(tokenizer, prompt, special=True)
+    output = [token_id for piece in pieces for token_id in encode(tokenizer, piece)]
+
+    def released(token_ids: list[int]) -> Detokenizer:
+        detokenizer = Detokenizer(tokenizer, context, skip_special_tokens=False)
+        for token_id in token_ids:
+            detokenizer.append(token_id)
+        return detokenizer
+
+    whole = released(output)
+    cut = released(output[: data.draw(st.integers(0, len(output)))])
+    assert whole.released_ends[: len(cut.released_ends)] == cut.released_ends
+    assert whole.text.startswith(cut.text)
+    whole.flush()
+    before = str(tokenizer.decode(context, skip_special_tokens=False))
+    expected = str(tokenizer.decode(context + output, skip_special_tokens=False))
+    assume(expected.startswith(before))
+    assert whole.text == expected[len(before) :]
+
+
+@settings(max_examples=300)
+@given(data=st.data(), text=stop_texts, stop=stop_sets)
+def test_included_stop_string_ends_the_text(
+    data: st.DataObject, text: str, stop: tuple[str, ...]
+) -> None:
+    """The same stop as without, and the text goes as far as its end; nothing is held longer."""
+    output = split_tokens(data, text)
+    without = run_stops([], output, stop)
+    including = Detokenizer(byte_level(), [], stop, include_stop_str_in_output=True)
+    matched = None
+    for token_id in output:
+        matched = including.append(token_id)
+        if matched is not None:
+            break
+    if matched is None:
+        matched = including.flush(is_stop_checked=True)
+    assert matched == without.matched
+    assert including.text == without.text + (matched or "")
+    is_cut = slice(None, -1) if matched is not None else slice(None)
+    assert including.released_ends[is_cut] == without.ends[: len(including.released_ends)][is_cut]

@@ -6,10 +6,10 @@ from random import Random
 from typing import Any
 
 import pytest
-import torch
 
 from chairlift.shared.messages import Finish
 from chairlift.worker.engine import Engine, StepTimes
+from chairlift.worker.model_runner import StepOutput
 from chairlift.worker.scheduler import ContinuousScheduler, Plan, Scheduler
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.static_scheduler import StaticScheduler
@@ -153,11 +153,11 @@ def test_neighbours_of_a_row_that_is_no_number_get_the_same_bits(seed: int) -> N
         rows: dict[tuple[int, int], bytes] = {}
         compute = runner.run
 
-        def noted(plan: Plan) -> torch.Tensor:
-            logits = compute(plan)
-            for sequence, row in zip(plan.sampled, logits, strict=True):
+        def noted(plan: Plan) -> StepOutput:
+            output = compute(plan)
+            for sequence, row in zip(plan.sampled, output.logits, strict=True):
                 rows[sequences.index(sequence), sequence.num_tokens] = row.numpy().tobytes()
-            return logits
+            return output
 
         runner.run = noted  # type: ignore[method-assign]  # a model that is watched
         for sequence in sequences:

@@ -90,25 +90,25 @@ def num_free(engine: Engine) -> int:
 
 @given(st.integers(1, 70), st.sets(st.integers(0, 69)))
 def test_halving_finds_the_culprits_and_no_others(size: int, culprits: set[int]) -> None:
-    """Whoever they are, all others get their token, in at most two runs for each entry."""
+    """Whoever they are, all others get their result, in at most two runs for each entry."""
     sequences = [make_wish([n + 2]).sequence() for n in range(size)]
     plan = Plan(tuple(ScheduledSequence.next_of(sequence, 1) for sequence in sequences))
     num_runs = 0
 
-    def run(part: Plan) -> list[int | None]:
+    def run(part: Plan) -> list[int]:
         nonlocal num_runs
         num_runs += 1
-        tokens: list[int | None] = [sequence.token_ids[0] for sequence in part.sampled]
-        if any(token - 2 in culprits for token in tokens if token is not None):
+        results = [entry.sequence.token_ids[0] for entry in part.entries]
+        if any(result - 2 in culprits for result in results):
             raise ValueError("a culprit")
-        return tokens
+        return results
 
     with structlog.testing.capture_logs():  # thousands of tracebacks
         outcome = run_in_halves(plan, run)
     failed = [failure.sequence for failure in outcome.failures]
     assert failed == [s for n, s in enumerate(sequences) if n in culprits]
     assert outcome.plan.sampled == [s for n, s in enumerate(sequences) if n not in culprits]
-    assert outcome.tokens == [s.token_ids[0] for s in outcome.plan.sampled]
+    assert outcome.results == [s.token_ids[0] for s in outcome.plan.sampled]
     assert num_runs <= 2 * size - 1
 
 
@@ -116,7 +116,7 @@ def test_step_that_succeeds_runs_once() -> None:
     """Plan and padding as they are."""
     plan = Plan((ScheduledSequence.next_of(make_wish([5]).sequence(), 1),), num_padding_tokens=3)
     outcome = run_in_halves(plan, lambda part: [part.num_padding_tokens])
-    assert (outcome.plan, outcome.tokens, outcome.failures) == (plan, [3], ())
+    assert (outcome.plan, outcome.results, outcome.failures) == (plan, [3], ())
 
 
 @POLICIES

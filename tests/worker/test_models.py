@@ -48,7 +48,9 @@ class Driver:
         batch = make_batch(plan, attention.block_size, attention.null_slot, cpu)
         if every_row:
             batch = replace(batch, logit_rows=torch.arange(plan.num_tokens))
-        logits = self.model.decoder.forward(batch, attention, attention.prepare(batch))
+        decoder = self.model.decoder
+        hidden = decoder.forward(batch, attention, attention.prepare(batch))
+        logits = decoder.logits(hidden.index_select(0, batch.logit_rows))
         for sequence, count in counts:
             sequence.num_computed_tokens += count
         return logits

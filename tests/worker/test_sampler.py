@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from chairlift.shared.sampling_params import MAX_SEED, SamplingParams
+from chairlift.worker import sampler as module
+from chairlift.worker.grammar import GrammarError
 from chairlift.worker.sampler import Sampler, uniform
 from chairlift.worker.sequence import Sequence
 
@@ -39,7 +41,7 @@ def make_logits(num_rows: int, vocab_size: int, seed: int, spread: float = 3.0) 
 
 def sample(
     logits: torch.Tensor, sequences: list[Sequence], eos: frozenset[int] = EOS
-) -> list[int | None]:
+) -> list[int | BaseException | None]:
     return Sampler(eos).sample(logits.clone(), sequences)
 
 
@@ -102,11 +104,13 @@ def weights_in_float64(scaled: NDArray[np.float64], params: SamplingParams, slac
     return weights
 
 
-def assert_is_right(token: int | None, logits: torch.Tensor, sequence: Sequence) -> None:
+def assert_is_right(
+    token: int | BaseException | None, logits: torch.Tensor, sequence: Sequence
+) -> None:
     """The token is the one that the row's random number falls on, up to float32 rounding."""
     params = sequence.params
     scaled = scaled_in_float64(logits, sequence)
-    assert token is not None
+    assert isinstance(token, int)
     if params.is_greedy:
         assert scaled[token] >= scaled.max() - 1e-5
         return
@@ -319,3 +323,108 @@ def test_equal_tokens_are_drawn_equally_often() -> None:
 def test_no_rows_no_tokens() -> None:
     """A step that completes no prompt has nothing to sample."""
     assert sample(torch.zeros(0, 983), []) == []
+
+
+@settings(max_examples=200)
+@given(
+    output=st.lists(st.integers(10, 13), max_size=6),
+    words=st.lists(
+        st.lists(st.integers(10, 13), min_size=1, max_size=4).map(tuple), min_size=1, max_size=4
+    ),
+)
+def test_bad_words_never_come(output: list[int], words: list[tuple[int, ...]]) -> None:
+    """What would complete one is masked, and nothing else; the prompt does not count."""
+    logits = torch.zeros(1, 983)
+    logits[0, 10:14] = 50.0
+    row = make_sequence([10, 11, 12, 13, 10], output, bad_words=tuple(words))
+    module.adjust_logits(logits[0], row, EOS)
+    for token_id in range(983):
+        longer = (*output, token_id)
+        is_bad = any(longer[-len(word) :] == word for word in words)
+        assert math.isinf(logits[0, token_id]) is is_bad
+
+
+class FakeConstraint:
+    """Allows some tokens of its tokenizer's, or fails."""
+
+    def __init__(self, num_tokens: int, *allowed: int) -> None:
+        self._forbidden = np.ones(num_tokens, dtype=np.bool_)
+        self._forbidden[list(allowed)] = False
+
+    def forbidden(self) -> NDArray[np.bool_]:
+        if self._forbidden.all():
+            raise GrammarError("nothing may come", code="grammar_failed")
+        return self._forbidden
+
+
+def constrained(sequence: Sequence, num_tokens: int, *allowed: int) -> Sequence:
+    sequence.constraint = FakeConstraint(num_tokens, *allowed)  # type: ignore[assignment]
+    return sequence
+
+
+@pytest.mark.parametrize("num_tokens", [900, 983, 1000])
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"top_p": 0.9}, {"min_p": 0.01}])
+def test_constraint_leaves_what_it_allows(num_tokens: int, params: dict[str, Any]) -> None:
+    """Of a tokenizer with fewer tokens than the model, as many, or more; no bias overrules it."""
+    logits = make_logits(200, 983, seed=3)
+    bias = ((950, 100.0), (7, 20.0))
+    rows = [
+        constrained(make_sequence([1], [], seed=n, logit_bias=bias, **params), num_tokens, 7, 40)
+        for n in range(200)
+    ]
+    tokens = sample(logits, rows)
+    assert set(tokens) <= {7, 40}
+    assert tokens.count(7) > 150
+
+
+def test_rows_that_fail_say_why_and_others_are_the_same() -> None:
+    """A constraint or a processor that raises is told in its row's place."""
+
+    def processor(output: Any, row: torch.Tensor) -> None:
+        if output == [66]:
+            row[:] = torch.nan
+            raise ZeroDivisionError
+
+    logits = make_logits(4, 4096, seed=1)
+    rows = [
+        make_sequence([1], [], seed=1),
+        constrained(make_sequence([1], [], seed=2), 4096),
+        make_sequence([1], [66], seed=3),
+        make_sequence([1], [], seed=4, top_k=3),
+    ]
+    plain = [make_sequence([1], [], seed=1), make_sequence([1], [], seed=4, top_k=3)]
+    first, stuck, divided, last = Sampler(EOS, (processor,)).sample(logits.clone(), rows)
+    assert isinstance(stuck, GrammarError)
+    assert isinstance(divided, ZeroDivisionError)
+    assert [first, last] == sample(logits[[0, 3]], plain)
+
+
+def test_processors_come_first_and_in_order() -> None:
+    """In place or by what they return; what a request forbids stays forbidden."""
+    seen = []
+
+    def double(output: Any, row: torch.Tensor) -> None:
+        seen.append(list(output))
+        row.mul_(2)
+
+    def wish_for_nine(output: Any, row: torch.Tensor) -> torch.Tensor:
+        assert row.max() == 8
+        assert row.dtype == torch.float32
+        wished = torch.zeros_like(row)
+        wished[9], wished[11] = 40.0, 30.0
+        return wished
+
+    logits = torch.full((2, 983), 4.0)
+    rows = [
+        make_sequence([1, 2], [3], temperature=0.0),
+        make_sequence([1], [], temperature=0.0, bad_words=((9,),)),
+    ]
+    assert Sampler(EOS, (double, wish_for_nine)).sample(logits, rows) == [9, 11]
+    assert seen == [[3], []]
+
+
+def test_processor_that_returns_another_shape_is_at_fault() -> None:
+    """A scalar would be taken for a whole row."""
+    processors = (lambda output, row: torch.tensor(1.0),)
+    (error,) = Sampler(EOS, processors).sample(torch.zeros(1, 983), [make_sequence([1], [])])
+    assert isinstance(error, ValueError)

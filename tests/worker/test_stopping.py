@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from chairlift.shared.messages import Finish
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.worker.detokenizer import Detokenizer
+from chairlift.worker.grammar import GrammarError
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.stopping import take_token
 from tests.tokenizer_files import byte_level
@@ -22,8 +23,14 @@ A, B, C = (byte_level().encode(letter).ids[0] for letter in "abc")
 def make_sequence(with_text: bool = True, **params: Any) -> Sequence:
     values = SamplingParams(**{"max_tokens": 10, **params})
     prompt = [C]
-    detokenizer = Detokenizer(byte_level(), prompt, values.stop) if with_text else None
-    return Sequence(bytes(16), prompt, values, detokenizer)
+    detokenizer = Detokenizer(
+        byte_level(),
+        prompt,
+        values.stop,
+        skip_special_tokens=values.skip_special_tokens,
+        include_stop_str_in_output=values.include_stop_str_in_output,
+    )
+    return Sequence(bytes(16), prompt, values, detokenizer if with_text else None)
 
 
 def run(sequence: Sequence, token_ids: list[int]) -> Finish | None:
@@ -158,6 +165,8 @@ def test_finish_tells_how_much_of_the_prompt_was_cached() -> None:
     ignore_eos=st.booleans(),
     stop=st.lists(st.sampled_from(["ab", "bc", "b", "ell", "😀", "lob"]), max_size=2).map(tuple),
     stop_token_ids=st.sampled_from([(), (C,), (2, B)]),
+    skip_special_tokens=st.booleans(),
+    include_stop_str_in_output=st.booleans(),
 )
 def test_replay_ends_where_the_live_run_did(tokens: list[int], **params: Any) -> None:
     """For every cut: taking the first tokens again, then the others, changes nothing at all."""
@@ -176,3 +185,71 @@ def test_replay_ends_where_the_live_run_did(tokens: list[int], **params: Any) ->
         assert text_of(resumed) == text_of(live)
         assert resumed.detokenizer.released_ends == live.detokenizer.released_ends
         assert resumed.output_counts == live.output_counts
+
+
+def test_stop_tokens_text_is_kept_where_stops_are_included() -> None:
+    """Of a stop token, and of an EOS where special tokens are shown; the ids are the same."""
+    sequence = make_sequence(stop_token_ids=(B,), include_stop_str_in_output=True)
+    assert run(sequence, [A, B]) == Finish("stop", B)
+    assert text_of(sequence) == "ab"
+    sequence = make_sequence(include_stop_str_in_output=True)
+    assert run(sequence, [A, 2]) == Finish("stop")
+    assert text_of(sequence) == "a"
+    sequence = make_sequence(include_stop_str_in_output=True, skip_special_tokens=False)
+    assert run(sequence, [A, 2]) == Finish("stop")
+    assert text_of(sequence) == "a</s>"
+    assert sequence.detokenizer.released_ends == [1, 5]
+
+
+def test_stop_string_is_kept_where_stops_are_included() -> None:
+    """The text ends with the stop string, and not with what its last token has beyond it."""
+    sequence = make_sequence(stop=("el",), include_stop_str_in_output=True)
+    (hello,) = byte_level().encode("hello").ids
+    assert run(sequence, [A, hello]) == Finish("stop", "el")
+    assert text_of(sequence) == "ahel"
+
+
+class Abc:
+    """A constraint that wants A, B and C, may end after B, and has to after C."""
+
+    def __init__(self) -> None:
+        self._rest = [A, B, C]
+
+    def take(self, token_id: int) -> None:
+        if token_id != self._rest.pop(0):
+            raise GrammarError("not that")
+
+    def end(self) -> None:
+        if len(self._rest) > 1:
+            raise GrammarError("not yet")
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._rest
+
+
+@pytest.mark.parametrize(
+    ("tokens", "params", "finish"),
+    [
+        ([A, B, C], {}, Finish("stop")),
+        ([A, B, C], {"max_tokens": 3}, Finish("stop")),
+        ([A, B, C], {"stop": ("c",)}, Finish("stop", "c")),
+        ([A, B, 2], {}, Finish("stop")),
+        ([A, B], {"max_tokens": 2}, Finish("length")),
+        ([A, B], {"stop_token_ids": (B,)}, Finish("stop", B)),
+        ([A], {"stop_token_ids": (A,)}, Finish("stop", A)),
+        ([A, A], {}, None),
+        ([A, 2], {}, None),
+    ],
+)
+def test_constraint_ends_it_where_it_is_complete(
+    tokens: list[int], params: dict[str, Any], finish: Finish | None
+) -> None:
+    """No EOS needed; before that an EOS counts where it may come, and stops wherever they do."""
+    sequence = make_sequence(**params)
+    sequence.constraint = Abc()  # type: ignore[assignment]  # has what is asked of it
+    if finish is not None:
+        assert run(sequence, tokens) == finish
+        return
+    with pytest.raises(GrammarError):
+        run(sequence, tokens)

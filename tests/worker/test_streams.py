@@ -296,7 +296,7 @@ def test_nobody_waits_for_ever(desk: Desk) -> None:
 
 def test_too_many_kept_answers_are_forgotten(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for what nobody may come back for is bounded; the oldest goes first."""
-    monkeypatch.setattr("chairlift.worker.streams.MAX_KEPT_TOKENS", 20)
+    monkeypatch.setattr("chairlift.worker.streams.MAX_KEPT_BYTES", 1600)
     for number in (1, 2, 3):
         desk.turn(desk.submit(ALICE, number, is_resumable=True))
         desk.turns(8)
@@ -322,7 +322,7 @@ def test_a_running_orphan_makes_no_room_for_finished_ones(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what is finished is forgotten for want of memory."""
-    monkeypatch.setattr("chairlift.worker.streams.MAX_KEPT_TOKENS", 20)
+    monkeypatch.setattr("chairlift.worker.streams.MAX_KEPT_BYTES", 1600)
     long = SamplingParams(max_tokens=60, temperature=0.0)
     desk.turn(resumable(desk, params=long), Detach(ALICE, REQUEST))
     for number in (1, 2, 3):

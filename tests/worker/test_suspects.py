@@ -77,7 +77,7 @@ def test_lone_steps_take_turns_with_common_ones() -> None:
 
 
 def test_suspects_go_one_by_one_and_the_oldest_first() -> None:
-    """Each has its own lone step; the others of the queue board in between."""
+    """Each has its own lone step, then its old place; the others of the queue board in between."""
     scheduler = make_scheduler(max_num_seqs=8)
     suspects = [add(scheduler, 3, is_suspect=True) for _ in range(3)]
     others = [add(scheduler, 3) for _ in range(2)]
@@ -86,8 +86,8 @@ def test_suspects_go_one_by_one_and_the_oldest_first() -> None:
     assert steps[0::2] == [[suspects[0]], [suspects[1]], [suspects[2]]]
     assert steps[1::2] == [
         [suspects[0], *others],
-        [suspects[0], *others, suspects[1]],
-        [suspects[0], *others, *suspects[1:]],
+        [*suspects[:2], *others],
+        [*suspects, *others],
     ]
     assert scheduler.num_waiting == 0
 
@@ -145,7 +145,7 @@ def test_suspect_has_a_place_kept() -> None:
     others = [add(scheduler, 3, max_tokens=9) for _ in range(2)]
     steps = [step(scheduler) for _ in range(5)]
     assert steps == [[suspect], [others[0]], [suspect], [others[0]], [suspect]]
-    assert scheduler.running == [others[0], suspect]
+    assert scheduler.running == [suspect, others[0]]
     while others[1].status is Status.WAITING:
         assert len(step(scheduler)) <= 2
     assert others[0].status is Status.FINISHED

