@@ -27,14 +27,16 @@ class Ownership:
     | Submit, of a request that is not known        | F alone               | the Submit's   |
     | Submit, generation equal, or F never owned it | F joins at the end    | stays          |
     | Submit, generation higher                     | F goes to the front * | the Submit's   |
-    | Submit, generation lower, F owned it          | F is fenced off       | stays          |
+    | Submit, generation lower, F owned it †        | F is fenced off       | stays          |
     | Attach that takes over                        | F replaces the owner  | goes up by one |
     | ... said again, when another took over since  | F is fenced off       | stays          |
     | Attach that takes over what has ended         | F joins at the end    | stays          |
     | Attach that watches                           | as it was             | stays          |
     | Detach, Cancel, a Sync without it, silence    | F leaves it           | stays          |
 
-    * before an owner who never owned it under another worker; one that did is fenced off.
+    * Whoever owned it under another worker is fenced off, wherever in the line, as is the owner
+      before by a takeover; an owner who only joined reads on.
+    † Also under this worker, when F can't know yet that it was taken over: it was sent before.
     """
 
     generation: int
@@ -45,10 +47,10 @@ class Ownership:
     def owner_id(self) -> bytes | None:
         return self.line[0] if self.line else None
 
-    def fences(self, submit: Submit) -> bool:
+    def fences(self, submit: Submit, *, was_owner: bool) -> bool:
         """Whether it comes from an owner whom another has followed."""
         is_owner = submit.frontend_id == self.owner_id
-        return submit.was_owner and submit.generation < self.generation and not is_owner
+        return was_owner and submit.generation < self.generation and not is_owner
 
     def submit(self, submit: Submit) -> bool:
         """Whether its sender takes the place of another."""

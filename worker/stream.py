@@ -162,8 +162,11 @@ class Frontend:
         self.verdicts[request_id] = self.unsaid[request_id] = finish
         if len(self.verdicts) > MAX_VERDICTS:  # it asks again about what it still counts
             oldest = next(iter(self.verdicts))
-            del self.verdicts[oldest]
-            self.unsaid.pop(oldest, None)
+            self.drop_verdict(oldest)
+
+    def drop_verdict(self, request_id: bytes) -> None:
+        self.verdicts.pop(request_id, None)
+        self.unsaid.pop(request_id, None)
 
     def is_gone(self, now: float) -> bool:
         is_silent = bool(self.readings) and now - self.last_heard > LEASE_S

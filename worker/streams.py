@@ -53,14 +53,14 @@ class Streams:
 
     def join(self, stream: Stream, frontend: Frontend, submit: Submit) -> None:
         """A Submit of a request that is known: sent twice, sent anew, or sent by another."""
+        is_untold = frontend.unsaid.get(submit.request_id) == TAKEN_OVER  # it was sent before
         if not stream.request.is_same(submit):
             frontend.tell(submit.request_id, CONFLICT)
-        elif stream.ownership.fences(submit):
+        elif stream.ownership.fences(submit, was_owner=submit.was_owner or is_untold):
             frontend.tell(submit.request_id, TAKEN_OVER)
         else:
-            former = stream.owner
             if stream.ownership.submit(submit):  # another was faster after a restart
-                self._follow(former, stream, is_fenced=former is not None and former.was_owner)
+                self._follow(stream, None)
             num_held = len(submit.output_token_ids) // 4
             self._read(stream, frontend, num_held, submit.was_owner).announce()
 
@@ -77,7 +77,8 @@ class Streams:
             if not ownership.take_over(frontend.frontend_id, attach.attempt):
                 frontend.tell(attach.request_id, TAKEN_OVER)
                 return
-            self._follow(former, stream, is_fenced=True)
+            if former is None or not former.is_owner:
+                self._follow(stream, former)
         self._read(stream, frontend, attach.num_held).announce()
 
     def sync(self, frontend: Frontend, live: dict[bytes, int], sync: Sync, now: float) -> None:
@@ -86,8 +87,7 @@ class Streams:
         Frames keep their order: what it lacks of those up to its `frame_number` is lost.
         """
         for request_id in [rid for rid in frontend.verdicts if rid not in live]:
-            del frontend.verdicts[request_id]
-            frontend.unsaid.pop(request_id, None)
+            frontend.drop_verdict(request_id)
         for request_id in [rid for rid in frontend.readings if rid not in live]:
             self.leave(frontend, request_id, now)
         frontend.unknown = []
@@ -104,6 +104,7 @@ class Streams:
     def leave(self, frontend: Frontend, request_id: bytes, now: float) -> None:
         """The frontend reads no further. The next in line for the request owns it; without one it
         waits for one if it is resumable."""
+        frontend.drop_verdict(request_id)
         reading = frontend.readings.get(request_id)
         if reading is None:
             return
@@ -140,8 +141,7 @@ class Streams:
         stream.readings[frontend.frontend_id] = reading
         frontend.readings[stream.request_id] = reading
         frontend.news[stream.request_id] = reading
-        frontend.verdicts.pop(stream.request_id, None)
-        frontend.unsaid.pop(stream.request_id, None)
+        frontend.drop_verdict(stream.request_id)
         self._unread.pop(stream.request_id, None)
         return reading
 
@@ -152,13 +152,16 @@ class Streams:
         del frontend.readings[stream.request_id]
         frontend.news.pop(stream.request_id, None)
 
-    def _follow(self, former: Reading | None, stream: Stream, *, is_fenced: bool) -> None:
-        """Another owns the stream now, and all have to know; who is fenced off reads no more."""
-        if former is not None and is_fenced and not former.is_owner:
-            self._part(former)
-            former.frontend.tell(stream.request_id, TAKEN_OVER)
-        for reading in stream.readings.values():
-            reading.announce()
+    def _follow(self, stream: Stream, former: Reading | None) -> None:
+        """Another owns the stream now, and all have to know; the `former` owner and who was one
+        under another worker read no more."""
+        for reading in [*stream.readings.values()]:
+            is_former = reading is former or reading.was_owner
+            if is_former and not reading.is_owner:
+                self._part(reading)
+                reading.frontend.tell(stream.request_id, TAKEN_OVER)
+            else:
+                reading.announce()
 
     def _put_aside(self, stream: Stream, now: float) -> None:
         if not stream.is_kept:

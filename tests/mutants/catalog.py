@@ -188,8 +188,8 @@ MUTANTS = (
     Mutant(
         "a takeover does not fence",
         STREAMS,
-        "self._follow(former, stream, is_fenced=True)",
-        "self._follow(former, stream, is_fenced=False)",
+        "self._follow(stream, former)",
+        "self._follow(stream, None)",
     ),
     Mutant(
         "a takeover is no new generation",
@@ -208,14 +208,14 @@ MUTANTS = (
     Mutant(
         "a lower generation is accepted",
         OWNERSHIP,
-        "return submit.was_owner and submit.generation < self.generation and not is_owner",
+        "return was_owner and submit.generation < self.generation and not is_owner",
         "return False",
         ("takeovers", "freezes", "crashes", "joins"),
     ),
     Mutant(
         "a fresh Submit is taken for a former owner's",
         OWNERSHIP,
-        "return submit.was_owner and submit.generation < self.generation and not is_owner",
+        "return was_owner and submit.generation < self.generation and not is_owner",
         "return submit.generation < self.generation and not is_owner",
         (
             "joins",
@@ -225,16 +225,26 @@ MUTANTS = (
     Mutant(
         "a higher generation does not fence",
         STREAMS,
-        "is_fenced=former is not None and former.was_owner",
-        "is_fenced=False",
+        "is_former = reading is former or reading.was_owner",
+        "is_former = reading is former",
         ("takeovers", "freezes", "crashes", "joins"),
     ),
     Mutant(
         "a higher generation fences whoever is there",
         STREAMS,
-        "is_fenced=former is not None and former.was_owner",
-        "is_fenced=True",
+        "            if stream.ownership.submit(submit):  # another was faster after a restart\n"
+        "                self._follow(stream, None)\n",
+        "            former = stream.owner\n"
+        "            if stream.ownership.submit(submit):\n"
+        "                self._follow(stream, former)\n",
         ("takeovers", "freezes", "crashes", "joins"),
+    ),
+    Mutant(
+        "a Submit from before the verdict undoes it",
+        STREAMS,
+        "was_owner=submit.was_owner or is_untold",
+        "was_owner=submit.was_owner",
+        ("takeovers", "resets"),
     ),
     Mutant(
         "nobody inherits",

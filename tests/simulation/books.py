@@ -42,6 +42,7 @@ class Books:
                 self._oracle.absent_at[request_id] = now  # ... or until now
         for request_id, stream in self._streams.items():
             if streams.get(request_id) is not stream:
+                self._oracle.forgotten.add(request_id)
                 self._check_gone(stream, now)
         for stream in streams.values():
             if not stream.readings and now - stream.unread_since > self._grace_s + 0.2:
@@ -49,6 +50,10 @@ class Books:
             if not stream.readings and not stream.request.is_resumable:
                 raise Violation("what can't be resumed ends with its reader", "it goes on")
         self._streams = streams
+
+    def close(self) -> None:
+        """The worker died, and all that it knew is forgotten."""
+        self._oracle.forgotten.update(self._streams)
 
     def _check_gone(self, stream: Stream, now: float) -> None:
         """What is resumable waits for the grace, unless it was cancelled or has failed."""

@@ -42,6 +42,7 @@ class Opening:
     unknown_since: float | None = None
     has_owned: bool = False
     owned_since: float = NEVER
+    owned: object = None  # the worker's stream, of which it was the owner then
     is_owner: bool = False  # by the worker's books
     is_joined: bool = False
     is_told_so: bool = False

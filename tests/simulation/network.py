@@ -23,12 +23,12 @@ class Pipe:
         self.doubling = 0.0
         self.lost_at = float("-inf")
         self.shown_at: tuple[float, ...] = ()  # arrivals that show the last loss to who looks
-        self.num_accepted = self.num_gone = self.num_lost = 0
+        self.num_accepted = self.num_lost = 0
         self.is_pristine = True  # nothing was ever lost
         self._random = draw
         self._max_delay_s = max_delay_s
         self._capacity = capacity
-        self._queue: deque[tuple[float, bytes]] = deque()  # with the time of arrival
+        self._queue: deque[tuple[float, int, bytes]] = deque()  # with time of arrival and number
 
     @property
     def due(self) -> float:
@@ -36,6 +36,11 @@ class Pipe:
         if not self.is_open:
             return self.opens_at
         return self._queue[0][0] if self._queue else NEVER
+
+    @property
+    def num_gone(self) -> int:
+        """Up to the first that is still on its way; what was lost behind it doesn't count yet."""
+        return self._queue[0][1] - 1 if self._queue else self.num_accepted
 
     @property
     def is_empty(self) -> bool:
@@ -59,25 +64,24 @@ class Pipe:
         latest = self._queue[-1][0] if self._queue else 0.0
         delay_s = self._random.random() * self._max_delay_s
         arrives_at = max(now + delay_s, latest, self.held_until)
-        self._queue.append((arrives_at, data))
+        self._queue.append((arrives_at, self.num_accepted, data))
         self._show(arrives_at)
         if self.doubling and self._random.random() < self.doubling:
-            self._queue.append((arrives_at, data))
             self.num_accepted += 1
+            self._queue.append((arrives_at, self.num_accepted, data))
             self.is_pristine = False
         return True
 
     def take(self, now: float) -> list[bytes]:
         taken: list[bytes] = []
         while self._queue and self._queue[0][0] <= now:
-            taken.append(self._queue.popleft()[1])
-        self.num_gone += len(taken)
+            taken.append(self._queue.popleft()[2])
         return taken
 
     def cut(self, now: float) -> list[bytes]:
         """All from a random place on is lost: what it was."""
         num_kept = self._random.randint(0, len(self._queue))
-        lost = [self._queue.pop()[1] for _ in range(len(self._queue) - num_kept)]
+        lost = [self._queue.pop()[2] for _ in range(len(self._queue) - num_kept)]
         for _ in lost:
             self.lose(now)
         self.is_pristine = False
@@ -91,7 +95,6 @@ class Pipe:
 
     def lose(self, now: float) -> None:
         self.num_lost += 1
-        self.num_gone += 1
         self.lost_at, self.is_pristine, self.shown_at = now, False, ()
 
     def _show(self, arrives_at: float) -> None:

@@ -32,6 +32,7 @@ class Oracle:
     def __init__(self, asks: Asks, note: Callable[..., None]) -> None:
         self.openings: dict[bytes, list[Opening]] = {}  # all there ever were, by request id
         self.absent_at: dict[bytes, float] = {}  # when the worker last didn't know an id
+        self.forgotten: set[bytes] = set()  # ids of which a stream was lost with its generation
         self.cancelled: list[Opening] = []  # and the worker may not know yet
         self.num_ended: dict[str, int] = {}
         self._asks = asks

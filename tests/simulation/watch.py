@@ -40,6 +40,8 @@ class Watch:
         core = self._host.core
         assert core is not None, "a turn needs a worker"
         if self._books is None or core is not self._core:
+            if self._books is not None:
+                self._books.close()
             self._books = self._begin(core)
         for frontend in self._host.frontends:
             record = core.publisher._frontends.get(frontend.frontend_id)
@@ -63,8 +65,9 @@ class Watch:
         self._core = core
         for frontend in self._host.frontends:
             for opening in frontend.openings.values():
-                opening.reading = None
+                opening.reading, opening.is_owner = None, False
                 opening.unknown_since = opening.behind_since = None
+                opening.unowned_since = opening.unaware_since = None
                 opening.owned_since = NEVER
         return Books(core, self._oracle, self._grace_s)
 
@@ -111,6 +114,7 @@ class Watch:
                 self._note_fence(opening)
             if reading is None:
                 opening.is_owner = False
+                opening.unowned_since = opening.unaware_since = None
                 self._check_drop(opening, verdict is not None, now)
                 self._check_known(opening, verdict is not None, calm_since, now)
             else:
@@ -205,8 +209,10 @@ class Watch:
         is_owner = reading.is_owner
         is_over = is_owner or stream.sequence.finish is not None
         if opening.kind != "take over" or is_over or opening.has_owned:
-            if is_owner and not opening.has_owned:  # after a restart any of those who may is it
-                opening.has_owned, opening.owned_since = True, now
+            is_another = opening.owned_since < NEVER and opening.owned is not stream
+            if is_owner and (is_another or not opening.has_owned):
+                opening.has_owned = True  # after a restart any of those who may is it
+                opening.owned_since, opening.owned = now, stream
             opening.unowned_since = None
             return
         if opening.unowned_since is None:
@@ -255,7 +261,9 @@ class Watch:
         opening.is_fenced &= reading.was_owner or is_former  # else it is a new reader
         if stream.sequence.finish is not None:
             return
-        is_demoted = was_owner and not reading.is_owner and self._host.num_deaths == 0
+        # without tokens nobody can say that he owned what the worker has forgotten
+        is_new = not reading.was_owner and stream.request_id in self._oracle.forgotten
+        is_demoted = was_owner and not reading.is_owner and not is_new
         is_back = opening.is_fenced and not reading.is_owner
         if is_demoted or (is_back and self._is_taken(opening, stream)):
             raise Violation("who was taken over is fenced off", f"{opening}")

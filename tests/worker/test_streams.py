@@ -348,6 +348,45 @@ def test_a_takeover_sent_twice_is_one(desk: Desk) -> None:
     assert {row.finish.code for row in desk.rows(BOB) if row.finish} == {"taken_over"}
 
 
+def test_a_submit_from_before_the_verdict_does_not_undo_it(desk: Desk) -> None:
+    """Sent twice, since it was unknown, it may come with the takeover: nobody joins by it."""
+    submit = resumable(desk)
+    desk.turn(submit)
+    desk.turn(attach(BOB), submit)
+    desk.turns(6)
+    assert desk.end(ALICE).code == "taken_over"
+    assert desk.tokens(BOB) == expected_tokens(5)
+    assert len(desk.tokens(ALICE)) == 1
+
+
+def test_who_leaves_before_the_verdict_may_come_back(desk: Desk) -> None:
+    """A Detach takes the verdict back, so a Submit after it is another caller's and joins."""
+    submit = resumable(desk)
+    desk.turn(submit)
+    desk.received[ALICE].clear()
+    desk.turn(attach(BOB), Detach(ALICE, REQUEST), submit)
+    desk.turns(6)
+    assert desk.end(ALICE).reason == desk.end(BOB).reason == "length"
+    assert desk.tokens(ALICE) == desk.tokens(BOB) == expected_tokens(5)
+
+
+@pytest.mark.parametrize("attaches", [True, False])
+def test_a_former_owner_behind_another_is_fenced_off_as_well(desk: Desk, attaches: bool) -> None:
+    """After a restart a joiner was first: who took it over fences the owner before all the same."""
+    carol = b"carol-01"
+    desk.received[carol] = []
+    desk.worker.publisher.subscribed(carol, desk.now)
+    held = pack_token_ids(expected_tokens(5)[:1])
+    desk.turn(desk.submit(carol, 5, is_resumable=True))
+    desk.turn(resumable(desk, output_token_ids=held, was_owner=True))
+    newer = desk.submit(BOB, 5, generation=1, output_token_ids=held, was_owner=True)
+    desk.turn(attach(BOB) if attaches else newer)
+    desk.turns(6)
+    assert desk.end(ALICE).code == "taken_over"
+    assert desk.end(BOB).reason == "length"
+    assert desk.end(carol).code == ("taken_over" if attaches else "")
+
+
 def test_a_taker_that_was_given_up_too_early(desk: Desk) -> None:
     """Who took a stream over and was thought to be gone gets it again: nobody else took it."""
     desk.turn(resumable(desk, params=SamplingParams(max_tokens=60, temperature=0.0)))
