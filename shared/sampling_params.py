@@ -39,11 +39,11 @@ class SamplingParams(
 ):
     """Immutable; the same type is checked by the client and again by the worker.
 
-    Filters apply in this order: logit_bias, penalties, min_tokens, bad_words, grammar, temperature,
-    min_p, top_k, top_p. `top_k` 0 and `temperature` 0 mean no limit and greedy. `seed` and the
-    index of the output token are all the randomness there is. `max_tokens` 0 asks for what the
-    model makes of the prompt alone. A number of logprobs tells how many of the likeliest tokens
-    come with each token's own, -1 that none are wanted.
+    Filters apply in this order: the operator's processors, logit_bias, penalties, min_tokens,
+    bad_words, grammar, temperature, min_p, top_k, top_p. `top_k` 0 and `temperature` 0 mean no
+    limit and greedy. `seed` and the index of the output token are all the randomness there is.
+    `max_tokens` 0 asks for what the model makes of the prompt alone. A number of logprobs tells how
+    many of the likeliest tokens come with each token's own, -1 that none are wanted.
     """
 
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)]

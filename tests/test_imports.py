@@ -24,6 +24,7 @@ ONLY_IN = {  # a library that has one home
     "triton": "worker",
     "numpy": "worker",
     "safetensors": "worker",
+    "llguidance": "worker",
     "fastapi": "frontend",
     "starlette": "frontend",
     "uvicorn": "frontend",

@@ -283,8 +283,8 @@ MUTANTS = (
     Mutant(
         "another body under a known id is joined",
         MESSAGES,
-        "return (self.tokenizer, self.prompt_token_ids, self.params) == (",
-        "return True or (self.tokenizer, self.prompt_token_ids, self.params) == (",
+        "return (self.tokenizer, self.prompt_token_ids, self.params, self.pooling) == (",
+        "return True or (self.tokenizer, self.prompt_token_ids, self.params, self.pooling) == (",
     ),
     Mutant(
         "Detach cancels",
