@@ -49,7 +49,10 @@ class Scores:
         self.next_index = self._wanted_from(index + 1)
 
     def num_ready(self, num_output_tokens: int) -> int:
-        """Output tokens that may be handed out: those that have what they want."""
+        """Output tokens that may be handed out: those that have what they want, and none before
+        the prompt has."""
+        if self.next_index is not None and self.next_index < self._num_prompt_tokens:
+            return 0
         if self._num_top < 0:
             return num_output_tokens
         return min(num_output_tokens, len(self.output) // record_bytes(self._num_top))

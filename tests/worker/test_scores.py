@@ -110,6 +110,20 @@ def test_a_resumed_request_has_all_its_records(num_held: int) -> None:
     assert resumed.scores.of_output(2, 4) == whole.scores.output[2 * size : 4 * size]
 
 
+def test_no_token_is_ready_before_the_prompt() -> None:
+    """The prompt's records come with the first token: after a restart it waits for them."""
+    wish = make_wish([5, 9, 11, 7, 3, 60], num_prompt_logprobs=0, ignore_eos=True)
+    engine = make_engine(Size(budget=4))
+    resumed = wish.sequence()
+    engine.add(resumed, output_of(run_alone(wish))[:3])
+    assert resumed.num_ready_tokens == 0
+    engine.step()
+    assert resumed.num_ready_tokens == 0
+    run_to_the_end(engine)
+    assert resumed.num_ready_tokens == 8
+    assert resumed.scores.prompt == run_alone(wish).scores.prompt
+
+
 def test_tokens_are_ready_when_their_records_are() -> None:
     """A step that only computes records changes what can be handed out, and says so."""
     wish = make_wish([5, 9, 11, 7], num_logprobs=0, ignore_eos=True)
