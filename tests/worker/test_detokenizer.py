@@ -99,7 +99,12 @@ def byte_token(byte: int) -> int:
 @settings(max_examples=500)
 @given(kind=kinds, prompt=prompts, text=texts)
 def test_pieces_add_up_to_the_whole_decode(kind: str, prompt: str, text: str) -> None:
-    """Any text, after any prompt: the pieces are what decoding prompt and output at once adds."""
+    """Any text, after any prompt: the pieces are what decoding prompt and output at once adds.
+
+    But for U+FFFD itself in bytes of a byte-fallback tokenizer: it looks like half a character, and
+    when the run of bytes is let go its decoder reads all of them anew.
+    """
+    assume(kind != "sentencepiece" or "\ufffd" not in text)
     tokenizer = TOKENIZERS[kind]()
     context, output = encode(tokenizer, prompt, special=True), encode(tokenizer, text)
     before = decode(tokenizer, context)
