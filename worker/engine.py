@@ -137,6 +137,11 @@ class Engine:
         return self.scheduler.has_work or self.waiting_room.has_news
 
     @property
+    def patience_s(self) -> float:
+        """How long a loop without work may sleep."""
+        return self.waiting_room.patience_s
+
+    @property
     def num_compiling(self) -> int:
         """Sequences that wait for their grammars."""
         return len(self.waiting_room)
@@ -167,9 +172,7 @@ class Engine:
     def _sample(self, plan: Plan, output: StepOutput) -> list[Computed]:
         sampled = plan.sampled
         # The sampler writes over the logits.
-        kept = {
-            s: row.clone() for s, row in zip(sampled, output.logits, strict=True) if s.wants_score
-        }
+        kept = {s: output.logits[row].clone() for row, s in enumerate(sampled) if s.wants_score}
         tokens = dict(zip(sampled, self._sampler.sample(output.logits, sampled), strict=True))
         results = []
         for number, entry in enumerate(plan.entries):
@@ -258,9 +261,8 @@ class Engine:
 def _take_along(entry: ScheduledSequence, computed: Computed) -> None:
     """All but the new token, before the entry's tokens count as computed."""
     sequence = entry.sequence
-    for index, record in zip(
-        entry.to_score, computed.scores, strict=False
-    ):  # one may be the new one's
+    known = computed.scores[: len(entry.to_score)]  # after them comes the new token's
+    for index, record in zip(entry.to_score, known, strict=True):
         sequence.scores.take(index, record)
     if sequence.pool is not None and computed.hidden is not None:
         sequence.pool.add(sequence.num_computed_tokens, computed.hidden)

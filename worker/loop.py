@@ -14,7 +14,6 @@ from .pulse import Pulse, State, Wish
 from .sockets import WorkerSockets
 
 LAST_WORDS_S = 1.0
-COMPILING_POLL_S = 0.002  # when nothing else is to be done: a grammar takes about one millisecond
 
 log = structlog.get_logger(__name__)
 
@@ -73,10 +72,7 @@ class Loop:
     def _wait(self) -> None:
         """Until there is work or a heartbeat is due. The first step of a busy time may be long, so
         frontends hear before it that there is work."""
-        patience_s = self._publisher.patience_s
-        if self._engine.num_compiling:
-            patience_s = min(patience_s, COMPILING_POLL_S)
-        self._sockets.wait(patience_s)
+        self._sockets.wait(min(self._publisher.patience_s, self._engine.patience_s))
         self._take_arrivals()
         if self._engine.has_work:
             self._publisher.speak_up()

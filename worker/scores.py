@@ -18,8 +18,8 @@ class Scores:
     """
 
     def __init__(self, params: SamplingParams, num_prompt_tokens: int) -> None:
-        self.prompt = b""
-        self.output = b""
+        self.prompt = bytearray()
+        self.output = bytearray()
         self._num_top_prompt = params.num_prompt_logprobs
         self._num_top = params.num_logprobs
         self._num_prompt_tokens = num_prompt_tokens
@@ -63,7 +63,7 @@ class Scores:
         if self._num_top < 0:
             return b""
         size = record_bytes(self._num_top)
-        records = self.output[start * size : end * size]
+        records = bytes(self.output[start * size : end * size])
         return records + NO_RECORD[:size] * (end - start - len(records) // size)
 
     @property
@@ -74,7 +74,7 @@ class Scores:
     def of_prompt(self) -> bytes:
         """The records of the prompt's tokens, once they are complete."""
         is_complete = self.next_index is None or self.next_index >= self._num_prompt_tokens
-        return self.prompt if is_complete else b""
+        return bytes(self.prompt) if is_complete else b""
 
     def _wanted_from(self, index: int) -> int | None:
         if self._num_top_prompt >= 0 and index < self._num_prompt_tokens:

@@ -80,7 +80,10 @@ class Sequence:
         return self.scores.num_ready(self.num_output_tokens)
 
     def extras(self, start: int, end: int) -> Extras | None:
-        """What output tokens `start` to `end` have besides their text."""
+        """What output tokens `start` to `end` have besides their text; mostly nothing is wanted."""
+        params = self.params
+        if self.pool is None and max(params.num_logprobs, params.num_prompt_logprobs) < 0:
+            return None
         is_first, is_last = start == 0, self.finish is not None
         extras = Extras(
             self.scores.of_output(start, end),

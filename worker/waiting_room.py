@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .faults import error_of, finish_of
 from .grammar import Compilation, GrammarCompiler, GrammarError
 from .sequence import Sequence
+
+POLL_S = 0.002  # a grammar takes about one millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,11 @@ class WaitingRoom:
 
     def __len__(self) -> int:
         return len(self._guests)
+
+    @property
+    def patience_s(self) -> float:
+        """How long nobody need look at what is compiled."""
+        return POLL_S if self._guests else math.inf
 
     @property
     def has_news(self) -> bool:
