@@ -27,11 +27,13 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """What the output has to look like.
 
     `source` is a JSON schema, a regular expression, a grammar in Lark's notation as llguidance
-    reads it, or a JSON list of strings to choose from.
+    reads it, or a JSON list of strings to choose from. A `frame` is what stands around it, in
+    Lark's notation, where `@output` is the place of it.
     """
 
     kind: GrammarKind
     source: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
+    frame: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARACTERS)] = ""
 
 
 class SamplingParams(

@@ -203,6 +203,9 @@ class WorkerSettings(_Settings):
         return self
 
 
+ToolFormat = Literal["auto", "none", "hermes", "llama_json", "pythonic", "mistral", "mistral_args"]
+
+
 class ServeSettings(_Settings):
     """One HTTP server: where it listens, who may ask, and how much."""
 
@@ -249,6 +252,10 @@ class ServeSettings(_Settings):
         default=None,
         description="Secret for Idempotency-Key, the same for all frontends of a worker; by "
         "default a file beside the ipc sockets.",
+    )
+    tool_format: ToolFormat = Field(
+        default="auto",
+        description="How the model writes calls of tools; by default as its chat template tells.",
     )
     max_step_s: Seconds = Field(
         default=10.0, description="Seconds that one step may take before /health calls it wedged."

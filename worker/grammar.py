@@ -238,6 +238,8 @@ def compile_grammar(grammar: Grammar, vocabulary: Vocabulary) -> llguidance.LLMa
     name = NAMES[grammar.kind]
     try:
         notation = NOTATIONS[grammar.kind](grammar.source)
+        if grammar.frame:
+            notation = _framed(grammar.frame, notation)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"{name} can't be read: {_short(str(error))}") from None
     matcher = llguidance.LLMatcher(vocabulary.tokens, notation, log_level=0, limits=LIMITS)
@@ -248,6 +250,14 @@ def compile_grammar(grammar: Grammar, vocabulary: Vocabulary) -> llguidance.LLMa
     if problem:
         raise GrammarError(f"{name} can't be used: {_short(problem)}")
     return matcher
+
+
+def _framed(frame: str, notation: str) -> str:
+    """Both in one, as llguidance composes grammars."""
+    grammar = {"lark_grammar": notation}
+    if notation.lstrip().startswith("{"):
+        (grammar,) = json.loads(notation)["grammars"]
+    return json.dumps({"grammars": [{"lark_grammar": frame}, {**grammar, "name": "output"}]})
 
 
 def _json_schema(source: str) -> str:

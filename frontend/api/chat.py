@@ -6,13 +6,14 @@ Reference: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from functools import partial
+from typing import Annotated, ClassVar, Literal, Self
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from starlette.responses import Response
 
+from ...shared.chat_template import MAX_KWARGS
 from ...shared.errors import InvalidRequestError
 from ...shared.sampling_params import MAX_LOGPROBS
 from ...shared.tokenizer import Tokenizer
@@ -20,87 +21,44 @@ from .answer import GeneratedAnswer
 from .body import read_json, validated
 from .context import THREAD_CHARACTERS, Context
 from .generation_request import GenerationRequest, TokenCount
+from .messages import Messages
 from .opening import submission
-from .parameters import NEUTRAL_IN_MESSAGE, without_neutral
+from .reply_plan import Dialect
 from .response_id import Endpoint
 from .schema import documented
+from .tools import ToolRequest, ToolUse
 
-MAX_MESSAGES = 1024
-MAX_PARTS = 1024  # of one message
+THREAD_TOOLS = 8  # rendering more than these would hold up other streams
 
-
-class TextPart(BaseModel):
-    """A piece of a message's text."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    type: Literal["text"]
-    text: str
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Scalar = str | int | float | bool | None
 
 
-def _text_only(content: Any) -> Any:
-    """Says by name what else a message may not hold."""
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if isinstance(kind, str) and kind != "text":
-            raise ValueError(f"content of type {kind[:40]!r} is not supported, only 'text'")
-    return content
-
-
-def _known_role(role: Any) -> Any:
-    if role in ("tool", "function"):
-        raise ValueError(f"role {role!r} is not supported yet")
-    return role
-
-
-class ChatMessage(BaseModel):
-    """One turn of a conversation."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    role: Annotated[
-        Literal["developer", "system", "user", "assistant"], BeforeValidator(_known_role)
-    ]
-    content: Annotated[
-        str | Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_PARTS)],
-        BeforeValidator(_text_only),
-    ]
-    name: Annotated[str, Field(max_length=64)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        try:
-            return without_neutral(
-                values, frozenset(cls.model_fields), NEUTRAL_IN_MESSAGE, frozenset({"id"})
-            )
-        except InvalidRequestError as error:
-            raise ValueError(str(error)) from None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
-
-    def for_template(self) -> dict[str, str]:
-        named = {"name": self.name} if self.name is not None else {}
-        return {"role": self.role, "content": self.text, **named}
-
-
-class ChatRequest(GenerationRequest):
+class ChatRequest(GenerationRequest, ToolRequest):
     """POST /v1/chat/completions."""
 
     endpoint: ClassVar[Endpoint] = "chat"
 
-    messages: Annotated[
-        list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
-    ]
+    messages: Messages
     max_completion_tokens: TokenCount | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
+    reasoning_effort: Annotated[
+        ReasoningEffort | None,
+        Field(
+            description="For the chat template; `none` also sets its `enable_thinking` to false."
+        ),
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Scalar],
+        Field(max_length=MAX_KWARGS, description="For the chat template's own switches."),
+    ] = Field(default={})
+    add_generation_prompt: Annotated[
+        bool | None, Field(description="Whether a new message is begun; by default it is.")
+    ] = None
+    continue_final_message: Annotated[
+        bool, Field(description="Whether the answer goes on with the final message's text.")
+    ] = False
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -123,9 +81,42 @@ class ChatRequest(GenerationRequest):
     def num_told_logprobs(self) -> int:
         return self.top_logprobs if self.logprobs else -1
 
+    @model_validator(mode="after")
+    def _begins_or_continues(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            message = "a message is continued or a new one begun: set add_generation_prompt false"
+            raise InvalidRequestError(message, param="add_generation_prompt")
+        if self.continue_final_message and self.messages[-1].text is None:
+            message = "the final message has no text to continue"
+            raise InvalidRequestError(message, param="continue_final_message")
+        return self
+
     @property
     def prompt_field(self) -> str:
         return "messages"
+
+    @property
+    def begins_message(self) -> bool:
+        asked = self.add_generation_prompt
+        return not self.continue_final_message if asked is None else asked
+
+    @property
+    def continued_text(self) -> str | None:
+        """What the answer goes on with."""
+        return self.messages[-1].text if self.continue_final_message else None
+
+    def template_kwargs(self, template_source: str) -> dict[str, Scalar]:
+        """Raises InvalidRequestError for an effort that the template can't ask the model for."""
+        effort, kwargs = self.reasoning_effort, self.chat_template_kwargs
+        if effort is None:
+            return kwargs
+        if effort == "none":
+            kwargs = {"enable_thinking": False, **kwargs}
+        elif "reasoning_effort" not in template_source:
+            message = "this model's chat template has no reasoning_effort: leave it out"
+            param = "reasoning_effort"
+            raise InvalidRequestError(message, param=param, code="unsupported_parameter")
+        return {"reasoning_effort": effort, **kwargs}
 
 
 def chat_router(context: Context) -> APIRouter:
@@ -135,19 +126,30 @@ def chat_router(context: Context) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation."""
         asked = validated(ChatRequest, await read_json(request, context.settings))
-        greeting = context.greeting(asked.model)
-        prompt = await _encode(asked.messages, context.client.tokenizer, greeting.max_model_len)
-        return GeneratedAnswer(context, submission(context, request, asked, [prompt], greeting))
+        greeting, tokenizer = context.greeting(asked.model), context.client.tokenizer
+        tools = asked.tool_use
+        prompt = await _encode(asked, tools, tokenizer, greeting.max_model_len)
+        dialect = Dialect.of(tokenizer, context.settings.tool_format)
+        plan = dialect.plan(prompt, asked.continued_text, tools, asked.grammar, asked.grammar_param)
+        return GeneratedAnswer(context, submission(context, request, asked, [prompt], plan))
 
     return router
 
 
-async def _encode(messages: list[ChatMessage], tokenizer: Tokenizer, max_tokens: int) -> list[int]:
+async def _encode(
+    asked: ChatRequest, tools: ToolUse, tokenizer: Tokenizer, max_tokens: int
+) -> list[int]:
     """In a thread when it would hold up other streams; raises ContextLengthError before that when
     the text can't fit."""
-    turns = [message.for_template() for message in messages]
-    num_characters = sum(len(turn["content"]) for turn in turns)
+    num_characters = sum(message.num_characters for message in asked.messages)
     tokenizer.check_can_fit(num_characters, max_tokens, param="messages")
-    if num_characters > THREAD_CHARACTERS:
-        return await asyncio.to_thread(tokenizer.encode_chat, turns)
-    return tokenizer.encode_chat(turns)
+    encode = partial(
+        tokenizer.encode_chat,
+        [message.for_template() for message in asked.messages],
+        tools=tools.shown,
+        template_kwargs=asked.template_kwargs(tokenizer.chat_template.source),
+        add_generation_prompt=asked.begins_message,
+        continue_final_message=asked.continue_final_message,
+    )
+    is_long = num_characters > THREAD_CHARACTERS or len(tools.shown) > THREAD_TOOLS
+    return await asyncio.to_thread(encode) if is_long else encode()

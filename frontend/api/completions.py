@@ -20,6 +20,7 @@ from .body import read_json, validated
 from .context import THREAD_CHARACTERS, Context
 from .generation_request import U31, GenerationRequest, TokenId, check_ids
 from .opening import submission
+from .reply_plan import ReplyPlan
 from .response_id import Endpoint
 from .schema import documented
 
@@ -112,7 +113,8 @@ def completions_router(context: Context) -> APIRouter:
         prompts = await _encode(asked.prompts(), context.client.tokenizer, greeting.max_model_len)
         for prompt in prompts:
             check_ids("prompt", (max(prompt, default=0),), greeting.vocab_size)
-        return GeneratedAnswer(context, submission(context, request, asked, prompts, greeting))
+        plan = ReplyPlan(grammar=asked.grammar, grammar_param=asked.grammar_param)
+        return GeneratedAnswer(context, submission(context, request, asked, prompts, plan))
 
     return router
 

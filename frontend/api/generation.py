@@ -192,7 +192,7 @@ class Generation:
             self._is_anothers = True
         if isinstance(error, RequestFailedError) and error.code == INVALID_GRAMMAR:
             param = self.form.grammar_param
-            return InvalidRequestError(str(error), param=param, code=INVALID_GRAMMAR)
+            return InvalidRequestError(f"{param}: {error}", param=param, code=INVALID_GRAMMAR)
         return error
 
     async def _watch(self, receive: Receive) -> None:

@@ -21,12 +21,15 @@ from ...shared.tokenizer import Tokenizer
 from .answer_form import MAX_CHOICES
 from .output_format import ConstrainedRequest
 from .parameters import without_neutral
+from .reply_plan import ReplyPlan
 from .response_id import Endpoint
 
 MAX_N = 8
 U31 = 2**31 - 1
 # Made from other fields or with a second look; the rest passes under its own name.
-COMPUTED = frozenset({"max_tokens", "seed", "top_k", "logit_bias", "bad_words"})
+COMPUTED = frozenset(
+    {"max_tokens", "seed", "top_k", "logit_bias", "bad_words", "grammar", "skip_special_tokens"}
+)
 
 TokenCount = Annotated[int, Field(ge=1, le=U31)]
 TokenId = Annotated[int, Field(ge=0, le=U31)]
@@ -129,14 +132,13 @@ class GenerationRequest(ConstrainedRequest):
             raise InvalidRequestError(message, param="prompt_logprobs")
         return self
 
-    @model_validator(mode="after")
-    def _agrees_with_grammar(self) -> Self:
-        param = self.grammar_param
+    def check_agrees(self, param: str) -> None:
+        """Raises InvalidRequestError for what can't be had when the field `param` constrains the
+        output."""
         for name in ("min_tokens", "ignore_eos", "bad_words") if param else ():
             if getattr(self, name):
                 message = f"{name} contradicts {param}, which alone says how the output may go on"
                 raise InvalidRequestError(message, param=name)
-        return self
 
     @property
     def has_usage(self) -> bool:
@@ -177,9 +179,11 @@ class GenerationRequest(ConstrainedRequest):
         prompts: list[list[int]],
         greeting: Greeting,
         tokenizer: Tokenizer,
+        plan: ReplyPlan,
         default_seed: int,
     ) -> list[Choice]:
         """Each with a seed of its own; raises InvalidRequestError."""
+        self.check_agrees(plan.grammar_param)
         check_ids("logit_bias", map(int, self.logit_bias), greeting.vocab_size)
         check_ids("stop_token_ids", self.stop_token_ids, greeting.vocab_size)
         n = self.num_candidates
@@ -187,7 +191,7 @@ class GenerationRequest(ConstrainedRequest):
             message = f"{len(prompts)} prompts times n {n} is more than {MAX_CHOICES} answers"
             raise InvalidRequestError(f"{message}: send several requests", param="n")
         seed = default_seed if self.seed is None else self.seed
-        common = self._params(tokenizer)
+        common = self._params(tokenizer, plan)
         choices = []
         for number, prompt in enumerate(prompts):
             max_tokens = self._room(prompt, greeting.max_model_len)
@@ -215,13 +219,15 @@ class GenerationRequest(ConstrainedRequest):
     def prompt_field(self) -> str:
         return "prompt"
 
-    def _params(self, tokenizer: Tokenizer) -> SamplingParams:
+    def _params(self, tokenizer: Tokenizer, plan: ReplyPlan) -> SamplingParams:
         """Without what the choices differ in."""
         names = set(SamplingParams.__struct_fields__) - COMPUTED
         values = {name: getattr(self, name) for name in names}
         values["top_k"] = max(self.top_k, 0)
         values["logit_bias"] = {int(key): bias for key, bias in self.logit_bias.items()}
         values["bad_words"] = _token_sequences(self.bad_words, tokenizer)
+        values["grammar"] = plan.grammar
+        values["skip_special_tokens"] = self.skip_special_tokens and not plan.has_special_tags
         return checked_sampling_params(max_tokens=0, **values)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from starlette.requests import Request
 
 from ...shared.errors import InvalidRequestError, RequestIdConflictError, StreamNotFoundError
-from ...shared.messages import Greeting
 from ..client import AsyncClient
 from ..request_options import RequestOptions
 from ..token_stream import TokenStream
@@ -19,6 +18,7 @@ from .context import Context
 from .generation_request import Choice, GenerationRequest
 from .idempotency import HEADER, body_digest, key_reused
 from .position import Position
+from .reply_plan import ReplyPlan
 from .response_id import ResponseId
 
 
@@ -72,9 +72,10 @@ def submission(
     request: Request,
     asked: GenerationRequest,
     prompts: list[list[int]],
-    greeting: Greeting,
+    plan: ReplyPlan,
 ) -> Submission:
     """Raises InvalidRequestError or HttpError for what can't be."""
+    greeting = context.greeting(asked.model)
     tenant = request.scope["chairlift.caller"].tenant
     key = request.headers.get(HEADER)
     has_key = key is not None
@@ -84,7 +85,7 @@ def submission(
         else context.idempotency.response_id(asked, tenant, key)
     )
     salt = _cache_salt(context, tenant, asked.cache_salt)
-    choices = asked.choices(prompts, greeting, context.client.tokenizer, response_id.seed)
+    choices = asked.choices(prompts, greeting, context.client.tokenizer, plan, response_id.seed)
     form = AnswerForm(
         endpoint=asked.endpoint,
         created=now(),
@@ -102,8 +103,12 @@ def submission(
         num_logprobs=asked.num_told_logprobs,
         num_prompt_logprobs=-1 if asked.prompt_logprobs is None else asked.prompt_logprobs,
         returns_token_ids=asked.return_token_ids,
-        skips_special_tokens=asked.skip_special_tokens,
-        grammar_param=asked.grammar_param,
+        skips_special_tokens=choices[0].params.skip_special_tokens,
+        tool_format=plan.tool_format.name if plan.tool_format else "",
+        tool_names=plan.tool_names,
+        reasoning_format=plan.reasoning_format.name if plan.reasoning_format else "",
+        is_reasoning=plan.is_reasoning,
+        grammar_param=plan.grammar_param,
     )
     ttl_s = context.settings.request_timeout_s
     options = RequestOptions(

@@ -14,7 +14,7 @@ from ...shared.errors import InvalidRequestError
 HARMLESS = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",  # tools themselves are refused
+        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_retention",
         "safety_identifier",
@@ -54,7 +54,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),
     "suffix": ("",),
-    "tool_choice": ("none",),
+    "tool_choice": ("none", "auto"),
     "top_logprobs": (0,),
     "typical_p": (1, 1.0),
     "xtc_probability": (0, 0.0),
@@ -63,9 +63,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 # In an assistant message that a client sends back as it came.
 NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("audio", "function_call", "refusal"), ()),
-    **dict.fromkeys(("annotations", "tool_calls"), ([],)),
-    "reasoning_content": ("",),
+    "annotations": ([],),
 }
+HARMLESS_IN_MESSAGE = frozenset({"id", "parsed"})  # as the official client's `parse` adds
+HARMLESS_IN_CALL = frozenset({"index", "parsed_arguments"})
 
 
 def without_neutral(

@@ -82,8 +82,7 @@ def test_limits_are_allowed(http: TestClient) -> None:
     ("field", "value"),
     [
         ("suffix", "x"),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "auto"),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content"}),
         ("audio", {}),

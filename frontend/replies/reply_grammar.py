@@ -1,4 +1,6 @@
-"""The grammar of answers whose calls always parse, in llguidance's dialect of Lark.
+"""The grammar of replies that think first, call tools or say what they must.
+
+In llguidance's dialect of Lark.
 
 Reference: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
@@ -34,78 +36,93 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
-class CallGrammar:
-    """What the answer's form follows from.
+class ReplyGrammar:
+    """What the reply's form follows from.
 
     With a call required each tool's arguments follow its schema, so far as it can be followed, or
-    exactly when strict. Else the strict tools' do, and text may come first; where calls have no
-    tag, an answer that begins with a bracket is a call then.
+    exactly when strict. Else the strict tools' do, and instead of calls may come what `output`
+    describes. Without that, text may come before them; where calls have no tag, a reply that begins
+    with a bracket is a call then.
     """
 
     tokenizer: Tokenizer
-    tool_format: ToolFormat
-    tools: Sequence[Tool]  # that may be called
-    is_required: bool
-    is_single: bool  # at most one call
+    tool_format: ToolFormat | None
+    tools: Sequence[Tool] = ()  # that may be called
+    is_required: bool = False
+    is_single: bool = False  # at most one call
+    output: Grammar | None = None
     reasoning_format: ReasoningFormat | None = None
     is_reasoning: bool = False  # the prompt ends amid thoughts
 
     def build(self) -> Grammar:
         """Raises InvalidRequestError where it can't be."""
-        if self.tool_format.syntax == "python":
+        if self.tool_format is not None and self.tool_format.syntax == "python":
             message = (
                 "this model writes its calls as Python, which can't be constrained: send "
-                "tool_choice auto, no strict tools and no parallel_tool_calls=false"
+                "tool_choice auto, no strict tools, no parallel_tool_calls=false and no "
+                "response_format"
             )
             raise InvalidRequestError(message, param="tool_choice")
-        source = "\n".join(self._rules())
-        if len(source) > MAX_GRAMMAR_CHARACTERS:
+        rules = "\n".join(self._rules())
+        if len(rules) > MAX_GRAMMAR_CHARACTERS:
             message = f"the tools' schemas take more than {MAX_GRAMMAR_CHARACTERS} characters"
             raise InvalidRequestError(message, param="tools", code="grammar_too_large")
-        return Grammar("lark", source)
+        if self.output is None or self.is_required:
+            return Grammar("lark", rules)
+        return Grammar(self.output.kind, self.output.source, rules)
 
     def _rules(self) -> Iterator[str]:
-        thoughts, without_tag = "", _without(self.tool_format.opening)
+        thoughts = ""
         if self.reasoning_format is not None:
             opening, closing = map(self._tag, self.reasoning_format.tags)
             thoughts = "thoughts" if self.is_reasoning else f"({opening} thoughts)?"
             yield rf"thoughts: THOUGHT {closing} /[ \n]{{0,2}}/"
             yield f"THOUGHT: {ANY_TEXT} & {_without(self.reasoning_format.closing)}"
+        if self.tool_format is None:
+            yield f"start: {thoughts} @output"
+            return
+        yield from self._after(thoughts, self.tool_format)
+        yield from self._calls(self.tool_format)
+        for number, tool in enumerate(self.tools):
+            yield f"arguments_{number}: %json {json.dumps(self._schema(tool))}"
+
+    def _after(self, thoughts: str, tool_format: ToolFormat) -> Iterator[str]:
+        without_tag = _without(tool_format.opening)
         if self.is_required:
             yield f"start: {thoughts} calls"
-        elif self.tool_format.is_bare:
+        elif self.output is not None:
+            yield f"start: {thoughts} (@output | calls)"
+        elif tool_format.is_bare:
             yield f"start: {thoughts} (TEXT | calls)"
             yield f"TEXT: {NO_BRACKET_FIRST} & {without_tag}"
         else:
             yield f"start: {thoughts} TEXT calls?"
             yield f"TEXT: {ANY_TEXT} & {without_tag}"
-        yield from self._calls()
-        for number, tool in enumerate(self.tools):
-            yield f"arguments_{number}: %json {json.dumps(self._schema(tool))}"
 
-    def _calls(self) -> Iterator[str]:
-        begin, between, end = self._frame()
+    def _calls(self, tool_format: ToolFormat) -> Iterator[str]:
+        begin, between, end = self._frame(tool_format)
         calls = "call" if self.is_single else f"call ({between} call)*"
         yield f"calls: {begin} {calls} {end}"
-        yield f"call: {' | '.join(map(self._call, range(len(self.tools))))}"
+        each = (self._call(tool_format, number) for number in range(len(self.tools)))
+        yield f"call: {' | '.join(each)}"
 
-    def _frame(self) -> tuple[str, str, str]:
+    def _frame(self, tool_format: ToolFormat) -> tuple[str, str, str]:
         """What stands before, between and after the calls."""
-        opening = self._tag(self.tool_format.opening)
-        if self.tool_format.closing:
-            closing = self._tag(self.tool_format.closing)
+        opening = self._tag(tool_format.opening)
+        if tool_format.closing:
+            closing = self._tag(tool_format.closing)
             return rf'{opening} "\n"', rf'"\n" {closing} "\n" {opening} "\n"', rf'"\n" {closing}'
-        if self.tool_format.is_bare:
+        if tool_format.is_bare:
             return "", '"; "', ""
-        if self.tool_format.syntax == "name_and_json":
+        if tool_format.syntax == "name_and_json":
             return opening, opening, ""
         return f'{opening} " "? "["', '", "', '"]"'
 
-    def _call(self, number: int) -> str:
+    def _call(self, tool_format: ToolFormat, number: int) -> str:
         name = self.tools[number].name
-        if self.tool_format.syntax == "name_and_json":
+        if tool_format.syntax == "name_and_json":
             return f"{json.dumps(name)} {self._tag('[ARGS]')} arguments_{number}"
-        key = self.tool_format.arguments_key
+        key = tool_format.arguments_key
         head = f'{{"name": {json.dumps(name)}, "{key}": '
         return f'{json.dumps(head)} arguments_{number} "}}"'
 

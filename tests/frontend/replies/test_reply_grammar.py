@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ import tokenizers
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken
 
-from chairlift.frontend.replies.call_grammar import CallGrammar, Tool
 from chairlift.frontend.replies.reasoning_format import THINK
 from chairlift.frontend.replies.reply import Reply
+from chairlift.frontend.replies.reply_grammar import ReplyGrammar, Tool
 from chairlift.frontend.replies.tool_format import (
     HERMES,
     LLAMA_JSON,
@@ -25,6 +26,7 @@ from chairlift.frontend.replies.tool_format import (
 from chairlift.shared.errors import InvalidRequestError
 from chairlift.shared.sampling_params import Grammar, checked_sampling_params
 from chairlift.shared.tokenizer import Tokenizer
+from chairlift.worker.grammar import Vocabulary, compile_grammar
 from tests.tokenizer_files import EOS_ID, TOKENIZERS, tokenizer_json
 
 TAGS = [
@@ -62,9 +64,7 @@ def walk(tokenizer: Tokenizer, grammar: Grammar, seed: int, max_tokens: int = 20
     """Some answer that the grammar allows; None when it did not end in time."""
     assert checked_sampling_params(max_tokens=1, grammar=grammar).grammar == grammar
     backend = tokenizer.backend
-    lexer = LLTokenizer(backend.to_str(), eos_token=EOS_ID)
-    matcher = LLMatcher(lexer, LLMatcher.grammar_from_lark(grammar.source))
-    assert not matcher.is_error(), matcher.get_error()
+    matcher = compile_grammar(grammar, Vocabulary(backend, frozenset({EOS_ID})))
     chance = random.Random(seed)
     tags = {token_id for tag in TAGS if (token_id := backend.token_to_id(tag)) is not None}
     token_ids: list[int] = []
@@ -101,7 +101,7 @@ def check_conforms(chunk: Any) -> None:
 def test_required_calls(kind: str, tags: str, tool_format: ToolFormat, is_single: bool) -> None:
     """An answer that has to call does nothing else, once where calls are not to be parallel."""
     tokenizer = make(kind, tags)
-    grammar = CallGrammar(tokenizer, tool_format, TOOLS, True, is_single).build()
+    grammar = ReplyGrammar(tokenizer, tool_format, TOOLS, True, is_single).build()
     counts = set()
     for seed in range(8):
         text = walk(tokenizer, grammar, seed)
@@ -123,7 +123,7 @@ def test_thoughts_before_required_calls(
 ) -> None:
     """A model that thinks may do so before it calls, and closes what the prompt opened."""
     tokenizer = make("byte_level", tags)
-    form = CallGrammar(tokenizer, tool_format, TOOLS, True, True, THINK, is_reasoning)
+    form = ReplyGrammar(tokenizer, tool_format, TOOLS, True, True, None, THINK, is_reasoning)
     grammar = form.build()
     num_ended = num_thoughts = 0
     for seed in range(10):
@@ -146,7 +146,7 @@ def test_strict_calls(tags: str, tool_format: ToolFormat, is_single: bool) -> No
     """Text is free to come, and a strict tool's arguments conform when it is called."""
     tokenizer = make("byte_level", tags)
     strict = [Tool("weather", SMALL, is_strict=True), Tool("now", NOW, is_strict=True)]
-    grammar = CallGrammar(tokenizer, tool_format, strict, False, is_single).build()
+    grammar = ReplyGrammar(tokenizer, tool_format, strict, False, is_single).build()
     num_calls = num_texts = 0
     for seed in range(30):
         text = walk(tokenizer, grammar, seed, 400)
@@ -167,12 +167,12 @@ def test_what_cant_be_constrained() -> None:
     """Where calls can't be constrained the request is refused, not quietly left unconstrained."""
     tokenizer = make("byte_level", "special")
     with pytest.raises(InvalidRequestError, match="Python"):
-        CallGrammar(tokenizer, PYTHONIC, TOOLS, True, True).build()
+        ReplyGrammar(tokenizer, PYTHONIC, TOOLS, True, True).build()
     with pytest.raises(InvalidRequestError, match="type object"):
-        CallGrammar(tokenizer, HERMES, [Tool("f", {"type": "array"})], True, True).build()
+        ReplyGrammar(tokenizer, HERMES, [Tool("f", {"type": "array"})], True, True).build()
     large = [Tool("f", {"enum": ["x" * 70_000]})]
     with pytest.raises(InvalidRequestError, match="characters"):
-        CallGrammar(tokenizer, HERMES, large, True, True).build()
+        ReplyGrammar(tokenizer, HERMES, large, True, True).build()
 
 
 def test_leniency() -> None:
@@ -182,6 +182,59 @@ def test_leniency() -> None:
     lexer = LLTokenizer(tokenizer.backend.to_str(), eos_token=EOS_ID)
     for is_strict in (True, False):
         tools = [Tool("f", odd, is_strict)]
-        source = CallGrammar(tokenizer, HERMES, tools, True, True).build().source
+        source = ReplyGrammar(tokenizer, HERMES, tools, True, True).build().source
         error = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(source), lexer)
         assert ("uniqueItems" in error) == is_strict, error
+
+
+OUTPUTS = [
+    (Grammar("json_schema", '{"enum": [17, {"k": 1}]}'), r'17|\{\s*"k"\s*:\s*1\s*\}'),
+    (Grammar("choice", '["yes", "<|no|>"]'), r"yes|<\|no\|>"),
+    (Grammar("regex", r"[a-c]{2}\d"), "[a-c]{2}[0-9]"),
+    (Grammar("lark", "start: X\nX: /x{1,3}/"), "x{1,3}"),
+]
+
+
+@pytest.mark.parametrize("is_reasoning", [True, False])
+@pytest.mark.parametrize(("output", "pattern"), OUTPUTS, ids=lambda one: getattr(one, "kind", ""))
+@pytest.mark.parametrize("tags", ["special", "added"])
+def test_thoughts_before_what_is_wanted(
+    tags: str, output: Grammar, pattern: str, is_reasoning: bool
+) -> None:
+    """A grammar says what comes after the thoughts, which may be left out where none have begun."""
+    tokenizer = make("byte_level", tags)
+    form = ReplyGrammar(
+        tokenizer, None, output=output, reasoning_format=THINK, is_reasoning=is_reasoning
+    )
+    num_thoughts = 0
+    for seed in range(8):
+        text = walk(tokenizer, form.build(), seed)
+        if text is None:
+            continue
+        reply = Reply(THINK, is_reasoning=is_reasoning)
+        chunk = reply.feed(text) + reply.finish()
+        assert re.fullmatch(pattern, chunk.content), text
+        num_thoughts += reply.num_reasoning_characters > 0
+    assert num_thoughts
+
+
+@pytest.mark.parametrize(("output", "pattern"), OUTPUTS, ids=lambda one: getattr(one, "kind", ""))
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda one: one.name)
+def test_calls_or_what_is_wanted(tool_format: ToolFormat, output: Grammar, pattern: str) -> None:
+    """With tools beside a format there is either a call or what was asked for; no call that is
+    required leaves it a choice."""
+    tokenizer = make("byte_level", "special")
+    form = ReplyGrammar(tokenizer, tool_format, TOOLS, output=output)
+    kinds = set()
+    for seed in range(16):
+        text = walk(tokenizer, form.build(), seed)
+        if text is None:
+            continue
+        reply = Reply(None, tool_format, [tool.name for tool in TOOLS])
+        chunk = reply.feed(text) + reply.finish()
+        kinds.add(bool(chunk.calls))
+        if not chunk.calls:
+            assert re.fullmatch(pattern, chunk.content), text
+    assert kinds == {True, False}
+    required = ReplyGrammar(tokenizer, tool_format, TOOLS, is_required=True, output=output)
+    assert required.build() == ReplyGrammar(tokenizer, tool_format, TOOLS, True).build()

@@ -1,0 +1,141 @@
+"""The messages of a conversation, as /v1/chat/completions takes them.
+
+Reference: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ...shared.errors import InvalidRequestError
+from .answer_form import MAX_TOOLS
+from .parameters import HARMLESS_IN_CALL, HARMLESS_IN_MESSAGE, NEUTRAL_IN_MESSAGE, without_neutral
+
+MAX_MESSAGES = 1024
+MAX_PARTS = 1024  # of one message
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class TextPart(_Part):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(_Part):
+    """As the model wrote it: the arguments are JSON in a string."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    arguments: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_harmless(cls, values: Any) -> Any:
+        return _less(values, HARMLESS_IN_CALL)
+
+
+class ToolCall(_Part):
+    """What an earlier answer called."""
+
+    id: Annotated[str, Field(max_length=256)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_harmless(cls, values: Any) -> Any:
+        return _less(values, HARMLESS_IN_CALL)
+
+
+def _less(values: Any, harmless: frozenset[str]) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {key: value for key, value in values.items() if key not in harmless}
+
+
+def _text_only(content: Any) -> Any:
+    """Says by name what else a message may not hold."""
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"content of type {kind[:40]!r} is not supported, only 'text'")
+    return content
+
+
+def _known_role(role: Any) -> Any:
+    if role == "function":
+        raise ValueError("role 'function' is not supported: use tools, and role 'tool'")
+    return role
+
+
+class ChatMessage(_Part):
+    """One turn of a conversation."""
+
+    role: Annotated[
+        Literal["developer", "system", "user", "assistant", "tool"], BeforeValidator(_known_role)
+    ]
+    content: Annotated[
+        str | Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_PARTS)] | None,
+        BeforeValidator(_text_only),
+    ] = None
+    name: Annotated[str, Field(max_length=64)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] = Field(default=[])
+    tool_call_id: Annotated[
+        str | None, Field(max_length=256, description="Which call a tool's message answers.")
+    ] = None
+    reasoning_content: Annotated[
+        str | None, Field(description="What an earlier answer's thoughts were.")
+    ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        known = frozenset(cls.model_fields)
+        try:
+            return without_neutral(values, known, NEUTRAL_IN_MESSAGE, HARMLESS_IN_MESSAGE)
+        except InvalidRequestError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"tool_calls are for role 'assistant', not {self.role!r}")
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise ValueError(f"reasoning_content is for role 'assistant', not {self.role!r}")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id goes with role 'tool', and only with it")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing; it may be null beside tool_calls alone")
+        return self
+
+    @property
+    def text(self) -> str | None:
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content
+
+    @property
+    def num_characters(self) -> int:
+        calls = sum(len(call.function.arguments) for call in self.tool_calls)
+        return len(self.text or "") + len(self.reasoning_content or "") + calls
+
+    def for_template(self) -> dict[str, Any]:
+        calls = [call.model_dump() for call in self.tool_calls] or None
+        turn = {"role": self.role, "content": self.text, "tool_calls": calls}
+        for name in ("name", "tool_call_id", "reasoning_content"):
+            turn[name] = getattr(self, name)
+        return {key: value for key, value in turn.items() if value is not None}
+
+
+Messages = Annotated[
+    list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
+]
