@@ -14,7 +14,7 @@ DEFAULT_TTL_S = 600.0
 class RequestOptions:
     """`request_id` (16 bytes) is drawn when None; one that runs already is joined instead.
 
-    `context` (at most 4096 bytes) is handed to whoever attaches later. What `is_resumable` is kept
+    `context` (at most 16384 bytes) is handed to whoever attaches later. What `is_resumable` is kept
     by the worker for a grace after its owner has gone, finished or not. Cached prefixes are shared
     under equal `cache_salt`s (at most 32 bytes). After `ttl_s` the request ends unfinished; None
     waits for as long as it takes. Of the waiting, those with a lower `priority` (-100 to 100) go

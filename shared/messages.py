@@ -20,7 +20,7 @@ from .sampling_params import SamplingParams
 
 MAX_PROMPT_TOKENS = 1 << 20
 MAX_FRAME_ROWS = 4096
-MAX_CONTEXT_BYTES = 4096
+MAX_CONTEXT_BYTES = 16384
 MAX_SALT_BYTES = 32
 MAX_TTL_MS = 86_400_000
 LIVE_RECORD_BYTES = 20  # request_id (16) and the number of tokens held (u32)

@@ -14,10 +14,10 @@ from .context import Context
 from .errors import request_id_of, shutting_down
 from .event_stream import KEEP_ALIVE, EventStream
 from .generation import Event, Failed, Generation, HungUp, Pause, Progress
+from .narrator import narrators
 from .opening import Attachment, Submission
 from .position import Position
 from .sending import JSON_HEADERS, STREAM_HEADERS, ImpatientSend, send_end, send_part, start
-from .tokens import tellers
 from .whole_answer import WholeAnswer
 
 THREAD_TOKENS = 500  # telling more than these at once would hold up other streams
@@ -78,7 +78,8 @@ class ContinuedAnswer(Response):
 async def _send_whole(generation: Generation, send: Send, tokenizer: Tokenizer) -> None:
     events = await _first_events(generation)
     opened, form = generation.opened, generation.form
-    answer = WholeAnswer(opened.response_id, form, tellers(form, tokenizer, opened.prompts))
+    told = narrators(form, opened.response_id, tokenizer, opened.prompts)
+    answer = WholeAnswer(opened.response_id, form, told)
     while True:
         for event in events:
             match event:
@@ -109,8 +110,8 @@ async def _send_stream(
         return
     generation.recognise()
     opened, form = generation.opened, generation.form
-    told = tellers(form, tokenizer, opened.prompts)
-    stream = EventStream(opened.response_id, form, after, told)
+    told = narrators(form, opened.response_id, tokenizer, opened.prompts)
+    stream = EventStream(opened.response_id, form, told, after)
     missing = set(range(generation.form.num_choices)) - opened.streams.keys()
     written = stream.openings() + b"".join(map(stream.leave_out, sorted(missing)))
     written += _encode(stream, events, request_id)

@@ -17,6 +17,10 @@ from .response_id import Endpoint, ResponseId
 
 MAX_CHOICES = 128  # of one request, far less than all may have in flight
 
+MAX_TOOLS = 128
+MAX_TOOL_NAME = 64
+
+ToolName = Annotated[str, Meta(max_length=MAX_TOOL_NAME)]
 Json = dict[str, Any]
 
 
@@ -40,6 +44,10 @@ class AnswerForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     num_prompt_logprobs: NumLogprobs = -1
     returns_token_ids: bool = False
     skips_special_tokens: bool = True
+    tool_format: Annotated[str, Meta(max_length=32)] = ""  # how calls of tools are written
+    tool_names: Annotated[tuple[ToolName, ...], Meta(max_length=MAX_TOOLS)] = ()  # to be called
+    reasoning_format: Annotated[str, Meta(max_length=32)] = ""
+    is_reasoning: bool = False  # the prompt ends amid thoughts
     grammar_param: Annotated[str, Meta(max_length=32)] = ""  # which field constrains the output
 
     @property

@@ -12,10 +12,10 @@ import orjson
 from ..results import Delta
 from .answer_form import AnswerForm, Json
 from .errors import answer_for
+from .narrator import Narrator
 from .position import ChoicePosition, Position, never_was, written
 from .response_id import ResponseId
 from .shapes import SHAPES
-from .tokens import Teller
 from .usage import Usage
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -45,18 +45,20 @@ class _Cursor:
         """That the reader has of those to come."""
         return max(0, self.held.num_tokens - self.num_tokens) if self.held else 0
 
-    def take(self, delta: Delta) -> str:
-        """What of its text the reader doesn't have; InvalidRequestError when what the reader says
-        to have can't be."""
+    @property
+    def num_ahead_characters(self) -> int:
+        """That the reader has of those to come."""
+        return max(0, self.held.num_characters - self.num_characters) if self.held else 0
+
+    def take(self, delta: Delta) -> None:
+        """Raises InvalidRequestError when what the reader says to have can't be."""
         held = self.held or ChoicePosition()
-        num_known = max(0, held.num_characters - self.num_characters)
+        has_more_text = len(delta.text) > self.num_ahead_characters
         self.num_tokens += len(delta.token_ids)
         self.num_characters += len(delta.text)
-        text = delta.text[num_known:]
-        is_longer = bool(text) or self.num_tokens > held.num_tokens
-        if (self.is_behind and (text or delta.finish)) or (self.has_end and is_longer):
+        is_longer = has_more_text or self.num_tokens > held.num_tokens
+        if (self.is_behind and (has_more_text or delta.finish)) or (self.has_end and is_longer):
             raise never_was()
-        return text
 
     def skip(self) -> None:
         """As if all had come that the reader has."""
@@ -75,21 +77,20 @@ class EventStream:
         self,
         response_id: ResponseId,
         form: AnswerForm,
+        narrators: Sequence[Narrator],
         after: Position | None = None,
-        tellers: Sequence[Teller] = (),
     ) -> None:
         """Raises InvalidRequestError when `after` is of a stream with more or fewer choices. As
         does `write`, when what comes shows that `after` never was a place in this one."""
         after = after or Position.start(form.num_choices)
         after.check_fits(form.num_choices)
         self._form = form
-        self._shape = SHAPES[form.endpoint]
-        self._head = form.head(response_id) | {"object": self._shape.chunk_object}
+        self._head = form.head(response_id) | {"object": SHAPES[form.endpoint].chunk_object}
         self._cursors = [_Cursor(held) for held in after.choices]
-        self._tellers = tellers
+        self._narrators = narrators
         self._marks = ["-" if held is None else str(held) for held in after.choices]
         self._has_usage = after.has_usage
-        self._usage = Usage(form)
+        self._usage = Usage(form, narrators)
         self._num_unfinished = form.num_choices
 
     @property
@@ -106,8 +107,9 @@ class EventStream:
         """The chunks that begin each choice."""
         events = []
         for index, cursor in enumerate(self._cursors):
-            for choice in self._shape.openings(index) if cursor.held is None else ():
-                beside = self._tellers[0].prompt_ids() if self._tellers and not index else {}
+            narrator = self._narrators[index]
+            for choice in narrator.openings() if cursor.held is None else ():
+                beside = {} if index else narrator.prompt_ids()
                 events.append(self._chunk(index, choice, beside))
         return b"".join(events)
 
@@ -123,7 +125,7 @@ class EventStream:
         held = self._cursors[index].held
         assert held is not None and held.is_finished, "only what the reader has can be left out"
         self._cursors[index].skip()
-        self._usage.add_tokens(held.num_tokens)
+        self._usage.add_untold(held.num_tokens)
         return self._finish_one()
 
     def fail(self, error: Exception, request_id: str) -> bytes:
@@ -132,30 +134,16 @@ class EventStream:
         return self._event(answer_for(error, request_id).body)
 
     def _parts(self, index: int, delta: Delta) -> Iterator[bytes]:
-        cursor = self._cursors[index]
+        cursor, narrator = self._cursors[index], self._narrators[index]
         self._usage.add(index, delta)
-        told = None
-        if self._tellers and (delta.token_ids or delta.finish):
-            yield from self._prompt(index, delta)
-            num_known = cursor.num_ahead_tokens
-            told = self._tellers[index].tell(delta.token_ids, delta.logprobs, num_known)
-            if num_known >= len(delta.token_ids):
-                told = None
-        text = cursor.take(delta)
-        if cursor.has_end:
-            return
-        reason = delta.finish.reason if delta.finish else None
-        for choice in self._shape.parts(index, text, reason, told):
+        is_first = not cursor.num_tokens and (delta.token_ids or delta.finish)
+        of_prompt = narrator.tell_prompt(delta) if is_first else []
+        for choice in of_prompt if cursor.held is None else ():
             yield self._chunk(index, choice)
-
-    def _prompt(self, index: int, delta: Delta) -> Iterator[bytes]:
-        """With the first delta: what is told of the prompt, where that is part of the choice."""
-        cursor, teller = self._cursors[index], self._tellers[index]
-        if cursor.num_tokens or not self._shape.has_prompt_in_choice:
-            return
-        text, told = teller.echo(delta.prompt_logprobs)
-        if cursor.held is None:
-            for choice in self._shape.parts(index, text, None, told | teller.prompt_ids()):
+        num_tokens, num_characters = cursor.num_ahead_tokens, cursor.num_ahead_characters
+        cursor.take(delta)
+        for choice in narrator.tell(delta, num_tokens, num_characters):
+            if not cursor.has_end:
                 yield self._chunk(index, choice)
 
     def _chunk(self, index: int, choice: Json, beside: Json | None = None) -> bytes:

@@ -1,35 +1,44 @@
-"""What tells the answers of the two generating routes apart.
+"""How one choice of an answer is written, on the two generating routes.
 
 Chunks are plain dicts on purpose: a thousand a second pass here.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from ..replies.call_ids import CallIds
+from ..replies.chunk import Chunk
 from .answer_form import Json
 from .response_id import Endpoint
 
 
+class Ending(NamedTuple):
+    """What the last chunk of a choice says: no other tells it apart from those before."""
+
+    reason: str
+    rest: Chunk
+
+
 class Shape(Protocol):
-    """The choices of an answer, in a stream and whole."""
+    """Of one choice, in a stream and whole."""
 
     object: str
     chunk_object: str
     has_prompt_in_choice: bool  # what is told of it, instead of beside the choices
 
-    def openings(self, index: int) -> list[Json]:
-        """Choices of the chunks that begin a stream."""
+    def __init__(self, index: int, ids: CallIds) -> None: ...
+
+    def openings(self) -> list[Json]:
+        """Of the chunks that begin a stream."""
         ...
 
-    def parts(
-        self, index: int, text: str, finish_reason: str | None, told: Json | None = None
-    ) -> list[Json]:
-        """Choices of the chunks for some text, what is told of its tokens, its end, or all."""
+    def parts(self, chunk: Chunk, ending: Ending | None, told: Json | None = None) -> list[Json]:
+        """Of the chunks for some text, what is told of its tokens, its end, or all."""
         ...
 
-    def whole(self, index: int, text: str, finish_reason: str, told: Json) -> Json:
-        """A choice of an answer that is no stream."""
+    def whole(self, chunk: Chunk, reason: str, told: Json) -> Json:
+        """Of an answer that is no stream."""
         ...
 
 
@@ -38,24 +47,26 @@ class CompletionShape:
     chunk_object = "text_completion"
     has_prompt_in_choice = True
 
-    def openings(self, index: int) -> list[Json]:
+    def __init__(self, index: int, ids: CallIds) -> None:
+        self._index = index
+
+    def openings(self) -> list[Json]:
         return []
 
-    def parts(
-        self, index: int, text: str, finish_reason: str | None, told: Json | None = None
-    ) -> list[Json]:
+    def parts(self, chunk: Chunk, ending: Ending | None, told: Json | None = None) -> list[Json]:
+        text = chunk.content + (ending.rest.content if ending else "")
         choice: Json = {
-            "index": index,
+            "index": self._index,
             "text": text,
             "logprobs": None,
-            "finish_reason": finish_reason,
+            "finish_reason": ending.reason if ending else None,
         }
         if told:
             choice.update(told)
-        return [choice] if text or finish_reason or told else []
+        return [choice] if text or ending or told else []
 
-    def whole(self, index: int, text: str, finish_reason: str, told: Json) -> Json:
-        (choice,) = self.parts(index, text, finish_reason, told)
+    def whole(self, chunk: Chunk, reason: str, told: Json) -> Json:
+        (choice,) = self.parts(chunk, Ending(reason, Chunk()), told)
         return choice
 
 
@@ -64,29 +75,39 @@ class ChatShape:
     chunk_object = "chat.completion.chunk"
     has_prompt_in_choice = False
 
-    def openings(self, index: int) -> list[Json]:
-        return [_delta(index, {"role": "assistant", "content": ""})]
+    def __init__(self, index: int, ids: CallIds) -> None:
+        self._index = index
+        self._ids = ids
 
-    def parts(
-        self, index: int, text: str, finish_reason: str | None, told: Json | None = None
-    ) -> list[Json]:
-        content = [_delta(index, {"content": text})] if text or told else []
+    def openings(self) -> list[Json]:
+        return [self._choice({"role": "assistant", "content": ""})]
+
+    def parts(self, chunk: Chunk, ending: Ending | None, told: Json | None = None) -> list[Json]:
+        choices = []
         if told:
-            content[0].update(told)
-        return [*content, _delta(index, {}, finish_reason)] if finish_reason else content
+            choices = [self._choice(chunk.as_delta(self._ids) or {"content": ""}) | told]
+        elif chunk:
+            choices = [self._choice(chunk.as_delta(self._ids))]
+        if ending:
+            choices.append(self._choice(ending.rest.as_delta(self._ids), ending.reason))
+        return choices
 
-    def whole(self, index: int, text: str, finish_reason: str, told: Json) -> Json:
+    def whole(self, chunk: Chunk, reason: str, told: Json) -> Json:
         return {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "index": self._index,
+            "message": chunk.as_message(self._ids),
             "logprobs": None,
-            "finish_reason": finish_reason,
+            "finish_reason": reason,
             **told,
         }
 
+    def _choice(self, delta: Json, finish_reason: str | None = None) -> Json:
+        return {
+            "index": self._index,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": finish_reason,
+        }
 
-def _delta(index: int, delta: Json, finish_reason: str | None = None) -> Json:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
-
-SHAPES: dict[Endpoint, Shape] = {"completions": CompletionShape(), "chat": ChatShape()}
+SHAPES: dict[Endpoint, type[Shape]] = {"completions": CompletionShape, "chat": ChatShape}

@@ -7,7 +7,7 @@ OpenAI doesn't have is spelled as vLLM does.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,15 +20,39 @@ FLOOR = -9999.0  # for what JSON has no number for
 Columns = dict[str, list[Any]]
 
 
+class Ruler:
+    """Where tokens begin in the text that they spell, in order from the first."""
+
+    def __init__(self, form: AnswerForm, tokenizer: Tokenizer) -> None:
+        self._skips_special = form.skips_special_tokens
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_characters = 0
+
+    def start(self, token_id: int) -> int:
+        """Of the next one, in characters."""
+        start = self._num_characters
+        spelled = self._tokenizer.token_bytes(token_id)
+        is_left_out = self._skips_special and self._tokenizer.is_special(
+            name_of(self._tokenizer, token_id)
+        )
+        if not is_left_out:
+            self._num_characters += len(self._decoder.decode(spelled))
+        return start
+
+    def begin_after(self, text: str) -> None:
+        self._decoder.reset()
+        self._num_characters = len(text)
+
+
 class Teller:
-    """One choice's, in order from the first: each begins in the text where those before end."""
+    """One choice's, in order from the first."""
 
     def __init__(self, form: AnswerForm, tokenizer: Tokenizer, prompt: list[int]) -> None:
         self._form = form
         self._tokenizer = tokenizer
         self._prompt = prompt
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._num_characters = 0
+        self._ruler = Ruler(form, tokenizer)
 
     def tell(self, token_ids: list[int], logprobs: list[TokenLogprob], num_known: int = 0) -> Json:
         """Of these tokens, those after the first `num_known`: fields of a choice."""
@@ -50,8 +74,7 @@ class Teller:
         text, told = text_of(self._prompt), {}
         if self._form.num_logprobs >= 0:
             told["logprobs"] = self._shown(self._columns(self._prompt, [None, *logprobs]))
-        self._decoder.reset()
-        self._num_characters = len(text)
+        self._ruler.begin_after(text)
         return text, told
 
     def prompt_ids(self) -> Json:
@@ -72,21 +95,18 @@ class Teller:
             name: [] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
         }
         for token_id, logprob in zip(token_ids, logprobs, strict=True):
-            token = _name(self._tokenizer, token_id)
+            token = name_of(self._tokenizer, token_id)
             columns["tokens"].append(token)
             columns["token_logprobs"].append(finite(logprob.logprob) if logprob else None)
             columns["top_logprobs"].append(self._top(token, logprob) if logprob else None)
-            columns["text_offset"].append(self._num_characters)
-            if not (self._form.skips_special_tokens and self._tokenizer.is_special(token)):
-                text = self._decoder.decode(self._tokenizer.token_bytes(token_id))
-                self._num_characters += len(text)
+            columns["text_offset"].append(self._ruler.start(token_id))
         return columns
 
     def _top(self, token: str, logprob: TokenLogprob) -> dict[str, float]:
         """The likeliest, and the token itself whether or not it is one of them."""
         top: dict[str, float] = {}
         for token_id, value in logprob.top[: self._form.num_logprobs]:
-            top.setdefault(_name(self._tokenizer, token_id), finite(value))
+            top.setdefault(name_of(self._tokenizer, token_id), finite(value))
         top.setdefault(token, finite(logprob.logprob))
         return top
 
@@ -127,23 +147,13 @@ class ChatTeller(Teller):
         return {**columns, "refusal": None}
 
 
-def tellers(
-    form: AnswerForm, tokenizer: Tokenizer, prompts: Mapping[int, list[int]]
-) -> list[Teller]:
-    """One for each choice, or none when the answer tells nothing of its tokens."""
-    if not form.tells_tokens:
-        return []
-    kind = ChatTeller if form.endpoint == "chat" else Teller
-    return [kind(form, tokenizer, prompts.get(index, [])) for index in range(form.num_choices)]
-
-
 def finite(logprob: float) -> float:
     """No infinity and no NaN."""
     return logprob if logprob > FLOOR else FLOOR
 
 
 @lru_cache(1 << 16)
-def _name(tokenizer: Tokenizer, token_id: int) -> str:
+def name_of(tokenizer: Tokenizer, token_id: int) -> str:
     """The token's text; of what is no text alone, its bytes, so that no two are called the same."""
     spelled = tokenizer.token_bytes(token_id)
     try:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..results import Delta
 from .answer_form import AnswerForm, Json
+from .narrator import Narrator
 
 
 class Usage:
     """Counts tokens: a prompt once however many choices it has, all that was generated."""
 
-    def __init__(self, form: AnswerForm) -> None:
+    def __init__(self, form: AnswerForm, narrators: Sequence[Narrator]) -> None:
         self._form = form
+        self._narrators = narrators
         self._num_output_tokens = 0
         self._num_cached_tokens = 0
+        self._has_untold = False
 
     def add(self, index: int, delta: Delta) -> None:
-        self.add_tokens(len(delta.token_ids))
+        self._num_output_tokens += len(delta.token_ids)
         if delta.finish and index % self._form.n == 0:
             self._num_cached_tokens += delta.finish.num_cached_tokens
 
-    def add_tokens(self, count: int) -> None:
-        self._num_output_tokens += count
+    def add_untold(self, num_tokens: int) -> None:
+        """Those of a choice that the narrators weren't told of."""
+        self._num_output_tokens += num_tokens
+        self._has_untold = True
 
     def as_json(self) -> Json:
+        """Of a complete answer."""
         num_prompt_tokens = self._form.num_prompt_tokens
         usage: Json = {
             "prompt_tokens": num_prompt_tokens,
@@ -31,4 +39,7 @@ class Usage:
         }
         if self._form.tells_cached:
             usage["prompt_tokens_details"] = {"cached_tokens": self._num_cached_tokens}
+        if self._form.reasoning_format and not self._has_untold:
+            num_reasoning = sum(one.num_reasoning_tokens for one in self._narrators)
+            usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
         return usage

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import orjson
 
 from ...shared.logprobs import TokenLogprob
+from ...shared.messages import Finish
 from ..results import Delta
 from .answer_form import AnswerForm, Json
+from .narrator import Narrator
 from .response_id import ResponseId
 from .shapes import SHAPES
-from .tokens import Teller, finite
+from .tokens import finite
 from .usage import Usage
 
 
@@ -21,18 +23,17 @@ class WholeAnswer:
     """Takes every choice's deltas from the first token on."""
 
     def __init__(
-        self, response_id: ResponseId, form: AnswerForm, tellers: Sequence[Teller] = ()
+        self, response_id: ResponseId, form: AnswerForm, narrators: Sequence[Narrator]
     ) -> None:
         self._form = form
-        self._shape = SHAPES[form.endpoint]
-        self._head = form.head(response_id) | {"object": self._shape.object}
-        self._tellers = tellers
-        self._usage = Usage(form)
+        self._head = form.head(response_id) | {"object": SHAPES[form.endpoint].object}
+        self._narrators = narrators
+        self._usage = Usage(form, narrators)
         self._wholes = [_Whole() for _ in range(form.num_choices)]
 
     @property
     def is_complete(self) -> bool:
-        return all(whole.reason for whole in self._wholes)
+        return all(whole.finish for whole in self._wholes)
 
     @property
     def num_tokens(self) -> int:
@@ -47,27 +48,12 @@ class WholeAnswer:
         """Of a complete answer."""
         choices = [self._choice(number, index) for number, index in enumerate(self._best())]
         answer = {**self._head, "choices": choices, "usage": self._usage.as_json()}
-        if self._tellers and not self._shape.has_prompt_in_choice:
-            answer |= self._of_prompt(0)
+        if not SHAPES[self._form.endpoint].has_prompt_in_choice:
+            answer |= self._narrators[0].of_prompt(self._wholes[0].delta)
         return orjson.dumps(answer)
 
     def _choice(self, number: int, index: int) -> Json:
-        whole = self._wholes[index]
-        text, told = whole.text, {}
-        if self._tellers:
-            teller = self._tellers[index]
-            echo, before = teller.echo(whole.prompt_logprobs)
-            text, told = echo + text, teller.tell(whole.token_ids, whole.logprobs)
-            if "logprobs" in before:
-                columns = told["logprobs"]
-                told["logprobs"] = {k: v + columns[k] for k, v in before["logprobs"].items()}
-            if self._shape.has_prompt_in_choice:
-                told |= self._of_prompt(index)
-        return self._shape.whole(number, text, whole.reason, told)
-
-    def _of_prompt(self, index: int) -> Json:
-        teller = self._tellers[index]
-        return teller.prompt_ids() | teller.prompt_logprobs(self._wholes[index].prompt_logprobs)
+        return self._narrators[index].whole(self._wholes[index].delta, number)
 
     def _best(self) -> list[int]:
         """The choices to tell, for each prompt the likeliest first if not all."""
@@ -84,19 +70,23 @@ class WholeAnswer:
 class _Whole:
     """What came of one choice."""
 
-    text: str = ""
-    reason: str = ""
+    text: list[str] = field(default_factory=list)
+    finish: Finish | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def add(self, delta: Delta) -> None:
-        self.text += delta.text
+        self.text.append(delta.text)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
         self.prompt_logprobs += delta.prompt_logprobs
-        if delta.finish:
-            self.reason = delta.finish.reason
+        self.finish = delta.finish
+
+    @property
+    def delta(self) -> Delta:
+        text = "".join(self.text)
+        return Delta(self.token_ids, text, self.finish, self.logprobs, self.prompt_logprobs)
 
     @property
     def mean(self) -> float:

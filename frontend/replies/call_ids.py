@@ -14,9 +14,10 @@ SHORT = 9  # characters; Mistral's templates refuse longer ones when they come b
 class CallIds:
     """`base` is one choice's request id, which nobody else's answer has."""
 
-    tool_format: ToolFormat
     base: bytes
+    tool_format: ToolFormat | None = None
 
     def __getitem__(self, number: int) -> str:
         digest = hashlib.sha256(self.base + b"call" + number.to_bytes(4, "big")).hexdigest()
-        return digest[:SHORT] if self.tool_format.has_short_ids else f"call_{digest[:24]}"
+        is_short = self.tool_format is not None and self.tool_format.has_short_ids
+        return digest[:SHORT] if is_short else f"call_{digest[:24]}"

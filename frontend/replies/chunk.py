@@ -31,13 +31,8 @@ class CallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """All that was determined by some more text: of each call at most one delta.
+    """All that was determined by some more text: of each call at most one delta."""
 
-    `offset` is the length of the text that settled the last of it. So a reader who has this chunk
-    has all that the text up to `offset` says.
-    """
-
-    offset: int
     reasoning: str = ""
     content: str = ""
     calls: list[CallDelta] = field(default_factory=list)
@@ -52,7 +47,6 @@ class Chunk:
                 call = CallDelta(call.index, begun.name, begun.arguments + call.arguments)
             calls[call.index] = call
         return Chunk(
-            later.offset if later else self.offset,
             self.reasoning + later.reasoning,
             self.content + later.content,
             list(calls.values()),

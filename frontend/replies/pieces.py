@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from .chunk import CallDelta, Chunk
-from .tape import Tape
 
 
 class Pieces:
     """Since the last `take`; calls are counted from the answer's beginning."""
 
-    def __init__(self, tape: Tape) -> None:
-        self._tape = tape
+    def __init__(self) -> None:
         self.num_complete_calls = 0
         self._num_calls = 0
         self._clear()
@@ -25,7 +23,6 @@ class Pieces:
         self._names[self._num_calls] = name
         self._arguments[self._num_calls] = []
         self._num_calls += 1
-        self._offset = self._tape.offset
 
     def pass_on(self, arguments: str) -> None:
         """Some more of the newest call's."""
@@ -39,18 +36,16 @@ class Pieces:
             CallDelta(index, self._names.get(index), "".join(arguments))
             for index, arguments in self._arguments.items()
         ]
-        chunk = Chunk(self._offset, "".join(self._reasoning), "".join(self._content), calls)
+        chunk = Chunk("".join(self._reasoning), "".join(self._content), calls)
         self._clear()
         return chunk
 
     def _keep(self, text: str, parts: list[str]) -> None:
         if text:
             parts.append(text)
-            self._offset = self._tape.offset
 
     def _clear(self) -> None:
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self._names: dict[int, str] = {}  # of the calls that begin
         self._arguments: dict[int, list[str]] = {}
-        self._offset = 0

@@ -18,6 +18,21 @@ from .tape import SPACE, Reading, Tape
 from .tool_format import ToolFormat
 
 
+class PlainReply:
+    """Of a model that neither thinks aloud nor calls tools: all is content."""
+
+    num_reasoning_characters = 0
+
+    def feed(self, text: str) -> Chunk:
+        return Chunk(content=text)
+
+    def finish(self) -> Chunk:
+        return Chunk()
+
+    def finish_reason(self, reason: FinishReason) -> str:
+        return reason
+
+
 class Reply:
     """One choice's answer."""
 
@@ -34,8 +49,9 @@ class Reply:
         self._reasoning = reasoning_format
         self._tools = tool_format if tool_names else None
         self.is_reasoning = is_reasoning and reasoning_format is not None
+        self.num_reasoning_characters = 0  # with all before and their tags, once they are over
         self._tape = Tape()
-        self._pieces = Pieces(self._tape)
+        self._pieces = Pieces()
         self._calls = CallReader(self._tape, self._pieces, self._tools, tool_names)
         self._reading = self._read()
 
@@ -89,6 +105,7 @@ class Reply:
         yield from self._tape.drop_space()
         yield from self._read_text(self._pieces.think, (self._reasoning.closing,), ())
         self.is_reasoning = False
+        self.num_reasoning_characters = self._tape.num_read
         self._tape.release()
         yield from self._tape.drop_space()
 

@@ -20,7 +20,11 @@ class Tape:
         self._start = 0  # of what is held
         self._num_gone = 0  # characters before the text
         self._is_ended = False
-        self.offset = 0  # of the last character that was looked at, counted from 1
+
+    @property
+    def num_read(self) -> int:
+        """Characters, from the first."""
+        return self._num_gone + self.at
 
     def add(self, text: str) -> None:
         self.text = self.text[self._start :] + text
@@ -46,7 +50,6 @@ class Tape:
             if self._is_ended:
                 return ""
             yield
-        self._look(self.at + 1)
         return self.text[self.at]
 
     def read(self) -> None:
@@ -55,7 +58,6 @@ class Tape:
     def read_to(self, at: int) -> None:
         """Holds the text up to there, or less than before."""
         self.at = at
-        self._look(at)
 
     def read_space(self) -> Reading[None]:
         while (character := (yield from self.peek())) and character in SPACE:
@@ -75,6 +77,3 @@ class Tape:
             self.read()
             found += character
         return found
-
-    def _look(self, at: int) -> None:
-        self.offset = max(self.offset, self._num_gone + at)

@@ -42,6 +42,8 @@ class Assembled:
     def __init__(self, events: Iterable[Event]) -> None:
         self.heads: set[str] = set()
         self.text: dict[int, str] = {}
+        self.reasoning: dict[int, str] = {}
+        self.calls: dict[int, list[Any]] = {}
         self.logprobs: dict[int, dict[str, Any]] = {}  # column by column
         self.token_ids: dict[int, list[int]] = {}
         self.prompts: list[list[int]] = []
@@ -78,6 +80,10 @@ class Assembled:
         self.openings[index] += "role" in delta
         text = choice["text"] if "text" in choice else delta.get("content") or ""
         self.text[index] = self.text.get(index, "") + text
+        reasoning = delta.get("reasoning_content", "")
+        self.reasoning[index] = self.reasoning.get(index, "") + reasoning
+        for call in delta.get("tool_calls", ()):
+            self._take_call(self.calls.setdefault(index, []), call)
         for name, column in (choice["logprobs"] or {}).items():
             columns = self.logprobs.setdefault(index, {})
             columns[name] = columns.get(name, []) + column if column is not None else None
@@ -87,12 +93,23 @@ class Assembled:
         if choice["finish_reason"]:
             self.reasons.setdefault(index, []).append(choice["finish_reason"])
 
+    def _take_call(self, calls: list[Any], call: Any) -> None:
+        """The first part of a call names it, and only the first."""
+        is_first = call.pop("index") == len(calls)
+        assert is_first == ("id" in call) == ("name" in call["function"]) == ("type" in call)
+        if is_first:
+            calls.append(call)
+        else:
+            calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+
     @property
     def whole(self) -> Any:
         """Equal for two streams that tell the same."""
         return (
             self.heads,
             {i: text for i, text in self.text.items() if text},
+            {i: text for i, text in self.reasoning.items() if text},
+            self.calls,
             self.logprobs,
             {i: ids for i, ids in self.token_ids.items() if ids},
             sorted(self.prompts),

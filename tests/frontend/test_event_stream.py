@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from chairlift.frontend.api.answer_form import AnswerForm
 from chairlift.frontend.api.event_stream import EventStream
+from chairlift.frontend.api.narrator import Narrator, narrators
 from chairlift.frontend.api.position import ChoicePosition, Position
 from chairlift.frontend.api.response_id import Endpoint, ResponseId
-from chairlift.frontend.api.tokens import Teller, tellers
 from chairlift.frontend.api.whole_answer import WholeAnswer
 from chairlift.frontend.results import Delta
 from chairlift.shared.errors import InvalidRequestError, StreamNotFoundError
@@ -24,6 +24,16 @@ from tests.frontend.events import Assembled, Event, events_of
 from tests.frontend.fake_client import make_tokenizer
 
 PIECES = st.lists(st.text("aé漢🎉 \n", max_size=4), max_size=8)  # the text of each token
+TAGGED = st.lists(
+    st.sampled_from(
+        [
+            *("<think>", "hm\n", "</thi", "nk>", "</think>\n", "<tool_call>", "\n", "é", "<"),
+            *('{"name": "f", ', '"arguments": {', '"x": 1', "}", "}", "</tool_call>"),
+            '<tool_call>{"name": "f", "arguments": {"x": ',
+        ]
+    ),
+    max_size=12,
+)
 LOGPROBS = st.sampled_from([0.0, -0.5, -1e30, float("nan"), float("-inf")])
 TOKENIZER = make_tokenizer()
 PROMPT = TOKENIZER.encode("wé")
@@ -45,8 +55,10 @@ class Answer:
 @st.composite
 def answers(draw: st.DrawFn) -> Answer:
     n, num_prompts = draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    pieces = draw(st.lists(PIECES, min_size=n * num_prompts, max_size=n * num_prompts))
     endpoint: Endpoint = draw(st.sampled_from(["completions", "chat"]))
+    is_tagged = endpoint == "chat" and draw(st.booleans())
+    each = TAGGED if is_tagged else PIECES
+    pieces = draw(st.lists(each, min_size=n * num_prompts, max_size=n * num_prompts))
     form = AnswerForm(
         endpoint=endpoint,
         created=1,
@@ -60,8 +72,12 @@ def answers(draw: st.DrawFn) -> Answer:
         echo=endpoint == "completions" and draw(st.booleans()),
         num_logprobs=draw(st.integers(-1, 2)),
         returns_token_ids=draw(st.booleans()),
+        tool_format="hermes" if is_tagged else "",
+        tool_names=("f",) if is_tagged else (),
+        reasoning_format="think" if is_tagged else "",
+        is_reasoning=is_tagged and draw(st.booleans()),
     )
-    few = st.lists(LOGPROBS, min_size=8, max_size=8)
+    few = st.lists(LOGPROBS, min_size=12, max_size=12)
     logprobs = draw(st.lists(few, min_size=len(pieces), max_size=len(pieces)))
     return Answer(form, pieces, logprobs)
 
@@ -74,7 +90,11 @@ def cut(data: st.DataObject, answer: Answer, index: int) -> list[Delta]:
         end = data.draw(st.integers(start + 1, len(pieces)))
         scores = answer.logprobs[index][start:end] if form.num_logprobs >= 0 else []
         logprobs = [TokenLogprob(score, ((0xE6, score), (7, -2.0))) for score in scores]
-        token_ids = [0xE0 + number for number in range(start, end)]  # no characters alone
+        if form.tool_format:  # what is counted as thoughts follows from what tokens spell
+            token_ids = TOKENIZER.encode("".join(pieces[start:end]))
+            logprobs = [TokenLogprob(-1.0, ())] * (len(token_ids) if form.num_logprobs >= 0 else 0)
+        else:
+            token_ids = [0xE0 + number for number in range(start, end)]  # no characters alone
         deltas.append(Delta(token_ids, "".join(pieces[start:end]), logprobs=logprobs))
         start = end
     finish = Finish("stop", num_cached_tokens=2)
@@ -84,18 +104,20 @@ def cut(data: st.DataObject, answer: Answer, index: int) -> list[Delta]:
     return [replace(deltas[0], prompt_logprobs=of_prompt), *deltas[1:]]
 
 
-def tellers_of(answer: Answer) -> list[Teller]:
-    return tellers(answer.form, TOKENIZER, dict.fromkeys(range(answer.form.num_choices), PROMPT))
+def narrators_of(form: AnswerForm) -> list[Narrator]:
+    prompts = dict.fromkeys(range(form.num_choices), PROMPT)
+    return narrators(form, ResponseId(form.endpoint, bytes(16)), TOKENIZER, prompts)
 
 
 def write(data: st.DataObject, answer: Answer, after: Position | None) -> list[Event]:
     """One reader's events, the choices' deltas cut and mixed anyhow."""
-    stream = EventStream(answer.response_id, answer.form, after, tellers_of(answer))
+    stream = EventStream(answer.response_id, answer.form, narrators_of(answer.form), after)
     written = stream.openings()
     coming = {index: cut(data, answer, index) for index in range(len(answer.pieces))}
     for index in [*coming]:
         is_gone = after is not None and after.is_finished(index) and len(coming) > 1
-        if is_gone and not answer.form.tells_cached and data.draw(st.booleans()):
+        needs_all = answer.form.tells_cached or answer.form.reasoning_format
+        if is_gone and not needs_all and data.draw(st.booleans()):
             del coming[index]
             written += stream.leave_out(index)
     while coming:
@@ -125,6 +147,8 @@ def test_continued_anywhere_any_number_of_times(data: st.DataObject) -> None:
             held.pop()
     assembled = Assembled(held + events)
     assert assembled.whole == expected.whole
+    if answer.form.tool_format:
+        return
     echo = "wé" if answer.form.echo else ""
     assert {i: t for i, t in assembled.text.items() if t} == {
         i: text for i, pieces in enumerate(answer.pieces) if (text := echo + "".join(pieces))
@@ -136,7 +160,7 @@ def test_streamed_as_whole(data: st.DataObject) -> None:
     """A stream's pieces make what the answer in one piece is: texts, tokens, reasons, usage."""
     answer = data.draw(answers())
     streamed = Assembled(write(data, answer, None))
-    whole = WholeAnswer(answer.response_id, answer.form, tellers_of(answer))
+    whole = WholeAnswer(answer.response_id, answer.form, narrators_of(answer.form))
     for index in range(len(answer.pieces)):
         for delta in cut(data, answer, index):
             whole.take(index, delta)
@@ -148,8 +172,11 @@ def test_streamed_as_whole(data: st.DataObject) -> None:
     assert not streamed.usages or streamed.usages == [body["usage"]]
     for choice in body["choices"]:
         index = choice["index"]
-        text = choice["text"] if "text" in choice else choice["message"]["content"]
+        message = choice.get("message", {})
+        text = choice["text"] if "text" in choice else message["content"] or ""
         assert text == streamed.text.get(index, "")
+        assert message.get("reasoning_content", "") == streamed.reasoning.get(index, "")
+        assert message.get("tool_calls", []) == streamed.calls.get(index, [])
         assert [choice["finish_reason"]] == streamed.reasons[index]
         assert choice.get("token_ids", []) == streamed.token_ids[index]
         told = {name: column for name, column in (choice["logprobs"] or {}).items() if column}
@@ -157,6 +184,35 @@ def test_streamed_as_whole(data: st.DataObject) -> None:
         assert told == {name: column for name, column in streamed_columns.items() if column}
         if "token_logprobs" in told:
             assert all(one is None or one >= -9999 for one in told["token_logprobs"])
+
+
+@pytest.mark.parametrize(
+    ("text", "is_reasoning", "num_thoughts"),
+    [
+        ("<think>hm</think>\n\nx", False, 17),
+        ("hé</think>x", True, 11),
+        ("hm", True, 2),
+        ("x<think>hm</think>", False, 0),
+        ("", True, 0),
+    ],
+)
+def test_thoughts_are_counted(text: str, is_reasoning: bool, num_thoughts: int) -> None:
+    """In tokens, here of one byte each, up to the closing tag or the answer's end."""
+    form = AnswerForm(
+        endpoint="chat",
+        created=1,
+        model="m",
+        system_fingerprint="f",
+        num_choices=1,
+        n=1,
+        num_prompt_tokens=1,
+        reasoning_format="think",
+        is_reasoning=is_reasoning,
+    )
+    whole = WholeAnswer(ResponseId("chat", bytes(16)), form, narrators_of(form))
+    whole.take(0, Delta(TOKENIZER.encode(text), text, Finish("length")))
+    usage = json.loads(whole.body())["usage"]
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": num_thoughts}
 
 
 @given(
@@ -218,7 +274,9 @@ def test_a_position_of_another_stream() -> None:
         num_prompt_tokens=1,
     )
     with pytest.raises(InvalidRequestError, match="has 1 choices, not the 2 of this stream"):
-        EventStream(ResponseId("chat", b"0" * 16), answer, Position.parse("1:1"))
+        EventStream(
+            ResponseId("chat", b"0" * 16), answer, narrators_of(answer), Position.parse("1:1")
+        )
 
 
 IMPOSSIBLE = ["4:6", "3:7", "2:9", "9:1", "9:0", "3:5.", "2:4.", "4:8.", "3:6!", "-!"]
@@ -233,7 +291,8 @@ def test_a_position_that_never_was(after: str, is_at_once: bool) -> None:
         pieces = [Delta([1, 2, 3], "abcdef")]
     response_id = ResponseId("completions", b"0" * 16)
     with pytest.raises(InvalidRequestError, match="never the id of an event of this stream"):
-        stream = EventStream(response_id, form_of(1, has_usage=True), Position.parse(after))
+        form = form_of(1, has_usage=True)
+        stream = EventStream(response_id, form, narrators_of(form), Position.parse(after))
         for delta in pieces:
             stream.write(0, delta)
         stream.write(0, Delta([], "", Finish("stop")))
@@ -242,7 +301,8 @@ def test_a_position_that_never_was(after: str, is_at_once: bool) -> None:
 def test_behind_its_reader() -> None:
     """Until the answer has come to where the reader is, the position is neither right nor wrong."""
     after = Position.parse("2:4,1:2.,-")
-    stream = EventStream(ResponseId("completions", b"0" * 16), form_of(3), after)
+    form = form_of(3)
+    stream = EventStream(ResponseId("completions", b"0" * 16), form, narrators_of(form), after)
     assert stream.is_behind
     stream.leave_out(1)
     assert stream.write(0, Delta([1], "ab")) == b"" and stream.is_behind
@@ -281,6 +341,9 @@ def test_forms() -> None:
         num_prompt_logprobs=20,
         returns_token_ids=True,
         grammar_param="g" * 32,
+        tool_format="t" * 32,
+        tool_names=tuple(f"{number:064}" for number in range(128)),
+        reasoning_format="r" * 32,
     )
     assert len(form.encode()) <= MAX_CONTEXT_BYTES
     assert AnswerForm.decode(form.encode()) == form

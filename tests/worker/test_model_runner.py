@@ -51,8 +51,8 @@ def test_logprobs_equal_those_of_transformers(variant: str, tmp_path: Path) -> N
     run_to_the_end(engine)
     expected = oracle_logprobs(oracle, sequence.token_ids)
     records = [
-        *unpack_logprobs(sequence.scores.prompt, 2),
-        *unpack_logprobs(sequence.scores.output, 4),
+        *unpack_logprobs(bytes(sequence.scores.prompt), 2),
+        *unpack_logprobs(bytes(sequence.scores.output), 4),
     ]
     assert len(records) == len(sequence.token_ids) - 1
     for position, record in enumerate(records):
@@ -92,6 +92,6 @@ def test_logprobs_do_not_depend_on_the_neighbours(tmp_path: Path) -> None:
         for number in range(num_neighbours):
             add(engine, 2 + number, PROMPT[number : 40 + 9 * number], max_tokens=30)
         run_to_the_end(engine)
-        return sequence.scores.prompt, sequence.scores.output
+        return bytes(sequence.scores.prompt), bytes(sequence.scores.output)
 
     assert records(0) == records(3)

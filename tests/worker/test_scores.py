@@ -45,7 +45,7 @@ def scored_wish(random: Random, capacity: int) -> Wish:
 
 
 def records_of(sequence: Sequence) -> Records:
-    return sequence.scores.prompt, sequence.scores.output
+    return bytes(sequence.scores.prompt), bytes(sequence.scores.output)
 
 
 def test_a_record_tells_what_the_model_said() -> None:
