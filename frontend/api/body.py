@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from ...shared.errors import InvalidRequestError
@@ -18,6 +19,7 @@ MAX_KEYS = 2048  # of one object
 MAX_CONTAINERS = 8192
 THREAD_BYTES = 64 << 10  # parsing more than this would hold up other streams
 MAX_TOLD_PROBLEMS = 3
+MAX_TOLD_NAME = 64
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -108,18 +110,26 @@ def _named(error: ValidationError) -> InvalidRequestError:
     param = _param(problems[0]["loc"])
     same = [problem for problem in problems if _param(problem["loc"]) == param]
     if same[0]["type"] == "extra_forbidden":
-        message = f"unknown parameter {param}"
+        message = _message(same[0])
         return InvalidRequestError(message, param=param, code="unknown_parameter")
-    told = dict.fromkeys(problem["msg"].removeprefix("Value error, ") for problem in same)
+    told = dict.fromkeys(map(_message, same))
     reasons = ", or ".join(list(told)[:MAX_TOLD_PROBLEMS])
     code = "missing_parameter" if same[0]["type"] == "missing" else "invalid_value"
     return InvalidRequestError(f"{param}: {reasons}", param=param, code=code)
 
 
+def _message(problem: ErrorDetails) -> str:
+    if problem["type"] != "extra_forbidden":
+        return problem["msg"].removeprefix("Value error, ")
+    *holder, name = problem["loc"]
+    told = f"unknown parameter {str(name)[:MAX_TOLD_NAME]}"
+    return f"{told} in {_param(tuple(holder))}" if holder else told
+
+
 def _param(location: tuple[int | str, ...]) -> str:
     """`messages[0].content`; of other parameters the name alone, unions add noise to the rest."""
     if not location or location[0] != "messages":
-        return str(location[0]) if location else "body"
+        return str(location[0])[:MAX_TOLD_NAME] if location else "body"
     shown = "messages"
     for part in location[1:3]:
         shown += f"[{part}]" if isinstance(part, int) else f".{part}"

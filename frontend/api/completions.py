@@ -38,17 +38,30 @@ class CompletionRequest(GenerationRequest):
 
     endpoint: ClassVar[Endpoint] = "completions"
 
-    prompt: (
+    prompt: Annotated[
         str
         | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
         | TokenPrompt
-        | Annotated[list[TokenPrompt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
-    )
+        | Annotated[list[TokenPrompt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)],
+        Field(description="Text or token ids, or several of them for a choice each."),
+    ]
     max_tokens: Annotated[
-        int | None, Field(ge=0, le=U31, description="0 goes with echo: the prompt alone.")
+        int | None,
+        Field(
+            ge=0,
+            le=U31,
+            description=f"Without it {DEFAULT_MAX_TOKENS}. 0 goes with echo: the prompt alone.",
+        ),
     ] = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: bool = False
+    logprobs: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=5,
+            description="Tell each token's log probability, and so many of the likeliest.",
+        ),
+    ] = None
+    echo: Annotated[bool, Field(description="Tell the prompt before the answer.")] = False
     best_of: Annotated[
         int | None,
         Field(ge=1, le=MAX_BEST_OF, description="Generate so many, and tell the n likeliest."),

@@ -20,7 +20,7 @@ from ...shared.sampling_params import (
 from ...shared.tokenizer import Tokenizer
 from .answer_form import MAX_CHOICES
 from .output_format import ConstrainedRequest
-from .parameters import without_neutral
+from .parameters import HARMLESS, HAS_NO_EFFECT, NEUTRAL, Neutral, without_neutral
 from .reply_plan import ReplyPlan
 from .response_id import Endpoint
 
@@ -51,8 +51,10 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    include_usage: bool = False
-    include_obfuscation: bool = False  # padding against traffic analysis; never sent
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[
+        bool | None, Field(description=HAS_NO_EFFECT)  # padding against traffic analysis
+    ] = None
 
 
 class GenerationRequest(ConstrainedRequest):
@@ -60,6 +62,8 @@ class GenerationRequest(ConstrainedRequest):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     known: ClassVar[frozenset[str]]
+    neutral: ClassVar[Neutral] = NEUTRAL
+    harmless: ClassVar[frozenset[str]] = HARMLESS
     endpoint: ClassVar[Endpoint]
 
     model: str | None = None
@@ -117,7 +121,7 @@ class GenerationRequest(ConstrainedRequest):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return without_neutral(values, cls.known)
+        return without_neutral(values, cls.known, cls.neutral, cls.harmless)
 
     @model_validator(mode="after")
     def _is_stream_where_needed(self) -> Self:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...shared.errors import InvalidRequestError
 from ...shared.sampling_params import MAX_GRAMMAR_CHARACTERS, Grammar, GrammarKind
+from .parameters import HAS_NO_EFFECT
 
 ANY_OBJECT = '{"type":"object"}'
 
@@ -24,17 +25,21 @@ class _Format(BaseModel):
 class NamedSchema(_Format):
     """A JSON schema, which the output always adheres to, `strict` or not."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    description: str | None = None
-    source: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description=HAS_NO_EFFECT)]
+    description: Annotated[str | None, Field(description=HAS_NO_EFFECT)] = None
+    source: Annotated[
+        dict[str, Any] | None, Field(alias="schema", description="Without one, any object.")
+    ] = None
+    strict: Annotated[bool | None, Field(description=HAS_NO_EFFECT)] = None
 
 
 class ResponseFormat(_Format):
     """Text, any JSON object, or what a schema describes."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: NamedSchema | None = None
+    json_schema: Annotated[
+        NamedSchema | None, Field(description="With the type json_schema, and only then.")
+    ] = None
 
     @model_validator(mode="after")
     def _has_schema_when_named(self) -> Self:
@@ -46,20 +51,30 @@ class ResponseFormat(_Format):
 class StructuredOutputs(_Format):
     """One of the four."""
 
-    source: Annotated[JsonSchema | None, Field(alias="json")] = None
-    regex: Source | None = None
-    choice: Choices | None = None
+    source: Annotated[
+        JsonSchema | None, Field(alias="json", description="JSON that adheres to this schema.")
+    ] = None
+    regex: Annotated[Source | None, Field(description="A text that matches it as a whole.")] = None
+    choice: Annotated[Choices | None, Field(description="One of these.")] = None
     grammar: Annotated[Source | None, Field(description="In Lark's notation")] = None
 
 
 class ConstrainedRequest(BaseModel):
     """The fields of a request that constrain its output."""
 
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: JsonSchema | None = None
-    guided_regex: Source | None = None
-    guided_choice: Choices | None = None
+    response_format: Annotated[
+        ResponseFormat | None, Field(description="What the output has to be.")
+    ] = None
+    structured_outputs: Annotated[
+        StructuredOutputs | None, Field(description="The same, as vLLM spells it.")
+    ] = None
+    guided_json: Annotated[
+        JsonSchema | None, Field(description="JSON that adheres to this schema.")
+    ] = None
+    guided_regex: Annotated[
+        Source | None, Field(description="A text that matches it as a whole.")
+    ] = None
+    guided_choice: Annotated[Choices | None, Field(description="One of these.")] = None
     guided_grammar: Annotated[Source | None, Field(description="In Lark's notation")] = None
 
     @property

@@ -11,11 +11,15 @@ from typing import Any
 
 from ...shared.errors import InvalidRequestError
 
+Neutral = Mapping[str, tuple[Any, ...]]
+
+HAS_NO_EFFECT = "Accepted, and changes nothing."  # what the documentation says of them
 HARMLESS = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
         "user",
@@ -25,8 +29,8 @@ HARMLESS = frozenset(
 # fmt: off
 _WITHOUT_NEUTRAL_VALUE = (
     "add_special_tokens", "allowed_token_ids", "audio", "chat_template",
-    "guided_decoding_backend", "json_schema", "lora_path", "prediction", "reasoning", "regex",
-    "truncate_prompt_tokens", "verbosity", "web_search_options",
+    "guided_decoding_backend", "json_schema", "lora_path", "moderation", "prediction", "reasoning",
+    "regex", "truncate_prompt_tokens", "verbosity", "web_search_options",
 )
 _NEUTRAL_WHEN_FALSE = (
     "continue_final_message", "early_stopping", "echo", "return_tokens_as_token_ids", "store",
@@ -36,17 +40,17 @@ _NEUTRAL_WHEN_EMPTY = ("documents", "functions", "logits_processors", "tools")
 # fmt: on
 
 # The values under which the parameter says nothing; null always is one of them.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: Neutral = {
     **dict.fromkeys(_WITHOUT_NEUTRAL_VALUE, ()),
     **dict.fromkeys(_NEUTRAL_WHEN_FALSE, (False,)),
     **dict.fromkeys(_NEUTRAL_WHEN_EMPTY, ([],)),
     "add_generation_prompt": (True,),
     "chat_template_kwargs": ({},),
-    "dry_multiplier": (0, 0.0),
+    "dry_multiplier": (0,),
     "function_call": ("none",),
     "grammar": ("",),
     "include_reasoning": (True, False),
-    "length_penalty": (1, 1.0),
+    "length_penalty": (1,),
     "mirostat": (0,),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
@@ -56,12 +60,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "top_logprobs": (0,),
-    "typical_p": (1, 1.0),
-    "xtc_probability": (0, 0.0),
+    "typical_p": (1,),
+    "xtc_probability": (0,),
 }
 
 # In an assistant message that a client sends back as it came.
-NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
+NEUTRAL_IN_MESSAGE: Neutral = {
     **dict.fromkeys(("audio", "function_call", "refusal"), ()),
     "annotations": ([],),
 }
@@ -72,7 +76,7 @@ HARMLESS_IN_CALL = frozenset({"index", "parsed_arguments"})
 def without_neutral(
     values: Mapping[str, Any],
     known: frozenset[str],
-    neutral: Mapping[str, tuple[Any, ...]] = NEUTRAL,
+    neutral: Neutral = NEUTRAL,
     harmless: frozenset[str] = HARMLESS,
 ) -> dict[str, Any]:
     """Less what changes nothing: null means the default. Unknown names stay for the schema.
@@ -97,5 +101,5 @@ def without_neutral(
 
 
 def _is_same(value: Any, neutral: Any) -> bool:
-    """Equal and of one type: to Python, 0 is False and 1 is True."""
-    return type(value) is type(neutral) and value == neutral
+    """As JSON has it: 1 is 1.0, but to Python it is True as well."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -10,12 +10,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
-from .parameters import HARMLESS, NEUTRAL, NEUTRAL_IN_MESSAGE
+from .parameters import HAS_NO_EFFECT, NEUTRAL_IN_MESSAGE, Neutral
 
 REFERENCE = "#/components/schemas/{model}"
 NULL = {"type": "null"}
 KEPT = ("title", "description", "default")
-HAS_NO_EFFECT = "Accepted, and changes nothing."
 FinishReason = Literal["stop", "length"]
 
 Json = dict[str, Any]
@@ -297,7 +296,8 @@ class DocumentedApp(FastAPI):
         )
         schemas: Json = definitions["$defs"]
         for body in self.body_schemas:
-            _tell_neutral(schemas[body.__name__], NEUTRAL, HARMLESS)
+            neutral, harmless = getattr(body, "neutral", {}), getattr(body, "harmless", ())
+            _tell_neutral(schemas[body.__name__], neutral, harmless)
         if "ChatMessage" in schemas:
             _tell_neutral(schemas["ChatMessage"], NEUTRAL_IN_MESSAGE, frozenset({"id"}))
         return schemas
@@ -321,9 +321,7 @@ def _tell_answers(path: str, method: str, operation: Json) -> None:
         response["headers"] = REQUEST_ID | response.get("headers", {})
 
 
-def _tell_neutral(
-    definition: Json, neutral: Mapping[str, tuple[Any, ...]], harmless: Iterable[str]
-) -> None:
+def _tell_neutral(definition: Json, neutral: Neutral, harmless: Iterable[str]) -> None:
     """What `without_neutral` lets pass: null for the default, and what says nothing."""
     properties, required = definition["properties"], definition.get("required", ())
     for name in properties.keys() - set(required):
@@ -331,8 +329,8 @@ def _tell_neutral(
     for name in sorted(harmless):
         properties.setdefault(name, {"description": HAS_NO_EFFECT})
     for name in sorted(neutral):
-        values = [one for one in neutral[name] if not isinstance(one, float)]  # 1.0 is JSON's 1
-        properties.setdefault(name, {"description": HAS_NO_EFFECT, "enum": [None, *values]})
+        told = {"description": HAS_NO_EFFECT, "enum": [None, *neutral[name]]}
+        properties.setdefault(name, told)
 
 
 def _or_null(schema: Json) -> Json:

@@ -24,7 +24,8 @@ from chairlift.shared.sampling_params import MAX_LOGPROBS, SamplingParams
 from chairlift.shared.tokenizer import Tokenizer
 
 TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% for message in messages %}<|im_start|>{{ message.role }}{{ message.name }}\n"
+    "{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MAX_MODEL_LEN = 1000
