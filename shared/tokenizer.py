@@ -106,10 +106,10 @@ class Tokenizer:
     def _longest_token(self) -> int:
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """A raw prompt: what the tokenizer itself puts around a text (BOS), then plain text."""
         clean = _RESERVED.sub("", text)
-        ids: list[int] = self._plain.encode(clean, add_special_tokens=True).ids
+        ids: list[int] = self._plain.encode(clean, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
