@@ -168,7 +168,8 @@ class AsyncClient:
         now = asyncio.get_running_loop().time()
         request_id = options.request_id or secrets.token_bytes(16)
         if request_id in readers:
-            connection.protocol.check_same(request_id, prompt_token_ids, params)
+            pooling = options.pooling
+            connection.protocol.check_same(request_id, prompt_token_ids, params, pooling)
             connection.protocol.join(request_id, now)
             connection.flush()
             return readers.join(request_id, may_own=True)

@@ -15,7 +15,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 import chairlift
-from chairlift.shared.errors import ContextLengthError, InvalidRequestError
+from chairlift.shared.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    RequestIdConflictError,
+)
 from chairlift.shared.tokenizer import Tokenizer
 from tests.integration.test_openai_client import async_client_of, serving
 from tests.tiny_model import HIDDEN, MAX_MODEL_LEN
@@ -140,3 +144,23 @@ def test_without_http(worker: object, worker_address: str, oracle: Oracle) -> No
             client.embed("abc", pooling="max")  # type: ignore[arg-type]
         with pytest.raises(InvalidRequestError, match="empty"):
             client.embed("")
+
+
+def test_one_id_is_one_pooling(worker: object, worker_address: str) -> None:
+    """A live request is not joined by one that asks for another vector of the same prompt."""
+
+    async def run() -> None:
+        async with chairlift.AsyncClient(worker_address, connect_timeout_s=60) as client:
+            await client.connect()
+            last, mean = (
+                chairlift.RequestOptions(request_id=bytes(16), pooling=pooling)
+                for pooling in POOLINGS
+            )
+            params = chairlift.SamplingParams(max_tokens=0)
+            async with client.generate([7, 8], params, last):
+                async with client.generate([7, 8], params, last):
+                    pass
+                with pytest.raises(RequestIdConflictError):
+                    client.generate([7, 8], params, mean)
+
+    asyncio.run(run())
