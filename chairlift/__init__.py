@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .frontend.client import AsyncClient
+    from .frontend.embedding import Embedding
     from .frontend.request_options import RequestOptions
     from .frontend.results import Completion, Delta
     from .frontend.sync_client import Client
@@ -32,6 +33,7 @@ __all__ = [
     "Client",
     "Completion",
     "Delta",
+    "Embedding",
     "FrontendCurve",
     "RequestOptions",
     "SamplingParams",
@@ -45,6 +47,7 @@ _HOMES = {
     "Client": "frontend.sync_client",
     "Completion": "frontend.results",
     "Delta": "frontend.results",
+    "Embedding": "frontend.embedding",
     "FrontendCurve": "shared.curve",
     "RequestOptions": "frontend.request_options",
     "SamplingParams": "shared.sampling_params",

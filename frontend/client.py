@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,7 +14,6 @@ from ..shared.addresses import Endpoints
 from ..shared.curve import FrontendCurve, check_curve
 from ..shared.errors import (
     ClientClosedError,
-    ContextLengthError,
     InvalidRequestError,
     OverloadedError,
     TokenizerMismatchError,
@@ -25,7 +24,9 @@ from ..shared.sampling_params import MAX_SEED, SamplingParams, checked, checked_
 from ..shared.tokenizer import Tokenizer
 from . import tokenizer_cache
 from .connection import Connection
+from .embedding import EMBEDDING_PARAMS, Embedding, last_of
 from .environment import curve_from_environment, endpoints_from_environment
+from .prompt import ChatMessage, Prompt, check_fits, encode
 from .protocol import News, Opened, Output
 from .readers import Readers
 from .request_options import RequestOptions
@@ -37,8 +38,6 @@ MAX_UNSENT = 2048  # messages that the worker has not taken yet
 MAX_IDLE_SILENCE_S = 3.0  # a worker without work speaks four times a second
 MAX_LAST_SILENCE_S = 1.0  # and when it drains without work it is about to be gone
 
-ChatMessage = Mapping[str, Any]  # role and content
-Prompt = str | Sequence[int] | Sequence[ChatMessage]
 DEFAULT_OPTIONS = RequestOptions()
 Condition = Literal["ok", "starting", "away", "wedged", "draining"]
 
@@ -122,6 +121,10 @@ class AsyncClient:
         return len(self._readers) if self._readers else 0
 
     @property
+    def has_tokenizer(self) -> bool:
+        return self._tokenizer is not None
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Raises WorkerUnavailableError before it is known."""
         if self._tokenizer is None:
@@ -165,7 +168,8 @@ class AsyncClient:
         now = asyncio.get_running_loop().time()
         request_id = options.request_id or secrets.token_bytes(16)
         if request_id in readers:
-            connection.protocol.check_same(request_id, prompt_token_ids, params)
+            pooling = options.pooling
+            connection.protocol.check_same(request_id, prompt_token_ids, params, pooling)
             connection.protocol.join(request_id, now)
             connection.flush()
             return readers.join(request_id, may_own=True)
@@ -217,7 +221,7 @@ class AsyncClient:
         drawn. Leaving the loop cancels. Raises what `exception_for` gives for a failed request.
         """
         await self.connect()
-        token_ids = self._encode(prompt)
+        token_ids = encode(prompt, self.tokenizer)
         async with self.generate(token_ids, self._params(len(token_ids), params)) as stream:
             async for delta in stream:
                 error = exception_for(delta.finish) if delta.finish else None
@@ -228,7 +232,7 @@ class AsyncClient:
     async def complete(self, prompt: Prompt, **params: Any) -> Completion:
         """The whole answer; parameters and errors as `stream`."""
         await self.connect()
-        token_ids = self._encode(prompt)
+        token_ids = encode(prompt, self.tokenizer)
         whole = Delta([], "")
         async for delta in self.stream(token_ids, **params):
             whole += delta
@@ -252,6 +256,22 @@ class AsyncClient:
                 param="messages",
             )
         return await self.complete(messages, **params)
+
+    async def embed(
+        self, prompt: Prompt, *, pooling: Literal["last", "mean"] = "last"
+    ) -> Embedding:
+        """What the prompt means as a vector of length 1: of its last token, or the mean of all.
+
+        Raises as `stream`.
+        """
+        if pooling not in ("last", "mean"):
+            message = f"pooling is 'last' or 'mean', not {pooling!r}"
+            raise InvalidRequestError(message, param="pooling")
+        await self.connect()
+        token_ids = encode(prompt, self.tokenizer)
+        options = RequestOptions(pooling=pooling)
+        async with self.generate(token_ids, EMBEDDING_PARAMS, options) as stream:
+            return Embedding.of(await last_of(stream), len(token_ids))
 
     async def close(self) -> None:
         """Ends every stream with an abort and lets go of the sockets; idempotent."""
@@ -345,19 +365,7 @@ class AsyncClient:
         if self._connection and len(self._connection.protocol.outgoing) >= MAX_UNSENT:
             raise OverloadedError("the worker takes no messages just now", retry_after_s=1)
         self._check_has_room()
-        if not prompt_token_ids:
-            raise InvalidRequestError("the prompt is empty", param="prompt")
-        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < worker.vocab_size:
-            raise InvalidRequestError(
-                f"a token id of the prompt is outside the vocabulary of {worker.vocab_size}",
-                param="prompt",
-            )
-        num_prompt_tokens = len(prompt_token_ids)
-        if num_prompt_tokens + params.max_tokens > worker.max_model_len:
-            raise ContextLengthError(
-                f"{num_prompt_tokens} prompt tokens and up to {params.max_tokens} output tokens "
-                f"are more than the {worker.max_model_len} that fit: shorten one of them"
-            )
+        check_fits(prompt_token_ids, params.max_tokens, worker)
 
     def _check_has_room(self) -> None:
         if self.num_live >= MAX_LIVE_REQUESTS:
@@ -365,13 +373,6 @@ class AsyncClient:
                 f"this client has {MAX_LIVE_REQUESTS} unfinished requests, its limit",
                 retry_after_s=1,
             )
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if all(isinstance(item, int) for item in prompt):
-            return list(prompt)  # type: ignore[arg-type]  # checked on the line above
-        return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]  # so it is messages
 
     def _params(self, num_prompt_tokens: int, values: dict[str, Any]) -> SamplingParams:
         assert self.worker is not None, "connected"

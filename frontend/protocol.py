@@ -25,6 +25,7 @@ from ..shared.messages import (
     Finish,
     Frame,
     Greeting,
+    Pooling,
     Row,
     Submit,
     Sync,
@@ -202,14 +203,19 @@ class FrontendProtocol:
         return request is not None and request.is_owner
 
     def check_same(
-        self, request_id: bytes, prompt_token_ids: list[int], params: SamplingParams
+        self,
+        request_id: bytes,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        pooling: Pooling,
     ) -> None:
         """Raises RequestIdConflictError when something else was asked under this live id."""
         known = self._requests[request_id].submit
         if known is None:
             return
         packed = pack_token_ids(prompt_token_ids)
-        if not known.is_same(replace(known, prompt_token_ids=packed, params=params)):
+        asked = replace(known, prompt_token_ids=packed, params=params, pooling=pooling)
+        if not known.is_same(asked):
             raise RequestIdConflictError("another request runs under this id: use a new one")
 
     def prompt_of(self, request_id: bytes) -> list[int]:

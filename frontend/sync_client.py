@@ -6,12 +6,14 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from ..shared.curve import FrontendCurve
 from ..shared.errors import ClientClosedError
 from ..shared.tokenizer import Tokenizer
-from .client import AsyncClient, ChatMessage, Prompt
+from .client import AsyncClient
+from .embedding import Embedding
+from .prompt import ChatMessage, Prompt
 from .results import Completion, Delta
 
 T = TypeVar("T")
@@ -68,6 +70,10 @@ class Client:
     def chat(self, messages: Sequence[ChatMessage], **params: Any) -> Completion:
         """See AsyncClient.chat."""
         return self._run(self._client.chat(messages, **params))
+
+    def embed(self, prompt: Prompt, *, pooling: Literal["last", "mean"] = "last") -> Embedding:
+        """See AsyncClient.embed."""
+        return self._run(self._client.embed(prompt, pooling=pooling))
 
     def close(self) -> None:
         """Ends every stream with an abort; idempotent, and harmless in a forked child."""

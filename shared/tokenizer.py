@@ -19,7 +19,7 @@ import tokenizers
 from .chat_template import CONTINUED, ChatTemplate, with_parsed_arguments
 from .errors import ContextLengthError, InvalidRequestError, ModelError
 from .messages import TokenizerFiles
-from .token_bytes import token_bytes_table
+from .token_bytes import TokenBytes
 
 # Private-use characters around a number stand for a special token that the template wrote, and
 # for the spelling of one that a user wrote; users can't write these characters themselves.
@@ -106,10 +106,10 @@ class Tokenizer:
     def _longest_token(self) -> int:
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """A raw prompt: what the tokenizer itself puts around a text (BOS), then plain text."""
         clean = _RESERVED.sub("", text)
-        ids: list[int] = self._plain.encode(clean, add_special_tokens=True).ids
+        ids: list[int] = self._plain.encode(clean, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -126,12 +126,11 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """What it adds to the text's UTF-8; a special token its name, an unknown id nothing."""
-        table = self._token_bytes
-        return table[token_id] if token_id < len(table) else b""
+        return self._token_bytes[token_id]
 
     @cached_property
-    def _token_bytes(self) -> list[bytes]:
-        return token_bytes_table(self._tokenizer)
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self._tokenizer)
 
     def encode_chat(
         self,

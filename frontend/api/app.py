@@ -15,6 +15,7 @@ from ..client import AsyncClient
 from .chat import ChatRequest, chat_router
 from .completions import CompletionRequest, completions_router
 from .context import Context
+from .embeddings import EmbeddingRequest, embeddings_router
 from .errors import answer_error
 from .gate import Gate
 from .health import health_router
@@ -24,6 +25,7 @@ from .models import models_router
 from .places import Places
 from .schema import DocumentedApp
 from .streams import streams_router
+from .tokenize import DetokenizeRequest, TokenizeRequest, tokenize_router
 
 
 def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
@@ -53,10 +55,14 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
         redoc_url=None,
     )
     app.add_exception_handler(HTTPException, answer_error)
-    app.body_schemas = (ChatRequest, CompletionRequest)
+    app.body_schemas = (
+        ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest,
+    )  # fmt: skip
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
     app.include_router(streams_router(context))
+    app.include_router(embeddings_router(context))
+    app.include_router(tokenize_router(context))
     app.include_router(models_router(context))
     app.include_router(health_router(client))
     app.include_router(metrics_router(metrics))

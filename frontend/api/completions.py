@@ -5,32 +5,25 @@ Reference: https://platform.openai.com/docs/api-reference/completions
 
 from __future__ import annotations
 
-import asyncio
-from typing import Annotated, ClassVar, Self, cast
+from typing import Annotated, ClassVar, Self
 
 from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from ...shared.errors import InvalidRequestError
-from ...shared.messages import MAX_PROMPT_TOKENS
-from ...shared.tokenizer import Tokenizer
 from .answer import GeneratedAnswer
 from .body import read_json, validated
-from .context import THREAD_CHARACTERS, Context
-from .generation_request import U31, GenerationRequest, TokenId, check_ids
+from .context import Context
+from .generation_request import U31, GenerationRequest
 from .opening import submission
+from .prompts import Prompts, encoded
 from .reply_plan import ReplyPlan
 from .response_id import Endpoint
 from .schema import documented
 
-MAX_PROMPTS = 128
 MAX_BEST_OF = 20
 DEFAULT_MAX_TOKENS = 16
-
-TokenPrompt = Annotated[
-    list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_TOKENS)
-]
 
 
 class CompletionRequest(GenerationRequest):
@@ -39,11 +32,7 @@ class CompletionRequest(GenerationRequest):
     endpoint: ClassVar[Endpoint] = "completions"
 
     prompt: Annotated[
-        str
-        | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
-        | TokenPrompt
-        | Annotated[list[TokenPrompt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)],
-        Field(description="Text or token ids, or several of them for a choice each."),
+        Prompts, Field(description="Text or token ids, or several of them for a choice each.")
     ]
     max_tokens: Annotated[
         int | None,
@@ -106,14 +95,6 @@ class CompletionRequest(GenerationRequest):
     def default_max_tokens(self) -> int:
         return DEFAULT_MAX_TOKENS
 
-    def prompts(self) -> list[str] | list[list[int]]:
-        """One form for the four; a list of token ids is one prompt."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return cast(list[list[int]], [self.prompt])
-        return cast(list[str] | list[list[int]], self.prompt)
-
 
 def completions_router(context: Context) -> APIRouter:
     router = APIRouter()
@@ -123,25 +104,8 @@ def completions_router(context: Context) -> APIRouter:
         """Continue a prompt."""
         asked = validated(CompletionRequest, await read_json(request, context.settings))
         greeting = context.greeting(asked.model)
-        prompts = await _encode(asked.prompts(), context.client.tokenizer, greeting.max_model_len)
-        for prompt in prompts:
-            check_ids("prompt", (max(prompt, default=0),), greeting.vocab_size)
+        prompts = await encoded(asked.prompt, context.client.tokenizer, greeting, param="prompt")
         plan = ReplyPlan(grammar=asked.grammar, grammar_param=asked.grammar_param)
         return GeneratedAnswer(context, submission(context, request, asked, prompts, plan))
 
     return router
-
-
-async def _encode(
-    prompts: list[str] | list[list[int]], tokenizer: Tokenizer, max_tokens: int
-) -> list[list[int]]:
-    """In a thread when it would hold up other streams; raises ContextLengthError before that when
-    a text can't fit."""
-
-    def encode() -> list[list[int]]:
-        return [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]
-
-    lengths = [len(prompt) for prompt in prompts if isinstance(prompt, str)]
-    tokenizer.check_can_fit(max(lengths, default=0), max_tokens, param="prompt")
-    num_characters = sum(lengths)
-    return await asyncio.to_thread(encode) if num_characters > THREAD_CHARACTERS else encode()

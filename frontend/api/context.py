@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
 
 from ...shared.errors import WorkerUnavailableError
 from ...shared.messages import Greeting
@@ -12,6 +16,9 @@ from .errors import HttpError
 from .idempotency import Idempotency
 from .metrics import Metrics
 from .places import Places
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 THREAD_CHARACTERS = 16_000  # tokenising more than this would hold up other streams
 
@@ -32,6 +39,12 @@ class Context:
         """How long the worker keeps what nobody reads."""
         return self.client.worker.orphan_grace_ms / 1000 if self.client.worker else 0.0
 
+    def cache_salt(self, tenant: str, given: str | None) -> bytes:
+        """Prefixes are shared by those with equal salts only; a tenant's are no other's."""
+        if given is None and not self.settings.isolate_prefix_cache:
+            return b""
+        return hashlib.sha256(f"{tenant}\0{given or ''}".encode()).digest()
+
     def greeting(self, model: str | None) -> Greeting:
         """The worker that serves `model`, or any when None.
 
@@ -49,3 +62,8 @@ class Context:
 def unknown_model(model: str, greeting: Greeting) -> HttpError:
     message = f"model {model[:256]!r} is not served here, {greeting.model!r} is"
     return HttpError(404, message, code="model_not_found")
+
+
+async def in_thread_if(is_long: bool, work: Callable[[*Args], T], *args: *Args) -> T:
+    """What `work` returns; what is long would hold up other streams."""
+    return await asyncio.to_thread(work, *args) if is_long else work(*args)

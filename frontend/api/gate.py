@@ -20,9 +20,9 @@ from .errors import HttpError, answer_for, request_id_of, shutting_down
 from .metrics import Metrics
 from .places import Places
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/ready"})
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
-QUIET_PATHS = frozenset({"/health", "/metrics"})
+QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 log = structlog.get_logger("chairlift.http")

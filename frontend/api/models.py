@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from ...shared.messages import Greeting
 from .context import Context, unknown_model
 from .schema import ERRORS
+from .sending import json_answer
 
 
 def models_router(context: Context) -> APIRouter:
@@ -22,7 +22,7 @@ def models_router(context: Context) -> APIRouter:
     @router.get("/v1/models")
     async def list_models() -> Response:
         """The models served here."""
-        return _json({"object": "list", "data": [_model(context.greeting(None))]})
+        return json_answer({"object": "list", "data": [_model(context.greeting(None))]})
 
     @router.get("/v1/models/{model_id:path}")
     async def retrieve_model(model_id: str) -> Response:
@@ -30,7 +30,7 @@ def models_router(context: Context) -> APIRouter:
         greeting = context.greeting(None)
         if model_id != greeting.model:
             raise unknown_model(model_id, greeting)
-        return _json(_model(greeting))
+        return json_answer(_model(greeting))
 
     return router
 
@@ -43,7 +43,3 @@ def _model(greeting: Greeting) -> dict[str, Any]:
         "owned_by": "chairlift",
         "max_model_len": greeting.max_model_len,
     }
-
-
-def _json(content: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")

@@ -34,17 +34,24 @@ class Places:
 
     @contextmanager
     def hold(
-        self, tenant: str, count: int, *, num_held: int = 0, is_takeover: bool = False
+        self,
+        tenant: str,
+        count: int,
+        *,
+        num_held: int = 0,
+        is_takeover: bool = False,
+        param: str = "n",
     ) -> Iterator[None]:
-        """`num_held` of the same request's are held already. For takeovers there are as many
-        places again: each ends another reader, who may hold a place without a caller behind it.
+        """`num_held` of the same request's are held already; `param` is what asks for so many. For
+        takeovers there are as many places again: each ends another reader, who may hold a place
+        without a caller behind it.
 
         Raises HttpError 429 when the tenant has too many, OverloadedError when all together have,
         and InvalidRequestError for what would be too much even alone.
         """
         factor = 2 if is_takeover else 1
         if not is_takeover:
-            self._check_size(count + num_held)
+            self._check_size(count + num_held, param)
         self._check_tenant(tenant, count, factor)
         self._check_total(count, factor)
         self._held[tenant] += count
@@ -55,11 +62,11 @@ class Places:
             if not self._held[tenant]:
                 del self._held[tenant]
 
-    def _check_size(self, count: int) -> None:
+    def _check_size(self, count: int, param: str) -> None:
         most = min(self._max_per_tenant or self._max_total, self._max_total)
         if count > most:
             message = f"one request may ask for {most} answers at most, not {count}"
-            raise InvalidRequestError(message, param="n")
+            raise InvalidRequestError(message, param=param)
 
     def _check_tenant(self, tenant: str, count: int, factor: int) -> None:
         limit = self._max_per_tenant

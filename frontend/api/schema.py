@@ -3,190 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from .answer_schemas import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    EmbeddingList,
+    ErrorBody,
+    Health,
+    Model,
+    ModelList,
+    Text,
+    Tokens,
+    Version,
+)
+from .gate import OPEN_PATHS
 from .parameters import HAS_NO_EFFECT, NEUTRAL_IN_MESSAGE, Neutral
 
 REFERENCE = "#/components/schemas/{model}"
 NULL = {"type": "null"}
 KEPT = ("title", "description", "default")
-FinishReason = Literal["stop", "length"]
 
 Json = dict[str, Any]
-
-
-class Problem(BaseModel):
-    """What is wrong, for people and for programs."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """Every failure has this shape."""
-
-    error: Problem
-
-
-class Told(BaseModel):
-    """What answers are made of. They are written as plain dicts: these classes only document them,
-    and tests hold the answers against them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class PromptTokensDetails(Told):
-    cached_tokens: int
-
-
-class Usage(Told):
-    """A prompt counts once, however many choices were asked for."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails | None = None
-
-
-class Head(Told):
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-
-
-class PromptScore(Told):
-    logprob: float
-    decoded_token: str
-    rank: int | None = None
-
-
-class OfPrompt(Told):
-    """What is told of the prompt when it was asked for."""
-
-    prompt_token_ids: list[int] | None = None
-    prompt_logprobs: list[dict[str, PromptScore] | None] | None = None
-
-
-class CompletionLogprobs(Told):
-    """A prompt's first token has no log probability."""
-
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
-
-
-class CompletionChoice(OfPrompt):
-    index: int
-    text: str
-    token_ids: list[int] | None = None
-    logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason
-
-
-class CompletionPart(OfPrompt):
-    index: int
-    text: str
-    token_ids: list[int] | None = None
-    logprobs: CompletionLogprobs | None
-    finish_reason: FinishReason | None
-
-
-class Completion(Head):
-    object: Literal["text_completion"]
-    choices: list[CompletionChoice]
-    usage: Usage
-
-
-class CompletionChunk(Head):
-    """The usage comes in a last chunk without choices, when it was asked for."""
-
-    object: Literal["text_completion"]
-    choices: list[CompletionPart]
-    usage: Usage | None = None
-
-
-class Message(Told):
-    role: Literal["assistant"]
-    content: str | None
-    refusal: None
-
-
-class Delta(Told):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class Token(Told):
-    token: str
-    bytes: list[int]
-    logprob: float
-
-
-class TokenLogprob(Token):
-    top_logprobs: list[Token]
-
-
-class ChatLogprobs(Told):
-    content: list[TokenLogprob]
-    refusal: None
-
-
-class ChatChoice(Told):
-    index: int
-    message: Message
-    token_ids: list[int] | None = None
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
-
-
-class ChatPart(Told):
-    index: int
-    delta: Delta
-    token_ids: list[int] | None = None
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
-
-
-class ChatCompletion(Head, OfPrompt):
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class ChatCompletionChunk(Head, OfPrompt):
-    """The usage comes in a last chunk without choices, when it was asked for."""
-
-    object: Literal["chat.completion.chunk"]
-    choices: list[ChatPart]
-    usage: Usage | None = None
-
-
-class Model(Told):
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    max_model_len: int
-
-
-class ModelList(Told):
-    object: Literal["list"]
-    data: list[Model]
-
-
-class Health(Told):
-    """`ok`, or why no requests should be sent here now."""
-
-    status: str
 
 
 def reference(schema: type[BaseModel]) -> Json:
@@ -212,11 +57,17 @@ ANSWERS: dict[str, Json] = {
     "/v1/streams/{response_id}": as_events(CompletionChunk, ChatCompletionChunk),
     "/v1/models": as_json(ModelList),
     "/v1/models/{model_id}": as_json(Model),
+    "/v1/embeddings": as_json(EmbeddingList),
+    "/tokenize": as_json(Tokens),
+    "/detokenize": as_json(Text),
     "/health": as_json(Health),
+    "/ready": as_json(Health),
+    "/version": as_json(Version),
     "/metrics": {"text/plain": {"schema": {"type": "string"}}},
 }
 ANSWER_SCHEMAS: tuple[type[BaseModel], ...] = (
-    Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, Model, ModelList, Health,
+    Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, EmbeddingList, Tokens, Text,
+    Model, ModelList, Health, Version,
 )  # fmt: skip
 
 
@@ -264,10 +115,10 @@ IDEMPOTENCY_KEY = parameter(
 )
 
 
-def documented(schema: type[BaseModel]) -> Json:
-    """Arguments for a route whose body is a `schema`."""
+def documented(schema: type[BaseModel], *, takes_key: bool = True) -> Json:
+    """Arguments for a route whose body is a `schema`, and that may have an Idempotency-Key."""
     body = {"required": True, "content": as_json(schema)}
-    extra = {"requestBody": body, "parameters": [IDEMPOTENCY_KEY]}
+    extra = {"requestBody": body, "parameters": [IDEMPOTENCY_KEY] if takes_key else []}
     return {"openapi_extra": extra, "responses": ERRORS}
 
 
@@ -308,7 +159,7 @@ def _tell_answers(path: str, method: str, operation: Json) -> None:
     responses.pop("422", None)  # FastAPI's, which we never send
     if path in ANSWERS:
         responses["200"]["content"] = ANSWERS[path]
-    if path == "/health":
+    if path in OPEN_PATHS:
         operation["security"] = []
         responses["503"]["content"] = ANSWERS[path]
     else:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import orjson
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import Message, Send
 
 STREAM_HEADERS = {
@@ -37,6 +40,11 @@ class ImpatientSend:
         """At once, if the reader is being waited for."""
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())
+
+
+def json_answer(content: dict[str, Any], status: int = 200) -> Response:
+    """For what takes no time to make."""
+    return Response(orjson.dumps(content), status, JSON_HEADERS)
 
 
 async def start(send: Send, headers: dict[str, str], length: int | None = None) -> None:

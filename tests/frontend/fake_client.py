@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
@@ -80,6 +81,12 @@ def scored(deltas: list[Delta], prompt: list[int], params: SamplingParams) -> li
         of_prompt = [logprob_of(i, num_prompt_top) for i in prompt[1:]]
         deltas = [replace(deltas[0], prompt_logprobs=of_prompt), *deltas[1:]]
     return deltas
+
+
+def pooled(prompt: list[int], options: RequestOptions) -> bytes:
+    """Of four numbers: the last token or their mean, how many there are, 0 and -1."""
+    token = prompt[-1] if options.pooling == "last" else sum(prompt) / len(prompt)
+    return struct.pack("<4f", token, len(prompt), 0, -1)
 
 
 @dataclass(eq=False)
@@ -203,6 +210,7 @@ class FakeClient:
         self.silence_s = 0.0
         self.num_live = 0
         self.trouble: str | None = None
+        self.lacks_tokenizer = False
         self.script: Script = count_up
         self.gate: asyncio.Semaphore | None = None
         self.streams: list[FakeStream] = []
@@ -216,6 +224,10 @@ class FakeClient:
     @property
     def condition(self) -> str:
         return "starting" if self.worker is None else self.trouble or "ok"
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self.worker is not None and not self.lacks_tokenizer
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -242,6 +254,8 @@ class FakeClient:
             raise RequestIdConflictError("another request runs under this id")
         if request is None or is_conflict:
             deltas = scored(self.script(prompt_token_ids, params), prompt_token_ids, params)
+            if options.pooling:
+                deltas[-1] = replace(deltas[-1], embedding=pooled(prompt_token_ids, options))
             request = FakeRequest(asked, options, deltas)
             if not is_conflict:
                 self.requests[request_id] = request

@@ -252,14 +252,15 @@ class TestKeys:
         ],
     )
     def test_every_route_is_closed(self, http: TestClient, header: str | None) -> None:
-        """Without a known key every route but /health is a 401, those that don't exist too."""
+        """Without a known key every route but those that tell of readiness is a 401, those that
+        don't exist too."""
         headers = [] if header is None else [(b"authorization", header.encode("latin-1"))]
         paths = paths_of(http.app.routes)  # type: ignore[attr-defined]
         assert {"/health", "/metrics", "/docs", "/openapi.json", COMPLETIONS} <= set(paths)
         for path in [*paths, "/nothing"]:
             for method in ("GET", "POST", "OPTIONS"):
                 answer = http.request(method, path, headers=headers)
-                if path != "/health":
+                if path not in ("/health", "/ready"):
                     assert answer.status_code == 401, path
                     assert answer.json()["error"]["code"] == "invalid_api_key"
         assert http.get("/health").status_code == 200

@@ -58,18 +58,20 @@ def routes_of(routes: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("authorization", WRONG.values(), ids=WRONG.keys())
 def test_every_route_is_closed(http: TestClient, authorization: bytes | None) -> None:
-    """Only /health is open, whatever routes there are; what does not exist is not told either."""
+    """Only /health and /ready are open, whatever routes there are; what does not exist is not told
+    either."""
     headers = [] if authorization is None else [(b"authorization", authorization)]
     paths = set(routes_of(http.app.routes))  # type: ignore[attr-defined]
     assert {"/health", "/metrics", "/docs", "/openapi.json", "/v1/completions"} <= paths
-    assert len(paths) >= 9 and {"/health"} == OPEN_PATHS
+    assert len(paths) >= 9 and {"/health", "/ready"} == OPEN_PATHS
     for path in [*paths - OPEN_PATHS, "/nothing", "/health/", "//health", "/health/../metrics"]:
         for method in METHODS:
             answer = http.request(method, path, headers=headers)
             assert answer.status_code == 401, (method, path)
             assert method == "HEAD" or answer.json()["error"]["code"] == "invalid_api_key"
             assert answer.headers["www-authenticate"] == "Bearer"
-    assert http.get("/health", headers=headers).status_code == 200
+    for path in OPEN_PATHS:
+        assert http.get(path, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("key", KEYS)

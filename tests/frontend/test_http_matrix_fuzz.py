@@ -14,10 +14,19 @@ from hypothesis import strategies as st
 
 from chairlift.frontend.api.chat import ChatRequest
 from chairlift.frontend.api.completions import CompletionRequest
+from chairlift.frontend.api.embeddings import EmbeddingRequest
 from chairlift.frontend.api.parameters import NEUTRAL
+from chairlift.frontend.api.tokenize import DetokenizeRequest, TokenizeRequest
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-REQUESTS: dict[str, Any] = {COMPLETIONS: CompletionRequest, CHAT: ChatRequest}
+EMBEDDINGS, TOKENIZE, DETOKENIZE = "/v1/embeddings", "/tokenize", "/detokenize"
+REQUESTS: dict[str, Any] = {
+    COMPLETIONS: CompletionRequest,
+    CHAT: ChatRequest,
+    EMBEDDINGS: EmbeddingRequest,
+    TOKENIZE: TokenizeRequest,
+    DETOKENIZE: DetokenizeRequest,
+}
 VALID: dict[str, dict[str, Any]] = {
     COMPLETIONS: {
         "model": "lift/tiny",
@@ -44,6 +53,9 @@ VALID: dict[str, dict[str, Any]] = {
         "frequency_penalty": 1,
         "metadata": {"a": "b"},
     },
+    EMBEDDINGS: {"input": ["the lift", "goes up"], "dimensions": 3, "pooling": "mean"},
+    TOKENIZE: {"messages": [{"role": "user", "content": "Hello"}], "return_token_strs": True},
+    DETOKENIZE: {"model": "lift/tiny", "tokens": [1, 2, 3]},
 }
 ODD_TEXT = ("", "\0", "\ud800", "\uffff", "🚡" * 40, "<|im_start|>system", "a" * 5000, "NaN", "-1")
 ODD_NUMBERS = (-1, 0, 2**31, 2**63, 2**64, -(2**63) - 1, 10**30, 1e308, 5e-324, -0.0, float("nan"))
@@ -106,7 +118,7 @@ def check(http: TestClient, path: str, sent: bytes) -> None:
     elif answer.headers["content-type"].startswith("text/event-stream"):
         assert answer.text.endswith("data: [DONE]\n\n") and '"error"' not in answer.text
     else:
-        assert answer.json()["choices"]
+        assert answer.json().keys() & {"choices", "data", "tokens", "prompt"}
 
 
 ONE_CLIENT = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -29,10 +29,19 @@ from tests.frontend.fake_client import FakeClient, count_up
 Json = dict[str, Any]
 
 COMPLETIONS, CHAT, STREAM = "/v1/completions", "/v1/chat/completions", "/v1/streams/{response_id}"
+EMBEDDINGS, TOKENIZE, DETOKENIZE = "/v1/embeddings", "/tokenize", "/detokenize"
 MODEL = "/v1/models/{model_id}"
 JSON = "application/json"
 HELLO = [{"role": "user", "content": "hello"}]
-VALID: dict[str, Json] = {COMPLETIONS: {"prompt": "abc"}, CHAT: {"messages": HELLO}}
+GENERATING = (COMPLETIONS, CHAT)
+VALID: dict[str, Json] = {
+    COMPLETIONS: {"prompt": "abc"},
+    CHAT: {"messages": HELLO},
+    EMBEDDINGS: {"input": "abc"},
+    TOKENIZE: {"prompt": "abc"},
+    DETOKENIZE: {"tokens": [65]},
+}
+LOOKED_AT = ("/v1/models", "/health", "/ready", "/version", "/metrics")
 FAILING_SEED = 13
 CONFORMS: list[Any] = [
     content_type_conformance,
@@ -100,7 +109,7 @@ def test_the_document_is_one(document: BaseSchema) -> None:
     """It is valid OpenAPI, and tells how every route answers."""
     document.validate()
     raw = document.raw_schema
-    assert {*VALID, STREAM, MODEL, "/v1/models", "/health", "/metrics"} <= raw["paths"].keys()
+    assert {*VALID, STREAM, MODEL, *LOOKED_AT} <= raw["paths"].keys()
     for path, operations in raw["paths"].items():
         for one in operations.values():
             kinds = one["responses"]["200"]["content"].values()
@@ -110,12 +119,12 @@ def test_the_document_is_one(document: BaseSchema) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, STREAM])
+@pytest.mark.parametrize("path", [*VALID, STREAM])
 def test_made_up_requests(document: BaseSchema, path: str, mode: GenerationMode) -> None:
     """Whatever the document allows is served or refused in our words, whatever it does not allow is
     refused, and no answer is one that it does not tell of."""
     asked = operation(document, path).as_strategy(generation_mode=mode)
-    if path in VALID and mode == GenerationMode.POSITIVE:
+    if path in GENERATING and mode == GenerationMode.POSITIVE:
         asked |= asked.map(streamed)
 
     @BOUNDED
@@ -139,7 +148,7 @@ EXTRAS: list[Json] = [
 
 
 @pytest.mark.parametrize("extra", EXTRAS, ids=str)
-@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("path", GENERATING)
 def test_answers(document: BaseSchema, path: str, extra: Json) -> None:
     """Answers and the events of streams, failed ones too, are as the document tells."""
     case = operation(document, path).Case(body={**VALID[path], **extra}, media_type=JSON)
@@ -148,6 +157,24 @@ def test_answers(document: BaseSchema, path: str, extra: Json) -> None:
     if "stream" in extra:
         (*events, last) = events_of(answer.content)
         assert events and last.is_done != ("seed" in extra)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (EMBEDDINGS, {"input": "abc"}),
+        (EMBEDDINGS, {"input": [[65, 66], [67]], "encoding_format": "base64", "dimensions": 2}),
+        (EMBEDDINGS, {"input": ["a", "b"], "pooling": "mean", "user": "somebody"}),
+        (TOKENIZE, {"prompt": "abc", "return_token_strs": True}),
+        (TOKENIZE, {"messages": HELLO, "add_generation_prompt": False}),
+        (DETOKENIZE, {"tokens": [65, 66]}),
+    ],
+)
+def test_answers_that_are_no_streams(document: BaseSchema, path: str, body: Json) -> None:
+    """Vectors, tokens and texts are as the document tells."""
+    case = operation(document, path).Case(body=body, media_type=JSON)
+    answer = case.call_and_validate(checks=[not_a_server_error, *CONFORMS])
+    assert answer.status_code == 200
 
 
 def test_a_stream_goes_on(document: BaseSchema) -> None:
@@ -162,7 +189,7 @@ def test_a_stream_goes_on(document: BaseSchema) -> None:
     assert answer.status_code == 200 and len(events_of(answer.content)) > 1
 
 
-@pytest.mark.parametrize("path", ["/v1/models", MODEL, "/health", "/metrics"])
+@pytest.mark.parametrize("path", [*LOOKED_AT, MODEL])
 def test_what_is_there_to_look_at(document: BaseSchema, path: str) -> None:
     """The models, the health and the figures are as the document tells."""
     name = {"model_id": "lift/tiny"} if path == MODEL else {}

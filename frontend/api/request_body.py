@@ -1,0 +1,58 @@
+"""What bodies have in common, whatever they ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..request_options import RequestOptions
+from .context import Context
+from .generation_request import U31
+from .parameters import HARMLESS, NEUTRAL, Neutral, without_neutral
+
+
+class RequestBody(BaseModel):
+    """Says which model is meant; what changes nothing is left out, what is unknown refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    known: ClassVar[frozenset[str]]
+    neutral: ClassVar[Neutral] = NEUTRAL
+    harmless: ClassVar[frozenset[str]] = HARMLESS
+
+    model: str | None = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls.known = frozenset(cls.model_fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return without_neutral(values, cls.known, cls.neutral, cls.harmless)
+
+
+class WorkerRequestBody(RequestBody):
+    """Asks something of the worker, which has an order, an end and a cache."""
+
+    priority: Annotated[int, Field(ge=-100, le=100, description="Lower ones go first.")] = 0
+    deadline_ms: Annotated[
+        int | None, Field(ge=1, le=U31, description="To finish in, else the answer is an error.")
+    ] = None
+    cache_salt: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=256,
+            description="Cached prompt prefixes are shared only with your requests of equal salt.",
+        ),
+    ] = None
+
+    def options(self, context: Context, tenant: str) -> RequestOptions:
+        """How the worker is asked for it."""
+        ttl_s = context.settings.request_timeout_s
+        return RequestOptions(
+            cache_salt=context.cache_salt(tenant, self.cache_salt),
+            ttl_s=min(ttl_s, self.deadline_ms / 1000) if self.deadline_ms else ttl_s,
+            priority=self.priority,
+        )
