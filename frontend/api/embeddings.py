@@ -9,7 +9,7 @@ import asyncio
 import base64
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import orjson
 from fastapi import APIRouter, Request
@@ -25,6 +25,7 @@ from .body import read_json, validated
 from .context import Context, in_thread_if
 from .generation_request import U31
 from .metrics import Stopwatch
+from .parameters import Neutral
 from .prompts import Prompts, encoded
 from .request_body import WorkerRequestBody
 from .schema import documented
@@ -35,6 +36,8 @@ THREAD_NUMBERS = 1 << 14  # writing more than these at once would hold up other 
 
 class EmbeddingRequest(WorkerRequestBody):
     """POST /v1/embeddings."""
+
+    neutral: ClassVar[Neutral] = {"truncate_prompt_tokens": ()}
 
     input: Prompts
     encoding_format: Annotated[

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..request_options import RequestOptions
 from .context import Context
 from .generation_request import U31
-from .parameters import HARMLESS, NEUTRAL, Neutral, without_neutral
+from .parameters import Neutral, without_neutral
 
 
 class RequestBody(BaseModel):
@@ -17,8 +17,8 @@ class RequestBody(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     known: ClassVar[frozenset[str]]
-    neutral: ClassVar[Neutral] = NEUTRAL
-    harmless: ClassVar[frozenset[str]] = HARMLESS
+    neutral: ClassVar[Neutral] = {}
+    harmless: ClassVar[frozenset[str]] = frozenset({"metadata", "user"})
 
     model: str | None = None
 

@@ -20,7 +20,7 @@ WORDS = ("b", "c")
 UNSAID: Any = object()
 
 # Bodies that are valid and say no more than they must; others are made from the required fields.
-BODIES: dict[str, Json] = {CHAT: {"messages": HELLO}}
+BODIES: dict[str, Json] = {CHAT: {"messages": HELLO}, "/tokenize": {"prompt": "a"}}
 # What else a body must say for a parameter to have its effect.
 BESIDE: dict[str, Json] = {
     "resumable": {"stream": True},

@@ -113,7 +113,7 @@ def test_how_it_is_served(http: TestClient, fake: Any) -> None:
 
 def test_what_changes_nothing_is_accepted(http: TestClient) -> None:
     """The caller's name for its user, null, and what says nothing."""
-    assert post(http, user="u", metadata={}, dimensions=None, store=False).status_code == 200
+    assert post(http, user="u", metadata={}, dimensions=None).status_code == 200
 
 
 @pytest.mark.parametrize(
