@@ -31,7 +31,7 @@ class Mutant:
 
 STREAM, STREAMS = "worker/stream.py", "worker/streams.py"
 OWNERSHIP, PUBLISHER = "worker/ownership.py", "worker/publisher.py"
-INTAKE = "worker/intake.py"
+INTAKE, SCORES = "worker/intake.py", "worker/scores.py"
 FRONTEND, MESSAGES = "frontend/protocol.py", "shared/messages.py"
 
 MUTANTS = (
@@ -516,5 +516,25 @@ MUTANTS = (
         "was_owner=request.is_owner and bool(held)",
         "was_owner=False",
         ("takeovers", "freezes", "crashes", "joins"),
+    ),
+    Mutant(
+        "tokens run ahead of their log probabilities",
+        SCORES,
+        "return min(num_output_tokens, len(self.output) // record_bytes(self._num_top))",
+        "return num_output_tokens",
+        ("crashes",),
+    ),
+    Mutant(
+        "tokens run ahead of the prompt's log probabilities",
+        SCORES,
+        "if self.next_index is not None and self.next_index < self._num_prompt_tokens:",
+        "if False:",
+        ("crashes",),
+    ),
+    Mutant(
+        "a row has the log probabilities of those before, too",
+        SCORES,
+        "self.output[start * size : end * size]",
+        "self.output[: (end - start) * size]",
     ),
 )
