@@ -127,7 +127,11 @@ def _message(problem: ErrorDetails) -> str:
 
 
 def _param(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content`; of other parameters the name alone, unions add noise to the rest."""
+    """`messages[0].content`, `input[0]`; of other parameters the name alone, unions add noise to
+    the rest."""
+    if location[:2] == ("input", "items"):
+        numbers = [part for part in location if isinstance(part, int)]
+        return f"input[{numbers[0]}]" if numbers else "input"
     if not location or location[0] != "messages":
         return str(location[0])[:MAX_TOLD_NAME] if location else "body"
     shown = "messages"

@@ -14,8 +14,9 @@ from starlette.responses import Response
 from ...shared.errors import InvalidRequestError
 from .answer import GeneratedAnswer
 from .body import read_json, validated
+from .choices_request import ChoicesRequest
 from .context import Context
-from .generation_request import U31, GenerationRequest
+from .generation_request import U31
 from .opening import submission
 from .prompts import Prompts, encoded
 from .reply_plan import ReplyPlan
@@ -26,7 +27,7 @@ MAX_BEST_OF = 20
 DEFAULT_MAX_TOKENS = 16
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(ChoicesRequest):
     """POST /v1/completions."""
 
     endpoint: ClassVar[Endpoint] = "completions"

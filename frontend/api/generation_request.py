@@ -1,4 +1,4 @@
-"""What both generating routes take in, and how it becomes sampling parameters."""
+"""What all generating routes take in, and how it becomes sampling parameters."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ...shared.errors import ContextLengthError, InvalidRequestError
 from ...shared.messages import Greeting
 from ...shared.sampling_params import (
-    MAX_LOGPROBS,
     MAX_SEED,
     SamplingParams,
     checked_sampling_params,
 )
 from ...shared.tokenizer import Tokenizer
-from .answer_form import MAX_CHOICES
-from .output_format import ConstrainedRequest
-from .parameters import HARMLESS, HAS_NO_EFFECT, NEUTRAL, Neutral, without_neutral
+from .answer_form import MAX_CHOICES, Json
+from .parameters import HARMLESS, NEUTRAL, Neutral, without_neutral
 from .reply_plan import ReplyPlan
 from .response_id import Endpoint
 
-MAX_N = 8
 U31 = 2**31 - 1
 # Made from other fields or with a second look; the rest passes under its own name.
 COMPUTED = frozenset(
@@ -46,19 +43,8 @@ class Choice:
     params: SamplingParams
 
 
-class StreamOptions(BaseModel):
-    """Extras of a stream."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    include_usage: bool | None = None
-    include_obfuscation: Annotated[
-        bool | None, Field(description=HAS_NO_EFFECT)  # padding against traffic analysis
-    ] = None
-
-
-class GenerationRequest(ConstrainedRequest):
-    """What both generating routes understand."""
+class GenerationRequest(BaseModel):
+    """What all generating routes understand. What only some do they say in its properties."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     known: ClassVar[frozenset[str]]
@@ -68,9 +54,6 @@ class GenerationRequest(ConstrainedRequest):
 
     model: str | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_N)] = 1
-    max_tokens: TokenCount | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1, le=U31, description="0 and -1: no limit")] = 0
@@ -92,8 +75,6 @@ class GenerationRequest(ConstrainedRequest):
     ] = Field(default=[])
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
-    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    return_token_ids: bool = False
     priority: Annotated[int, Field(ge=-100, le=100, description="Lower ones go first.")] = 0
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=U31, description="To finish in, else the answer is an error.")
@@ -125,15 +106,9 @@ class GenerationRequest(ConstrainedRequest):
 
     @model_validator(mode="after")
     def _is_stream_where_needed(self) -> Self:
-        if self.stream_options and not self.stream:
-            message = "stream_options is for streams: set stream to true"
-            raise InvalidRequestError(message, param="stream_options")
         if self.resumable and not self.stream:
             message = "resumable is for streams: set stream to true, or send an Idempotency-Key"
             raise InvalidRequestError(message, param="resumable")
-        if self.prompt_logprobs is not None and self.stream:
-            message = "prompt_logprobs are not for streams: set stream to false"
-            raise InvalidRequestError(message, param="prompt_logprobs")
         return self
 
     def check_agrees(self, param: str) -> None:
@@ -145,17 +120,36 @@ class GenerationRequest(ConstrainedRequest):
                 raise InvalidRequestError(message, param=name)
 
     @property
+    def output_limit(self) -> int | None:
+        """Tokens, if the caller says how many."""
+        return None
+
+    @property
     def has_usage(self) -> bool:
         """Whether the usage was asked for in a stream."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return False
+
+    @property
+    def num_told(self) -> int:
+        """Answers to each prompt."""
+        return 1
 
     @property
     def num_candidates(self) -> int:
         """Generations for each prompt."""
-        return self.n
+        return self.num_told
 
     @property
     def echoes(self) -> bool:
+        return False
+
+    @property
+    def repeated(self) -> Json:
+        """What the answer repeats of the request."""
+        return {}
+
+    @property
+    def returns_token_ids(self) -> bool:
         return False
 
     @property
@@ -169,9 +163,13 @@ class GenerationRequest(ConstrainedRequest):
         return self.num_told_logprobs
 
     @property
+    def num_told_prompt_logprobs(self) -> int:
+        return -1
+
+    @property
     def num_prompt_logprobs(self) -> int:
         """As many are needed."""
-        return -1 if self.prompt_logprobs is None else self.prompt_logprobs
+        return self.num_told_prompt_logprobs
 
     @property
     def default_max_tokens(self) -> int:
@@ -208,7 +206,7 @@ class GenerationRequest(ConstrainedRequest):
         """Tokens to generate; what the caller asks for must fit, a default is cut to fit."""
         if not prompt:
             raise InvalidRequestError("the prompt has no tokens", param=self.prompt_field)
-        asked = self.max_tokens
+        asked = self.output_limit
         room = max_model_len - len(prompt)
         if room < (1 if asked is None else asked):
             wanted = f" and {asked} were asked for" if asked else ""
