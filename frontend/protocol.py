@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from dataclasses import replace as replaced
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from ..shared.codec import decode_reply, encode
@@ -48,16 +48,15 @@ MAX_SPARE_MESSAGES = 16
 DEADLINE_MARGIN_S = 1.0  # left to the worker, whose word it is
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(Struct, frozen=True, gc=False):
     """News of one request: what was not known before, in order, exactly once."""
 
     request_id: bytes
     token_ids: list[int]
     text: str
     finish: Finish | None = None
-    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, if wanted
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # with the first
+    logprobs: list[TokenLogprob] = []  # of the tokens, if wanted
+    prompt_logprobs: list[TokenLogprob] = []  # with the first
     embedding: bytes = b""  # float32, little-endian; with the last
 
 
@@ -107,7 +106,7 @@ class _Request:
             num_top = max(params.num_prompt_logprobs, 0)
             prompt_logprobs = unpack_logprobs(extras.prompt_logprobs, num_top)
             self.prompt_logprobs = prompt_logprobs
-        return replaced(
+        return replace(
             output,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,

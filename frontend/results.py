@@ -18,9 +18,9 @@ from ..shared.logprobs import TokenLogprob
 from ..shared.messages import Finish, FinishReason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take longer to make, for each token
 class Delta:
-    """What a step added to one request; `text` never ends within a character."""
+    """What a step added to one request; `text` never ends within a character. Nobody changes it."""
 
     token_ids: list[int]
     text: str

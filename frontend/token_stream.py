@@ -8,6 +8,7 @@ from typing import Self
 
 from ..shared.errors import StreamNotFoundError
 from ..shared.finishes import CANCELLED
+from .bell import Bell
 from .results import Delta, exception_for
 
 Leave = Callable[["TokenStream", bool], None]  # the second: the request may go on
@@ -29,7 +30,8 @@ class TokenStream:
         self.is_owner = False
         self._leave = leave
         self._pending: Delta | None = None
-        self._news = asyncio.Event()
+        self._news = Bell()
+        self._on_news: Callable[[], None] = self._news.ring
         self._opened = asyncio.Event()
         self._is_ended = False  # its last Delta has come
         self._is_exhausted = False  # ... and was taken
@@ -59,11 +61,20 @@ class TokenStream:
     async def __anext__(self) -> Delta:
         if self._is_exhausted:
             raise StopAsyncIteration
-        await self._news.wait()
-        self._news.clear()
+        while (delta := self.take()) is None:
+            await self._news.heard()
+        return delta
+
+    def listen(self, on_news: Callable[[], None]) -> None:
+        """For a reader of several streams, instead of iterating: tells it when to `take`."""
+        self._on_news = on_news
+        if self._pending is not None:
+            on_news()
+
+    def take(self) -> Delta | None:
+        """All that has come since the last time."""
         delta, self._pending = self._pending, None
-        assert delta is not None, "news without a delta"
-        self._is_exhausted = delta.finish is not None
+        self._is_exhausted |= delta is not None and delta.finish is not None
         return delta
 
     async def __aenter__(self) -> Self:
@@ -94,5 +105,6 @@ class TokenStream:
         """For the client: news, joined to what the reader has not taken yet."""
         self._pending = delta if self._pending is None else self._pending + delta
         self._is_ended |= delta.finish is not None
-        self._opened.set()
-        self._news.set()
+        if not self._opened.is_set():
+            self._opened.set()
+        self._on_news()

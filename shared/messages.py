@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
@@ -188,8 +187,7 @@ class Joined(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     request: Submit  # without output tokens; its generation is the present one
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """The news of one request. Offsets make a repeated row harmless."""
 
     request_id: bytes

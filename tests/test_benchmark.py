@@ -102,6 +102,50 @@ def test_http_measures_real_processes(cache: Path, tmp_path: Path) -> None:
     assert figures["frontend_end_mib"] > 10
 
 
+@pytest.mark.parametrize("variant", ["chat", "logprobs", "completions"])
+def test_frontend_is_measured_against_a_paced_worker(
+    variant: str, cache: Path, tmp_path: Path
+) -> None:
+    """Every stream comes whole, a token for each step, and the figures agree with each other."""
+    options = ("--streams", "3", "--seconds", "0.5", "--step-ms", "10", "--variants", variant)
+    done = _bench(cache, tmp_path, "frontend", *options)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "frontend-3" / "results.json").read_bytes())
+    (only,) = results["cases"]
+    (run,) = only["runs"]
+    figures = run["figures"]
+    assert run["job"]["variant"] == variant
+    assert figures["num_streams"] == 3
+    assert figures["tokens_per_s"] * figures["duration_s"] == pytest.approx(figures["num_tokens"])
+    cpu_s = figures["cpu_us_per_token"] * figures["num_tokens"] / 1e6
+    core_share = figures["core_percent"] / 100
+    assert core_share * figures["duration_s"] == pytest.approx(cpu_s)
+    assert 0 < figures["lag_p50_ms"] <= figures["lag_p99_ms"]
+    assert figures["tokens_per_event"] >= 1
+    assert "CPU per token" in (tmp_path / "frontend-3" / "results.md").read_text("utf-8")
+
+
+def _paced(num_lost: int = 0) -> Any:
+    """The events of a stream whose tokens are those of steps 4, 5, 6 and so on."""
+    client = importlib.import_module("benchmark.http_client")
+    for step in (4, 5, 6 + num_lost):
+        event = {"choices": [{"text": f" {step:05}"}]}
+        yield client.Arrival(float(step), 100, event)
+
+
+def test_a_lost_token_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A paced stream's steps follow each other, and there are as many as were asked for."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    figures = importlib.import_module("benchmark.frontend_figures")
+    course = importlib.import_module("benchmark.course").Course(made_s=[0.0] * 9)
+    tally = figures.Tally(course, figures.Window(begin_s=0.0, end_s=9.0, cpu_s=1.0))
+    tally.take(_paced(), 3)
+    with pytest.raises(Exception, match="came as"):
+        tally.take(_paced(num_lost=1), 3)
+    with pytest.raises(Exception, match="came as"):
+        tally.take(_paced(), 4)
+
+
 def test_requests_that_do_not_fit_are_refused(cache: Path, tmp_path: Path) -> None:
     """The complaint names the option to change, and nothing is written."""
     done = _bench(cache, tmp_path, "offline", *TINY, "--max-model-len", "16")
@@ -118,7 +162,7 @@ def _read(monkeypatch: pytest.MonkeyPatch, *pieces: bytes) -> Any:
     monkeypatch.setattr(client.time, "perf_counter", lambda: float(next(clock)))
 
     async def receive() -> Any:
-        raw = client.RawExchange(None)
+        raw = client.RawExchange(client.Request([1], 2))
         for piece in pieces:
             raw.data_received(piece)
         raw.connection_lost(None)

@@ -29,7 +29,7 @@ from .parameters import Neutral
 from .prompts import Prompts, encoded
 from .request_body import WorkerRequestBody
 from .schema import documented
-from .sending import JSON_HEADERS, ImpatientSend, send_end, start
+from .sending import JSON_HEADERS, send_end, start
 
 THREAD_NUMBERS = 1 << 14  # writing more than these at once would hold up other streams
 
@@ -97,14 +97,17 @@ class EmbeddingAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises, before anything is sent, what the worker or the limits refuse."""
         context, tenant = self._context, scope["chairlift.caller"].tenant
-        send = ImpatientSend(send, context.settings.stall_timeout_s)
         more = len(self._inputs) - 1  # than the one that the gate holds
         with context.places.hold(tenant, more, num_held=1, param="input"):
             embeddings = await self._embed(tenant, receive)
         is_long = sum(len(one.vector) for one in embeddings) > THREAD_NUMBERS
         body = await in_thread_if(is_long, self._body, embeddings)
-        await start(send, JSON_HEADERS, len(body))
-        await send_end(send, body)
+        try:
+            async with asyncio.timeout(context.settings.stall_timeout_s):
+                await start(send, JSON_HEADERS, len(body))
+                await send_end(send, body)
+        except TimeoutError:
+            raise ClientDisconnect from None
 
     async def _embed(self, tenant: str, receive: Receive) -> list[Embedding]:
         """In order; raises what the first to fail raises, or ClientDisconnect."""

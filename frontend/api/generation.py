@@ -1,19 +1,18 @@
 """One HTTP request's token streams as one stream of events.
 
-Everything that can happen to the request comes through one queue: text, the end, a failure, the
-caller hanging up, a pause long enough for a sign of life.
+Everything that can happen to the request wakes one reader: text, the end, a failure, the caller
+hanging up, a pause long enough for a sign of life. What it has not taken waits in the streams.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
 import structlog
+from msgspec import Struct
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
@@ -24,24 +23,24 @@ from ...shared.errors import (
     RequestIdConflictError,
 )
 from ...shared.settings import ServeSettings
+from ..bell import Bell
 from ..results import Delta, exception_for
 from ..token_stream import TokenStream
 from .answer_form import AnswerForm
 from .idempotency import key_reused
 from .metrics import Metrics, Stopwatch
 from .opening import OpenedAnswer
+from .sending import ImpatientSend
 
 log = structlog.get_logger(__name__)
 
-QUEUE_LENGTH = 64  # a reader that stalls leaves the rest with the client
 CHECK_S = 1.0  # between looks at what waits for the reader
 CHARACTER_BYTES = 4  # at most
 INVALID_GRAMMAR = "invalid_grammar"
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """News of one choice; the last has a finish."""
+class Progress(Struct, frozen=True):
+    """News of one choice; the last has a finish. There is one for each token."""
 
     index: int
     delta: Delta
@@ -76,23 +75,23 @@ class Generation:
         self.form = opened.form  # a joined request's own, from the first event on
         self.is_abandoned = False
         self._context = opened.form.encode()
-        self._metrics = metrics
         self._pause_s = settings.keep_alive_s
         self._max_buffer_bytes = settings.max_buffer_bytes
-        self._events: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LENGTH)
-        self._pumps: list[asyncio.Task[None]] = []
+        self._stopwatches = {
+            index: Stopwatch(metrics, is_timed=opened.is_new) for index in opened.streams
+        }  # of the streams without an end
+        self._news = Bell()
+        self._is_paused = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._give_up: Callable[[], None] | None = None
+        self._send: ImpatientSend | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_event_at = 0.0
         self._has_news = False
         self._is_anothers = False  # none of it is ours to stop
 
     async def __aenter__(self) -> Self:
-        for index, stream in self.opened.streams.items():
-            stopwatch = Stopwatch(self._metrics, is_timed=self.opened.is_new)
-            pump = self._pump(index, stream, stopwatch)
-            self._pumps.append(asyncio.create_task(pump))
+        for stream in self.opened.streams.values():
+            stream.listen(self._news.ring)
         self._last_event_at = asyncio.get_running_loop().time()
         self._tick()
         return self
@@ -107,14 +106,14 @@ class Generation:
             self._timer.cancel()
         self.is_abandoned |= isinstance(error, ClientDisconnect)
         self._leave(is_shutdown=isinstance(error, asyncio.CancelledError))
-        tasks = [*self._pumps, *self._tasks]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def watch(self, receive: Receive, give_up: Callable[[], None]) -> None:
-        """Leaves at once when the caller hangs up; calls `give_up` when too much waits for it."""
-        self._give_up = give_up
+    def watch(self, receive: Receive, send: ImpatientSend) -> None:
+        """Leaves at once when the caller hangs up; `send` gives up on one who takes nothing, or
+        for whom too much waits."""
+        self._send = send
         self._tasks.append(asyncio.create_task(self._watch(receive)))
 
     async def outlast(self, seconds: float) -> None:
@@ -123,17 +122,13 @@ class Generation:
         would be submitted again if the worker died."""
         if not (self.is_abandoned and self._outlasts_caller):
             return
-        self._tasks.append(asyncio.create_task(self._drain()))
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*self._pumps)
+                while self._stopwatches:
+                    await self.next_events()
         except TimeoutError:
             for stream in self.opened.streams.values():
                 stream.cancel()
-
-    async def _drain(self) -> None:
-        while True:
-            await self._events.get()
 
     @property
     def _outlasts_caller(self) -> bool:
@@ -142,30 +137,41 @@ class Generation:
 
     async def next_events(self) -> list[Event]:
         """At least one, and all that are there."""
-        events = [await self._events.get()]
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
+        events: list[Event] = []
+        while not events:
+            await self._news.heard()
+            for index in [*self._stopwatches]:
+                events += self._take(index)
+            if self.is_abandoned:
+                events = [HungUp()]
+            elif self._is_paused and not events:
+                events.append(Pause())
+        self._is_paused = False
         self._last_event_at = asyncio.get_running_loop().time()
-        return [HungUp()] if self.is_abandoned else events
+        return events
 
-    async def _pump(self, index: int, stream: TokenStream, stopwatch: Stopwatch) -> None:
+    def _take(self, index: int) -> list[Event]:
+        """News of one stream."""
+        stream = self.opened.streams[index]
+        delta = stream.take()
+        if delta is None:
+            return []
+        stopwatch = self._stopwatches[index]
         try:
-            async for delta in stream:
-                self._recognise(stream)
-                stopwatch.saw(delta)
-                error = exception_for(delta.finish) if delta.finish else None
-                if error is None:
-                    await self._events.put(Progress(index, delta))
-                else:
-                    await self._events.put(Progress(index, replace(delta, finish=None)))
-                    await self._events.put(Failed(self._judged(error)))
-                if delta.finish:
-                    return
-            raise RequestFailedError("the stream broke off", code="incomplete")
+            self._recognise(stream)
+            stopwatch.saw(delta)
+            if delta.finish is None:
+                return [Progress(index, delta)]
+            del self._stopwatches[index]
+            error = exception_for(delta.finish)
+            if error is None:
+                return [Progress(index, delta)]
+            return [Progress(index, replace(delta, finish=None)), Failed(self._judged(error))]
         except Exception as error:
+            self._stopwatches.pop(index, None)
             if not isinstance(error, ChairliftError):
                 log.exception("a stream failed")
-            await self._events.put(Failed(error))
+            return [Failed(error)]
 
     def recognise(self) -> None:
         """Before a form is written by: a joined request's own, should it be known by now."""
@@ -201,7 +207,7 @@ class Generation:
         self.is_abandoned = True
         if not self._outlasts_caller:
             self._leave()
-        self._put_if_room(HungUp())  # without room there is something that wakes the reader
+        self._news.ring()
 
     def _leave(self, *, is_shutdown: bool = False) -> None:
         may_go_on = self._may_go_on(is_shutdown)
@@ -222,13 +228,10 @@ class Generation:
     def _tick(self) -> None:
         now = asyncio.get_running_loop().time()
         if now - self._last_event_at >= self._pause_s:
-            self._put_if_room(Pause())
+            self._is_paused = True
+            self._news.ring()
         pending = sum(stream.num_pending_characters for stream in self.opened.streams.values())
-        if self._give_up and pending * CHARACTER_BYTES > self._max_buffer_bytes:
-            self._give_up()
+        if self._send is not None:
+            self._send.check(now, is_enough=pending * CHARACTER_BYTES > self._max_buffer_bytes)
         delay_s = min(self._pause_s, CHECK_S)
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
-
-    def _put_if_room(self, event: Event) -> None:
-        with suppress(asyncio.QueueFull):
-            self._events.put_nowait(event)

@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with limits on the time and size of a request's headers."""
+"""uvicorn's HTTP protocol with limits on the time and size of a request's headers, and a short way
+for the parts of a stream."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ import asyncio
 from typing import Any
 
 import h11
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .chunked_body import ChunkedBody, Outbox
 from .errors import ErrorAnswer, HttpError, answer_for
+from .sending import PUT
 
 MAX_HEADER_BYTES = 16 << 10
 
@@ -20,7 +24,17 @@ class TimedProtocol(H11Protocol):
     """
 
     header_timeout_s: float
+    outbox: Outbox
     _deadline: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._answer, self.app = self.app, self._answer_shortly
+
+    async def _answer_shortly(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = ChunkedBody(send, scope, self.flow, self.transport, self.outbox)
+        scope[PUT] = body.put
+        await self._answer(scope, receive, body)
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -97,4 +111,5 @@ def timed_protocol(header_timeout_s: float) -> type[TimedProtocol]:
         pass
 
     WithTimeout.header_timeout_s = header_timeout_s
+    WithTimeout.outbox = Outbox()
     return WithTimeout

@@ -7,16 +7,18 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from . import over_http
+from . import frontend, over_http
 from .errors import BenchmarkError
 from .figures import Run
+from .frontend import FrontendJob, Variant
 from .job import Dtype, Job, Policy
 from .machine import Machine
 from .processes import measure_offline
-from .report import Case, Report
+from .report import Case, FrontendCase, Report
 from .synthetic import SHAPES, model_folder
 from .workload import WORKLOADS
 
@@ -39,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
+    measure = _measure_frontend if options.mode == "frontend" else _measure_all
     try:
-        _measure_all(options, shlex.join(["scripts/bench", *arguments]))
+        measure(options, shlex.join(["scripts/bench", *arguments]))
     except BenchmarkError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -65,6 +68,30 @@ def _measure_all(options: argparse.Namespace, command: str) -> None:
         print(f"bench: {mode}, model {model}, workload {workload}", file=sys.stderr)
         report.cases.append(_measure(options, mode, model, workload))
         files = report.save(folder / ("all" if is_all else report.cases[0].title))
+    _show(report, files)
+
+
+def _measure_frontend(options: argparse.Namespace, command: str) -> None:
+    case = FrontendCase(f"frontend-{options.streams}", [])
+    report = Report(command, Machine.this(), [case])
+    files: list[Path] = []
+    for _ in range(options.repeats):
+        for variant in options.variants:
+            job = FrontendJob(
+                variant, options.streams, options.step_ms, options.seconds, options.timeout
+            )
+            run = frontend.measure(job)
+            case.runs.append(run)
+            print(
+                f"bench:   {variant}: {run.figures.cpu_us_per_token:.1f} µs of CPU per token, "
+                f"others used {run.figures.foreign_cpu_percent:.1f} % of the CPU",
+                file=sys.stderr,
+            )
+            files = report.save(options.output / case.title)
+    _show(report, files)
+
+
+def _show(report: Report, files: list[Path]) -> None:
     print(report.markdown())
     print(*(f"wrote {file}" for file in files), sep="\n", file=sys.stderr)
 
@@ -113,43 +140,65 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("scripts/bench", description=__doc__)
     modes = parser.add_subparsers(dest="mode", required=True)
     common = _common_options()
+    engine = _engine_options()
     for mode, text in {
         "offline": "the engine alone, continuous against static batching",
         "http": "a real worker and a real frontend, driven by a client on the same machine",
     }.items():
-        one = modes.add_parser(mode, help=text, parents=[common])
+        one = modes.add_parser(mode, help=text, parents=[common, engine])
         names = ", ".join(SHAPES)
         one.add_argument("--model", default="S", help=f"{names}, or a folder (default: S)")
         one.add_argument("--workload", default="W1", choices=WORKLOADS, help="(default: W1)")
-    modes.add_parser("all", help="what docs/benchmarks.md shows", parents=[common])
+    modes.add_parser("all", help="what they show in docs/benchmarks.md", parents=[common, engine])
+    text = "a real frontend alone on a core, with a worker that keeps a pace instead of a model"
+    _add_frontend_options(modes.add_parser("frontend", help=text, parents=[common]))
     return parser
+
+
+def _add_frontend_options(parser: argparse.ArgumentParser) -> None:
+    variants = get_args(Variant)
+    add = parser.add_argument
+    add(
+        "--variants",
+        type=partial(_some_of, variants),
+        default=variants,
+        help=f"{','.join(variants)} or some of them (default: all)",
+    )
+    add("--streams", type=_positive, default=256, help="(default: 256)")
+    add("--step-ms", type=float, default=20.0, help="between two tokens (default: 20)")
+    add("--seconds", type=float, default=10.0, help="of steady state (default: 10)")
 
 
 def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
-    add(
-        "--policies",
-        type=_policies,
-        help="continuous,static or one of them (default: both; http: continuous)",
-    )
-    add("--repeats", type=_positive, default=1, help="runs of each policy (default: 1)")
-    add("--limit", type=_positive, help="only the first so many requests (default: all)")
-    add("--max-num-batched-tokens", type=_positive, default=512, help="(default: 512)")
-    add("--max-model-len", type=_positive, default=1024, help="(default: 1024)")
-    add("--num-threads", type=_positive, help="(default: torch's own choice)")
-    add("--dtype", default="auto", choices=get_args(Dtype), help="(default: auto)")
+    add("--repeats", type=_positive, default=1, help="runs of each policy or variant (default: 1)")
     add("--timeout", type=float, default=1800.0, help="seconds for each run (default: 1800)")
     add("--output", type=Path, default=RESULTS, help="(default: bench-results)")
     return common
 
 
-def _policies(text: str) -> list[Policy]:
-    policies = text.split(",")
-    known = get_args(Policy)
-    if not policies or set(policies) - set(known) or len(set(policies)) < len(policies):
-        raise argparse.ArgumentTypeError(f"use {','.join(known)} or one of them")
-    return [policy for policy in known if policy in policies]
+def _engine_options() -> argparse.ArgumentParser:
+    engine = argparse.ArgumentParser(add_help=False)
+    add = engine.add_argument
+    add(
+        "--policies",
+        type=partial(_some_of, get_args(Policy)),
+        help="continuous,static or one of them (default: both; http: continuous)",
+    )
+    add("--limit", type=_positive, help="only the first so many requests (default: all)")
+    add("--max-num-batched-tokens", type=_positive, default=512, help="(default: 512)")
+    add("--max-model-len", type=_positive, default=1024, help="(default: 1024)")
+    add("--num-threads", type=_positive, help="(default: torch's own choice)")
+    add("--dtype", default="auto", choices=get_args(Dtype), help="(default: auto)")
+    return engine
+
+
+def _some_of(known: tuple[str, ...], text: str) -> list[str]:
+    names = text.split(",")
+    if set(names) - set(known) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"use {','.join(known)} or some of them")
+    return [name for name in known if name in names]
 
 
 def _positive(text: str) -> int:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from typing import TypeVar
 
 import msgspec
 
@@ -138,14 +139,19 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def medians(runs: Sequence[Run]) -> Figures:
-    """Figure by figure."""
-    columns = {f.name: [getattr(run.figures, f.name) for run in runs] for f in fields(Figures)}
+Row = TypeVar("Row")
+
+
+def medians(rows: Sequence[Row]) -> Row:
+    """Of several runs' figures, field by field."""
+    kind = type(rows[0])
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # figures, a dataclass
+    columns = {name: [getattr(row, name) for row in rows] for name in names}
     middles = {
         name: None if None in values else statistics.median(values)
         for name, values in columns.items()
     }
-    return msgspec.convert(middles, Figures)
+    return msgspec.convert(middles, kind)
 
 
 def check_complete(exchanges: Sequence[Exchange]) -> None:

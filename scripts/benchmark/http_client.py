@@ -1,4 +1,4 @@
-"""A client of POST /v1/completions that takes next to nothing of the cores it shares.
+"""A client of streams that takes next to nothing of the cores it shares.
 
 It notes when bytes came and looks at them afterwards.
 """
@@ -10,7 +10,8 @@ import json
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -23,10 +24,19 @@ EVENT = re.compile(rb"(?<=\n)data: (.*)\n\n")
 DONE = b"[DONE]"
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An event, and when its last byte was there."""
+
+    arrived_s: float
+    num_bytes: int  # of its data
+    event: dict[str, Any]
+
+
 class RawExchange(asyncio.Protocol):
     """Keeps the answer to one request as it comes, until the server hangs up."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request | None = None) -> None:
         self.submitted_s = time.perf_counter()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request = request
@@ -43,25 +53,36 @@ class RawExchange(asyncio.Protocol):
 
     def read(self) -> Exchange:
         """What the bytes mean; raises BenchmarkError for anything but a whole stream."""
-        answer = b"".join(self._pieces)
-        if not answer.startswith(b"HTTP/1.1 200 "):
-            raise BenchmarkError(f"a request was refused: {answer[:500].decode(errors='replace')}")
+        assert self._request is not None, "needed to tell what was asked for"
         exchange = Exchange(self._request, self.submitted_s)
-        ends = list(accumulate(map(len, self._pieces)))
-        events = list(EVENT.finditer(answer))
-        if not events or events[-1][1] != DONE:
-            raise BenchmarkError("a stream broke off before its end")
-        for event in events[:-1]:
-            arrived_s = self._times_s[bisect_left(ends, event.end())]
-            _take(exchange, json.loads(event[1]), arrived_s)
+        for arrival in self.arrivals():
+            _take(exchange, arrival.event, arrival.arrived_s)
         if not exchange.arrivals_s:
             raise BenchmarkError("a stream brought no text")
         return exchange
 
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._pieces)
+
+    def arrivals(self) -> Iterator[Arrival]:
+        """The events; raises BenchmarkError for anything but a whole stream."""
+        answer = b"".join(self._pieces)
+        if not answer.startswith(b"HTTP/1.1 200 "):
+            raise BenchmarkError(f"a request was refused: {answer[:500].decode(errors='replace')}")
+        ends = list(accumulate(map(len, self._pieces)))
+        events = list(EVENT.finditer(answer))
+        if not events or events[-1][1] != DONE:
+            raise BenchmarkError("a stream broke off before its end")
+        for match in events[:-1]:
+            event = json.loads(match[1])
+            if "error" in event:
+                raise BenchmarkError(f"a request failed: {event['error']}")
+            arrived_s = self._times_s[bisect_left(ends, match.end())]
+            yield Arrival(arrived_s, len(match[1]), event)
+
 
 def _take(exchange: Exchange, event: dict[str, Any], arrived_s: float) -> None:
-    if "error" in event:
-        raise BenchmarkError(f"a request failed: {event['error']}")
     if any(choice["text"] for choice in event["choices"]):
         exchange.arrivals_s.append(arrived_s)
     if event["usage"]:
@@ -77,7 +98,9 @@ async def exchange_all(
 
     async def client() -> None:
         while waiting:
-            answers.append(await _exchange(port, *waiting.pop()))
+            request, message = waiting.pop()
+            answers.append(RawExchange(request))
+            await exchange(port, answers[-1], message)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
@@ -85,20 +108,20 @@ async def exchange_all(
     return answers
 
 
-async def _exchange(port: int, request: Request, message: bytes) -> RawExchange:
+async def exchange(port: int, raw: RawExchange, message: bytes) -> None:
+    """Sends the request and takes the answer, until the server hangs up."""
     loop = asyncio.get_running_loop()
-    raw = RawExchange(request)
     transport, _ = await loop.create_connection(lambda: raw, "127.0.0.1", port)
     try:
         transport.write(message)
         await raw.ended
     finally:
         transport.close()
-    return raw
 
 
 def _message(request: Request) -> bytes:
-    body = json.dumps(
+    return post(
+        "/v1/completions",
         {
             "prompt": request.prompt_token_ids,
             "max_tokens": request.num_output_tokens,
@@ -106,10 +129,15 @@ def _message(request: Request) -> bytes:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
-        }
-    ).encode()
+        },
+    )
+
+
+def post(path: str, fields: dict[str, Any]) -> bytes:
+    """A whole HTTP request."""
+    body = json.dumps(fields).encode()
     head = (
-        "POST /v1/completions HTTP/1.1\r\n"
+        f"POST {path} HTTP/1.1\r\n"
         "Host: 127.0.0.1\r\n"
         "Connection: close\r\n"
         "Content-Type: application/json\r\n"

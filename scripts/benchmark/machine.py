@@ -73,12 +73,13 @@ class LoadMeter:
         return Load(100 * share, self._load_average)
 
     def _cpu_s(self) -> float:
-        """Of all threads, of children only those that were waited for."""
-        total = 0
-        for pid in self._own:
-            after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += sum(map(int, after_name[11:15]))
-        return total / TICKS_PER_S
+        return sum(map(cpu_s, self._own))
+
+
+def cpu_s(pid: int) -> float:
+    """Spent by all threads, and of children only by those that were waited for."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, after_name[11:15])) / TICKS_PER_S
 
 
 def _machine_times() -> tuple[float, float]:

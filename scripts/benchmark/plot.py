@@ -29,7 +29,8 @@ def plot_steps(title: str, by_policy: Mapping[str, Sequence[Run]], file: Path) -
 
 
 def _draw_bars(axes: Axes, by_policy: Mapping[str, Sequence[Run]]) -> None:
-    rates = [medians(runs).output_tokens_per_s for runs in by_policy.values()]
+    figures = [medians([run.figures for run in runs]) for runs in by_policy.values()]
+    rates = [one.output_tokens_per_s for one in figures]
     bars = axes.bar(list(by_policy), rates, color=[COLORS[policy] for policy in by_policy])
     axes.bar_label(bars, fmt="{:,.0f}")
     axes.set_ylabel("output tokens/s")

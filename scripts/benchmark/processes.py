@@ -36,7 +36,7 @@ def measure_offline(job: Job) -> Run:
         job_file, result_file, log = (Path(name) / n for n in ("job.json", "run.json", "log"))
         job_file.write_bytes(msgspec.json.encode(job))
         command = ["-m", f"{__package__}.offline", str(job_file), str(result_file)]
-        with _running(command, log) as process:
+        with running(command, log) as process:
             try:
                 status = process.wait(job.timeout_s)
             except subprocess.TimeoutExpired:
@@ -63,25 +63,31 @@ def servers(job: Job) -> Iterator[Servers]:
     with ExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory(prefix="chairlift-bench-"))
         logs = {command: Path(name) / f"{command}.log" for command in ("worker", "serve")}
-        port, address = _free_port(), f"ipc://{name}/sockets"
-        worker_flags = _flags({**job.settings(), "address": address})
-        serve_flags = _flags({"address": address, "port": port})
+        port, address = free_port(), f"ipc://{name}/sockets"
+        worker_flags = flags({**job.settings(), "address": address})
+        serve_flags = flags({"address": address, "port": port})
         worker = stack.enter_context(
-            _running(["-m", "chairlift", "worker", *worker_flags], logs["worker"])
+            running(["-m", "chairlift", "worker", *worker_flags], logs["worker"])
         )
         frontend = stack.enter_context(
-            _running(["-m", "chairlift", "serve", *serve_flags], logs["serve"])
+            running(["-m", "chairlift", "serve", *serve_flags], logs["serve"])
         )
-        deadline = time.monotonic() + job.timeout_s
-        while not _is_healthy(port):
-            if worker.poll() is not None or frontend.poll() is not None:
-                raise BenchmarkError(
-                    f"the server can't start:\n{''.join(map(_tail, logs.values()))}"
-                )
-            if time.monotonic() > deadline:
-                raise BenchmarkError(f"the server is not ready after {job.timeout_s:g} s")
-            time.sleep(POLL_S)
+        processes = {worker: logs["worker"], frontend: logs["serve"]}
+        wait_until_healthy(port, processes, job.timeout_s)
         yield Servers(port, _child_of(worker.pid), frontend.pid)
+
+
+def wait_until_healthy(
+    port: int, logs: Mapping[subprocess.Popen[bytes], Path], timeout_s: float
+) -> None:
+    """Raises BenchmarkError when one of the processes has ended, or they take too long."""
+    deadline = time.monotonic() + timeout_s
+    while not _is_healthy(port):
+        if any(process.poll() is not None for process in logs):
+            raise BenchmarkError(f"the server can't start:\n{''.join(map(_tail, logs.values()))}")
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"the server is not ready after {timeout_s:g} s")
+        time.sleep(POLL_S)
 
 
 def _child_of(pid: int) -> int:
@@ -105,7 +111,7 @@ def _is_healthy(port: int) -> bool:
 
 
 @contextmanager
-def _running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Runs in the log's folder, away from any `.env`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -133,21 +139,23 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, less what would change chairlift's settings, and with this package to be found."""
+    """Ours, less what would change chairlift's settings, and with this package and this checkout
+    to be found, whichever chairlift is installed."""
     limit_spinning()
     kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
-    return {**kept, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    scripts = Path(__file__).resolve().parent.parent
+    return {**kept, "PYTHONPATH": f"{scripts}{os.pathsep}{scripts.parent}"}
 
 
 def _is_setting(name: str) -> bool:
     return name == "PORT" or name.upper().startswith("CHAIRLIFT_")
 
 
-def _flags(settings: Mapping[str, Any]) -> list[str]:
+def flags(settings: Mapping[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port

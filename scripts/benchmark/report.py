@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from .figures import Figures, Run, medians
+from .frontend import FrontendRun
+from .frontend_figures import LABELS as FRONTEND_LABELS
+from .frontend_figures import FrontendFigures
 from .machine import Machine
 from .plot import plot_steps
 
@@ -67,19 +72,55 @@ class Case:
 
     def table(self) -> list[list[str]]:
         """A row for each figure; with both policies, a column says how they compare."""
-        columns = {policy: medians(runs) for policy, runs in self.by_policy().items()}
+        columns = {
+            policy: medians([run.figures for run in runs])
+            for policy, runs in self.by_policy().items()
+        }
         has_both = columns.keys() >= {"static", "continuous"}
-        rows = [["", *columns, *(["continuous / static"] if has_both else [])]]
-        for field in fields(Figures):
-            values = [getattr(figures, field.name) for figures in columns.values()]
-            if None in values:
-                continue
-            label, decimals = LABELS[field.name]
-            row = [label, *(f"{value:,.{decimals}f}" for value in values)]
-            if has_both:
-                row.append(_ratio(columns, field.name))
-            rows.append(row)
-        return rows
+        return table_of(columns, LABELS, partial(_ratio, columns) if has_both else None)
+
+    @property
+    def about(self) -> str:
+        threads = {str(run.num_threads or "torch's default number of") for run in self.runs}
+        num_runs = max(len(runs) for runs in self.by_policy().values())
+        return (
+            f"Model {self.model}, workload {self.workload}, {'/'.join(threads)} threads"
+            f"{_repeats(num_runs)}."
+        )
+
+    def save(self, folder: Path) -> list[Path]:
+        """Pictures of it."""
+        if self.mode != "offline":
+            return []
+        plot = folder / f"{self.title}.png"
+        plot_steps(self.title, self.by_policy(), plot)
+        return [plot]
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendCase:
+    """Every run of every variant."""
+
+    title: str
+    runs: list[FrontendRun]
+
+    def table(self) -> list[list[str]]:
+        by_variant: dict[str, list[FrontendFigures]] = {}
+        for run in self.runs:
+            by_variant.setdefault(run.job.variant, []).append(run.figures)
+        columns = {variant: medians(figures) for variant, figures in by_variant.items()}
+        return table_of(columns, FRONTEND_LABELS)
+
+    @property
+    def about(self) -> str:
+        num_runs = len(self.runs) // len({run.job.variant for run in self.runs})
+        return (
+            f"A token a stream every {self.runs[0].job.step_ms:g} ms, the frontend alone on its "
+            f"core{_repeats(num_runs)}."
+        )
+
+    def save(self, folder: Path) -> list[Path]:
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +129,7 @@ class Report:
 
     command: str
     machine: Machine
-    cases: list[Case]
+    cases: list[Case | FrontendCase]
 
     def markdown(self) -> str:
         machine = self.machine
@@ -98,7 +139,7 @@ class Report:
             f"{machine.system}; Python {machine.python}, torch {machine.torch}; {machine.date}.",
         ]
         for case in self.cases:
-            parts += [f"## {case.title}", _about(case), _aligned(case.table())]
+            parts += [f"## {case.title}", case.about, _aligned(case.table())]
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: Path) -> list[Path]:
@@ -107,19 +148,27 @@ class Report:
         table, results = folder / "results.md", folder / "results.json"
         table.write_text(self.markdown(), encoding="utf-8")
         results.write_bytes(msgspec.json.encode(self) + b"\n")
-        plots = []
-        for case in self.cases:
-            if case.mode == "offline":
-                plots.append(folder / f"{case.title}.png")
-                plot_steps(case.title, case.by_policy(), plots[-1])
-        return [table, results, *plots]
+        return [table, results, *(file for case in self.cases for file in case.save(folder))]
 
 
-def _about(case: Case) -> str:
-    threads = {str(run.num_threads or "torch's default number of") for run in case.runs}
-    num_runs = max(len(runs) for runs in case.by_policy().values())
-    repeats = f"; medians of {num_runs} runs each" if num_runs > 1 else ""
-    return f"Model {case.model}, workload {case.workload}, {'/'.join(threads)} threads{repeats}."
+def table_of(
+    columns: Mapping[str, Any],
+    labels: Mapping[str, tuple[str, int]],
+    ratio: Callable[[str], str] | None = None,
+) -> list[list[str]]:
+    """A column for each of the figures, and one that compares them; a row for each label of which
+    all have the figure."""
+    rows = [["", *columns, *(["continuous / static"] if ratio else [])]]
+    for name, (label, decimals) in labels.items():
+        values = [getattr(figures, name) for figures in columns.values()]
+        if None not in values:
+            compared = [ratio(name)] if ratio else []
+            rows.append([label, *(f"{value:,.{decimals}f}" for value in values), *compared])
+    return rows
+
+
+def _repeats(num_runs: int) -> str:
+    return f"; medians of {num_runs} runs each" if num_runs > 1 else ""
 
 
 def _ratio(columns: dict[str, Figures], name: str) -> str:

@@ -33,6 +33,7 @@ MAX_MODEL_LEN = 1000
 DEFAULT_OPTIONS = RequestOptions()
 TAKEN_OVER = Finish("abort", code="taken_over", message="another reader took over")
 CONFLICT = Finish("error", code="request_id_conflict", message="another request runs under it")
+INCOMPLETE = Finish("error", code="incomplete", message="the stream broke off")
 
 Script = Callable[[list[int], SamplingParams], list[Delta]]
 
@@ -132,6 +133,9 @@ class FakeStream:
         self._client = client
         self._verdict: Finish | None = None
         self._told = asyncio.Event()
+        self._pending: Delta | None = None
+        self._taken = asyncio.Event()
+        self._listening: asyncio.Task[None] | None = None
         request.readers.append(self)
 
     @property
@@ -142,17 +146,42 @@ class FakeStream:
         self._verdict = finish
         self._told.set()
 
+    def listen(self, on_news: Callable[[], None]) -> None:
+        self._listening = asyncio.create_task(self._listen(on_news))
+
+    async def _listen(self, on_news: Callable[[], None]) -> None:
+        """One after the other, as they are taken; a script without an end breaks off."""
+        finish = None
+        async for delta in self._iterate():
+            self._pending, finish = delta, delta.finish
+            self._taken.clear()
+            on_news()
+            await self._taken.wait()
+        if finish is None:
+            self._pending = Delta([], "", INCOMPLETE)
+            on_news()
+
+    def take(self) -> Delta | None:
+        delta, self._pending = self._pending, None
+        self._taken.set()
+        return delta
+
+    def _end(self) -> None:
+        self.ended.set()
+        if self._listening is not None:
+            self._listening.cancel()
+
     def cancel(self) -> None:
         if not self.ended.is_set():
             self.is_cancelled = True
             self._client.leave(self, may_go_on=False)
-        self.ended.set()
+        self._end()
 
     def detach(self) -> None:
         if not self.ended.is_set():
             self.is_detached = True
             self._client.leave(self, may_go_on=True)
-        self.ended.set()
+        self._end()
 
     async def __aenter__(self) -> FakeStream:
         return self

@@ -33,10 +33,12 @@ EMBEDDINGS, TOKENIZE, DETOKENIZE = "/v1/embeddings", "/tokenize", "/detokenize"
 MODEL = "/v1/models/{model_id}"
 JSON = "application/json"
 HELLO = [{"role": "user", "content": "hello"}]
-GENERATING = (COMPLETIONS, CHAT)
+RESPONSES = "/v1/responses"
+GENERATING = (COMPLETIONS, CHAT, RESPONSES)
 VALID: dict[str, Json] = {
     COMPLETIONS: {"prompt": "abc"},
     CHAT: {"messages": HELLO},
+    RESPONSES: {"input": "abc"},
     EMBEDDINGS: {"input": "abc"},
     TOKENIZE: {"prompt": "abc"},
     DETOKENIZE: {"tokens": [65]},
