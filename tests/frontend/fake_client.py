@@ -29,6 +29,14 @@ TEMPLATE = (
     "{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# One that shows all that it is given, of a model that thinks and calls tools.
+TALKATIVE = (
+    "{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message | tojson }}<|im_end|>{% endfor %}"
+    "{{ reasoning_effort }}{{ enable_thinking }}{{ switch }}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{# <think></think> #}"
+)
 MAX_MODEL_LEN = 1000
 DEFAULT_OPTIONS = RequestOptions()
 TAKEN_OVER = Finish("abort", code="taken_over", message="another reader took over")
@@ -38,7 +46,7 @@ INCOMPLETE = Finish("error", code="incomplete", message="the stream broke off")
 Script = Callable[[list[int], SamplingParams], list[Delta]]
 
 
-def make_tokenizer() -> Tokenizer:
+def make_tokenizer(template: str = TEMPLATE) -> Tokenizer:
     """One token a byte, and the two that the template needs."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     model = models.BPE({letter: i for i, letter in enumerate(alphabet)}, [])
@@ -46,7 +54,7 @@ def make_tokenizer() -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    config = json.dumps({"chat_template": TEMPLATE}).encode()
+    config = json.dumps({"chat_template": template}).encode()
     return Tokenizer(backend.to_str().encode(), config)
 
 
@@ -222,8 +230,8 @@ class FakeStream:
 class FakeClient:
     """What it is asked, and the streams that it gave, are there to look at."""
 
-    def __init__(self) -> None:
-        self._tokenizer = make_tokenizer()
+    def __init__(self, template: str = TEMPLATE) -> None:
+        self._tokenizer = make_tokenizer(template)
         self.worker: Greeting | None = Greeting(
             epoch=1,
             model="lift/tiny",
