@@ -13,7 +13,7 @@ from ...shared.sampling_params import MAX_SEED
 
 Endpoint = Literal["completions", "chat", "responses"]
 PREFIXES: dict[Endpoint, str] = {"completions": "cmpl-", "chat": "chatcmpl-", "responses": "resp_"}
-ENDPOINTS = {prefix: endpoint for endpoint, prefix in PREFIXES.items()}
+ENDPOINTS: dict[str, Endpoint] = {prefix: endpoint for endpoint, prefix in PREFIXES.items()}
 SHAPE = re.compile(rf"({'|'.join(ENDPOINTS)})([0-9a-f]{{32}})")
 
 
