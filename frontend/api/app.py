@@ -19,6 +19,7 @@ from .errors import answer_error
 from .gate import Gate
 from .health import health_router
 from .idempotency import Idempotency
+from .messages import CalledFunction, ChatMessage, ToolCall
 from .metrics import Metrics, metrics_router
 from .models import models_router
 from .places import Places
@@ -53,7 +54,7 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
         redoc_url=None,
     )
     app.add_exception_handler(HTTPException, answer_error)
-    app.body_schemas = (ChatRequest, CompletionRequest)
+    app.body_schemas = (ChatRequest, CompletionRequest, ChatMessage, ToolCall, CalledFunction)
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
     app.include_router(streams_router(context))

@@ -10,12 +10,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
-from .parameters import HAS_NO_EFFECT, NEUTRAL_IN_MESSAGE, Neutral
+from .parameters import HAS_NO_EFFECT, Neutral
 
 REFERENCE = "#/components/schemas/{model}"
 NULL = {"type": "null"}
 KEPT = ("title", "description", "default")
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 Json = dict[str, Any]
 
@@ -46,6 +47,10 @@ class PromptTokensDetails(Told):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Told):
+    reasoning_tokens: int
+
+
 class Usage(Told):
     """A prompt counts once, however many choices were asked for."""
 
@@ -53,6 +58,7 @@ class Usage(Told):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class Head(Told):
@@ -114,15 +120,48 @@ class CompletionChunk(Head):
     usage: Usage | None = None
 
 
+class Function(Told):
+    """The arguments are a JSON object, as text."""
+
+    name: str
+    arguments: str
+
+
+class Call(Told):
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
 class Message(Told):
+    """The content is null where all there is are calls."""
+
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | None = None
+    tool_calls: list[Call] | None = None
+
+
+class FunctionDelta(Told):
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(Told):
+    """The first of a call names it, all of them together have its arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
 
 
 class Delta(Told):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class Token(Told):
@@ -145,7 +184,7 @@ class ChatChoice(Told):
     message: Message
     token_ids: list[int] | None = None
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatPart(Told):
@@ -153,7 +192,7 @@ class ChatPart(Told):
     delta: Delta
     token_ids: list[int] | None = None
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatCompletion(Head, OfPrompt):
@@ -298,8 +337,6 @@ class DocumentedApp(FastAPI):
         for body in self.body_schemas:
             neutral, harmless = getattr(body, "neutral", {}), getattr(body, "harmless", ())
             _tell_neutral(schemas[body.__name__], neutral, harmless)
-        if "ChatMessage" in schemas:
-            _tell_neutral(schemas["ChatMessage"], NEUTRAL_IN_MESSAGE, frozenset({"id"}))
         return schemas
 
 
