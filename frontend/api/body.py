@@ -20,6 +20,12 @@ MAX_CONTAINERS = 8192
 THREAD_BYTES = 64 << 10  # parsing more than this would hold up other streams
 MAX_TOLD_PROBLEMS = 3
 MAX_TOLD_NAME = 64
+NESTED = {"messages": 1, "tools": 1, "tool_choice": 2}  # where the names begin, after a type's
+CODES = {
+    "extra_forbidden": "unknown_parameter",
+    "missing": "missing_parameter",
+    "unsupported_parameter": "unsupported_parameter",
+}
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -106,16 +112,21 @@ def validated(schema: type[M], values: dict[str, Any]) -> M:
 
 def _named(error: ValidationError) -> InvalidRequestError:
     """One line; what the caller sent is not repeated, for it may be a prompt."""
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    param = _param(problems[0]["loc"])
-    same = [problem for problem in problems if _param(problem["loc"]) == param]
-    if same[0]["type"] == "extra_forbidden":
-        message = _message(same[0])
-        return InvalidRequestError(message, param=param, code="unknown_parameter")
+    problems = error.errors(include_url=False, include_input=False)
+    param = _param(_place(problems[0]))
+    same = [problem for problem in problems if _param(_place(problem)) == param]
+    code = CODES.get(same[0]["type"], "invalid_value")
+    if code == "unknown_parameter":
+        return InvalidRequestError(_message(same[0]), param=param, code=code)
     told = dict.fromkeys(map(_message, same))
     reasons = ", or ".join(list(told)[:MAX_TOLD_PROBLEMS])
-    code = "missing_parameter" if same[0]["type"] == "missing" else "invalid_value"
     return InvalidRequestError(f"{param}: {reasons}", param=param, code=code)
+
+
+def _place(problem: ErrorDetails) -> tuple[int | str, ...]:
+    """Of the field, also where the object that has it was at fault."""
+    field = problem.get("ctx", {}).get("field")
+    return problem["loc"] if field is None else (*problem["loc"], field)
 
 
 def _message(problem: ErrorDetails) -> str:
@@ -127,10 +138,13 @@ def _message(problem: ErrorDetails) -> str:
 
 
 def _param(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content`; of other parameters the name alone, unions add noise to the rest."""
-    if not location or location[0] != "messages":
-        return str(location[0])[:MAX_TOLD_NAME] if location else "body"
-    shown = "messages"
-    for part in location[1:3]:
-        shown += f"[{part}]" if isinstance(part, int) else f".{part}"
+    """`messages[0].content`; of parameters that may be of several types the name alone, since those
+    add noise to the rest."""
+    if not location:
+        return "body"
+    shown = str(location[0])[:MAX_TOLD_NAME]
+    for part in location[NESTED.get(shown, len(location)) :]:
+        shown += f"[{part}]" if isinstance(part, int) else f".{part[:MAX_TOLD_NAME]}"
+        if part == "content":
+            break
     return shown

@@ -17,6 +17,7 @@ from ...shared.chat_template import MAX_KWARGS
 from ...shared.errors import InvalidRequestError
 from ...shared.sampling_params import MAX_LOGPROBS
 from ...shared.tokenizer import Tokenizer
+from ..replies.reasoning_format import detect_reasoning
 from .answer import GeneratedAnswer
 from .body import read_json, validated
 from .context import THREAD_CHARACTERS, Context
@@ -28,8 +29,6 @@ from .response_id import Endpoint
 from .schema import documented
 from .tools import ToolRequest, ToolUse
 
-THREAD_TOOLS = 8  # rendering more than these would hold up other streams
-
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 Scalar = str | int | float | bool | None
 
@@ -40,9 +39,18 @@ class ChatRequest(GenerationRequest, ToolRequest):
     endpoint: ClassVar[Endpoint] = "chat"
 
     messages: Messages
-    max_completion_tokens: TokenCount | None = None
-    logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
+    max_completion_tokens: Annotated[
+        TokenCount | None, Field(description="The same as max_tokens.")
+    ] = None
+    logprobs: Annotated[bool, Field(description="Tell each token's log probability.")] = False
+    top_logprobs: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_LOGPROBS,
+            description="And so many of the likeliest; goes with logprobs.",
+        ),
+    ] = 0
     reasoning_effort: Annotated[
         ReasoningEffort | None,
         Field(
@@ -86,8 +94,8 @@ class ChatRequest(GenerationRequest, ToolRequest):
         if self.continue_final_message and self.add_generation_prompt:
             message = "a message is continued or a new one begun: set add_generation_prompt false"
             raise InvalidRequestError(message, param="add_generation_prompt")
-        if self.continue_final_message and self.messages[-1].text is None:
-            message = "the final message has no text to continue"
+        if self.continue_final_message and not self.messages[-1].can_be_continued:
+            message = "the final message has no text, calls tools or is a tool's: send it whole"
             raise InvalidRequestError(message, param="continue_final_message")
         return self
 
@@ -110,12 +118,13 @@ class ChatRequest(GenerationRequest, ToolRequest):
         effort, kwargs = self.reasoning_effort, self.chat_template_kwargs
         if effort is None:
             return kwargs
-        if effort == "none":
-            kwargs = {"enable_thinking": False, **kwargs}
-        elif "reasoning_effort" not in template_source:
-            message = "this model's chat template has no reasoning_effort: leave it out"
+        can_stop = "enable_thinking" in template_source or not detect_reasoning(template_source)
+        if "reasoning_effort" not in template_source and not (effort == "none" and can_stop):
+            message = f"this model's chat template can't ask for effort {effort!r}: leave it out"
             param = "reasoning_effort"
             raise InvalidRequestError(message, param=param, code="unsupported_parameter")
+        if effort == "none":
+            kwargs = {"enable_thinking": False, **kwargs}
         return {"reasoning_effort": effort, **kwargs}
 
 
@@ -151,5 +160,5 @@ async def _encode(
         add_generation_prompt=asked.begins_message,
         continue_final_message=asked.continue_final_message,
     )
-    is_long = num_characters > THREAD_CHARACTERS or len(tools.shown) > THREAD_TOOLS
+    is_long = num_characters + tools.num_characters > THREAD_CHARACTERS
     return await asyncio.to_thread(encode) if is_long else encode()

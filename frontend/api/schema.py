@@ -25,7 +25,7 @@ from .answer_schemas import (
     Version,
 )
 from .gate import OPEN_PATHS
-from .parameters import HAS_NO_EFFECT, NEUTRAL_IN_MESSAGE, Neutral
+from .parameters import HAS_NO_EFFECT, Neutral
 
 REFERENCE = "#/components/schemas/{model}"
 NULL = {"type": "null"}
@@ -149,8 +149,6 @@ class DocumentedApp(FastAPI):
         for body in self.body_schemas:
             neutral, harmless = getattr(body, "neutral", {}), getattr(body, "harmless", ())
             _tell_neutral(schemas[body.__name__], neutral, harmless)
-        if "ChatMessage" in schemas:
-            _tell_neutral(schemas["ChatMessage"], NEUTRAL_IN_MESSAGE, frozenset({"id"}))
         return schemas
 
 

@@ -17,28 +17,56 @@ from tests.api_contract.contract import Contract, Json, Parameter, Path, Spot
 CHAT, STREAMS = "/v1/chat/completions", "/v1/streams/{response_id}"
 HELLO = [{"role": "user", "content": "a"}]
 WORDS = ("b", "c")
+B, C = ({"type": "function", "function": {"name": word}} for word in WORDS)
+CALL = {"id": "b", "type": "function", "function": {"name": "b", "arguments": "{}"}}
 UNSAID: Any = object()
 
 # Bodies that are valid and say no more than they must; others are made from the required fields.
 BODIES: dict[str, Json] = {CHAT: {"messages": HELLO}, "/tokenize": {"prompt": "a"}}
 # What else a body must say for a parameter to have its effect.
 BESIDE: dict[str, Json] = {
+    "messages.reasoning_content": {"messages": [{"role": "assistant", "content": "a"}]},
+    "messages.tool_call_id": {"messages": [{"role": "tool", "content": "a"}]},
+    "messages.tool_calls": {
+        "messages": [{"role": "assistant", "content": "a", "tool_calls": [CALL]}]
+    },
+    f"{CHAT} parallel_tool_calls": {"tools": [B, C]},
     "resumable": {"stream": True},
     "response_format.json_schema": {
         "response_format": {"type": "json_schema", "json_schema": {"name": "a"}}
     },
     "stream_options": {"stream": True},
+    f"{CHAT} tool_choice": {"tools": [B, C]},
+    "tool_choice.allowed_tools": {
+        "tool_choice": {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto", "tools": [C]},
+        }
+    },
+    "tool_choice.function": {"tool_choice": C},
     f"{CHAT} top_logprobs": {"logprobs": True},
 }
 VALUES: dict[str, Any] = {
     "Last-Event-ID": "1:2",
+    "add_generation_prompt": False,
+    "chat_template_kwargs": {"mood": "b"},
     "last_event_id": "1:2",
     "logit_bias": {"7": 1},
     f"{CHAT} messages": [{"role": "user", "content": "b"}],
+    "messages.tool_calls": [CALL],
+    "messages.tool_calls.function": {"name": "c", "arguments": "{}"},
+    "messages.tool_calls.function.arguments": '{"a": 1}',
     "read_only": "true",
     "response_format": {"type": "json_object"},
     "response_format.json_schema": {"name": "a", "schema": {"type": "array"}},
     "structured_outputs": {"regex": "b"},
+    "tool_choice": "required",
+    "tool_choice.allowed_tools": {"mode": "required", "tools": [B]},
+    "tool_choice.allowed_tools.tools": [B],
+    "tool_choice.allowed_tools.tools.function": B["function"],
+    "tool_choice.function": B["function"],
+    "tools": [B],
+    "tools.function": C["function"],
 }
 NAMES = {"model": "lift/tiny"}  # there is one; any other is not found
 
