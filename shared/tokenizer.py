@@ -26,7 +26,8 @@ from .token_bytes import TokenBytes
 _MARK = "\ue0f0{}\ue0f1"
 _HIDDEN = "\ue0f2{}\ue0f3"
 _HIDDEN_PATTERN = re.compile("\ue0f2([0-9]+)\ue0f3")
-_RESERVED = re.compile(f"[\ue0f0-\ue0f3{CONTINUED}]")
+# Half a surrogate pair, as the JSON in a tool call may spell one, is no character either.
+_RESERVED = re.compile(f"[\ue0f0-\ue0f3{CONTINUED}\ud800-\udfff]")
 
 
 class Tokenizer:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Problem(BaseModel):
@@ -35,6 +36,10 @@ class PromptTokensDetails(Told):
     cached_tokens: int
 
 
+class CompletionTokensDetails(Told):
+    reasoning_tokens: int
+
+
 class Usage(Told):
     """A prompt counts once, however many choices were asked for."""
 
@@ -42,6 +47,7 @@ class Usage(Told):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class Head(Told):
@@ -103,15 +109,48 @@ class CompletionChunk(Head):
     usage: Usage | None = None
 
 
+class Function(Told):
+    """The arguments are a JSON object, as text."""
+
+    name: str
+    arguments: str
+
+
+class Call(Told):
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
 class Message(Told):
+    """The content is null where all there is are calls."""
+
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | None = None
+    tool_calls: list[Call] | None = None
+
+
+class FunctionDelta(Told):
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(Told):
+    """The first of a call names it, all of them together have its arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
 
 
 class Delta(Told):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class Token(Told):
@@ -134,7 +173,7 @@ class ChatChoice(Told):
     message: Message
     token_ids: list[int] | None = None
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
 
 
 class ChatPart(Told):
@@ -142,7 +181,7 @@ class ChatPart(Told):
     delta: Delta
     token_ids: list[int] | None = None
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatCompletion(Head, OfPrompt):

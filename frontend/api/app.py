@@ -20,6 +20,7 @@ from .errors import answer_error
 from .gate import Gate
 from .health import health_router
 from .idempotency import Idempotency
+from .messages import CalledFunction, ChatMessage, ToolCall
 from .metrics import Metrics, metrics_router
 from .models import models_router
 from .places import Places
@@ -59,9 +60,8 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
     app.add_exception_handler(HTTPException, answer_error)
     app.body_schemas = (
         ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest,
-        DetokenizeRequest,
+        DetokenizeRequest, ChatMessage, ToolCall, CalledFunction, *RESPONSE_PARTS,
     )  # fmt: skip
-    app.part_schemas = RESPONSE_PARTS
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
     app.include_router(responses_router(context))

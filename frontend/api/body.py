@@ -20,6 +20,13 @@ MAX_CONTAINERS = 8192
 THREAD_BYTES = 64 << 10  # parsing more than this would hold up other streams
 MAX_TOLD_PROBLEMS = 3
 MAX_TOLD_NAME = 64
+# Where the names begin, after a type's.
+NESTED = {"messages": 1, "tools": 1, "tool_choice": 2, "text": 1, "reasoning": 1}
+CODES = {
+    "extra_forbidden": "unknown_parameter",
+    "missing": "missing_parameter",
+    "unsupported_parameter": "unsupported_parameter",
+}
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -106,16 +113,21 @@ def validated(schema: type[M], values: dict[str, Any]) -> M:
 
 def _named(error: ValidationError) -> InvalidRequestError:
     """One line; what the caller sent is not repeated, for it may be a prompt."""
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    param = _param(problems[0]["loc"])
-    same = [problem for problem in problems if _param(problem["loc"]) == param]
-    if same[0]["type"] == "extra_forbidden":
-        message = _message(same[0])
-        return InvalidRequestError(message, param=param, code="unknown_parameter")
+    problems = error.errors(include_url=False, include_input=False)
+    param = _param(_place(problems[0]))
+    same = [problem for problem in problems if _param(_place(problem)) == param]
+    code = CODES.get(same[0]["type"], "invalid_value")
+    if code == "unknown_parameter":
+        return InvalidRequestError(_message(same[0]), param=param, code=code)
     told = dict.fromkeys(map(_message, same))
     reasons = ", or ".join(list(told)[:MAX_TOLD_PROBLEMS])
-    code = "missing_parameter" if same[0]["type"] == "missing" else "invalid_value"
     return InvalidRequestError(f"{param}: {reasons}", param=param, code=code)
+
+
+def _place(problem: ErrorDetails) -> tuple[int | str, ...]:
+    """Of the field, also where the object that has it was at fault."""
+    field = problem.get("ctx", {}).get("field")
+    return problem["loc"] if field is None else (*problem["loc"], field)
 
 
 def _message(problem: ErrorDetails) -> str:
@@ -127,14 +139,16 @@ def _message(problem: ErrorDetails) -> str:
 
 
 def _param(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content`, `input[0]`; of other parameters the name alone, unions add noise to
-    the rest."""
+    """`messages[0].content`; of parameters that may be of several types the name alone, since those
+    add noise to the rest."""
+    if not location:
+        return "body"
+    shown = str(location[0])[:MAX_TOLD_NAME]
+    names = location[NESTED.get(shown, len(location)) :]
     if location[:2] == ("input", "items"):
-        numbers = [part for part in location if isinstance(part, int)]
-        return f"input[{numbers[0]}]" if numbers else "input"
-    if not location or location[0] != "messages":
-        return str(location[0])[:MAX_TOLD_NAME] if location else "body"
-    shown = "messages"
-    for part in location[1:3]:
-        shown += f"[{part}]" if isinstance(part, int) else f".{part}"
+        names = (*location[2:3], *location[4:])  # less the item's type
+    for part in names:
+        shown += f"[{part}]" if isinstance(part, int) else f".{part[:MAX_TOLD_NAME]}"
+        if part in ("content", "output") and "reasoning" not in location:
+            break
     return shown

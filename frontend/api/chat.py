@@ -37,9 +37,18 @@ class ChatRequest(ChoicesRequest, ToolRequest):
     endpoint: ClassVar[Endpoint] = "chat"
 
     messages: Messages
-    max_completion_tokens: TokenCount | None = None
-    logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
+    max_completion_tokens: Annotated[
+        TokenCount | None, Field(description="The same as max_tokens.")
+    ] = None
+    logprobs: Annotated[bool, Field(description="Tell each token's log probability.")] = False
+    top_logprobs: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_LOGPROBS,
+            description="And so many of the likeliest; goes with logprobs.",
+        ),
+    ] = 0
     reasoning_effort: Annotated[
         ReasoningEffort | None,
         Field(
@@ -80,8 +89,8 @@ class ChatRequest(ChoicesRequest, ToolRequest):
         if self.continue_final_message and self.add_generation_prompt:
             message = "a message is continued or a new one begun: set add_generation_prompt false"
             raise InvalidRequestError(message, param="add_generation_prompt")
-        if self.continue_final_message and self.messages[-1].text is None:
-            message = "the final message has no text to continue"
+        if self.continue_final_message and not self.messages[-1].can_be_continued:
+            message = "the final message has no text, calls tools or is a tool's: send it whole"
             raise InvalidRequestError(message, param="continue_final_message")
         return self
 

@@ -20,7 +20,9 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    include_usage: bool | None = None
+    include_usage: Annotated[bool | None, Field(description="In a last chunk without choices.")] = (
+        None
+    )
     include_obfuscation: Annotated[
         bool | None, Field(description=HAS_NO_EFFECT)  # padding against traffic analysis
     ] = None
@@ -30,10 +32,21 @@ class ChoicesRequest(ConstrainedRequest, GenerationRequest):
     """What is answered with choices."""
 
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_N)] = 1
-    max_tokens: TokenCount | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    return_token_ids: bool = False
+    n: Annotated[int, Field(ge=1, le=MAX_N, description="Answers for each prompt.")] = 1
+    max_tokens: Annotated[TokenCount | None, Field(description="Without it, as many as fit.")] = (
+        None
+    )
+    prompt_logprobs: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_LOGPROBS,
+            description="Tell the prompt's log probabilities, and so many of the likeliest.",
+        ),
+    ] = None
+    return_token_ids: Annotated[bool, Field(description="Tell the ids of prompt and answer.")] = (
+        False
+    )
 
     @model_validator(mode="after")
     def _is_no_stream_or_may_be_one(self) -> Self:

@@ -14,6 +14,7 @@ from ...shared.errors import InvalidRequestError
 from ...shared.messages import Greeting
 from ...shared.sampling_params import Grammar
 from ...shared.tokenizer import Tokenizer
+from ..replies.reasoning_format import detect_reasoning
 from .answer import GeneratedAnswer
 from .context import THREAD_CHARACTERS, Context, in_thread_if
 from .generation_request import GenerationRequest
@@ -21,8 +22,6 @@ from .messages import ChatMessage
 from .opening import submission
 from .reply_plan import Dialect
 from .tools import ToolUse
-
-THREAD_TOOLS = 8  # rendering more than these would hold up other streams
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Scalar = str | int | float | bool | None
@@ -54,7 +53,7 @@ class Conversation:
             add_generation_prompt=self.begins_message,
             continue_final_message=self.continued is not None,
         )
-        is_long = num_characters > THREAD_CHARACTERS or len(self.tools.shown) > THREAD_TOOLS
+        is_long = num_characters + self.tools.num_characters > THREAD_CHARACTERS
         try:
             return await in_thread_if(is_long, encode)
         except InvalidRequestError as error:
@@ -90,9 +89,11 @@ def with_effort(
     ask the model for."""
     if effort is None:
         return kwargs
+    source = tokenizer.chat_template.source
+    can_stop = "enable_thinking" in source or not detect_reasoning(source)
+    if "reasoning_effort" not in source and not (effort == "none" and can_stop):
+        message = f"this model's chat template can't ask for effort {effort!r}: leave it out"
+        raise InvalidRequestError(message, param=param, code="unsupported_parameter")
     if effort == "none":
         kwargs = {"enable_thinking": False, **kwargs}
-    elif "reasoning_effort" not in tokenizer.chat_template.source:
-        message = f"this model's chat template has no reasoning_effort: leave {param} out"
-        raise InvalidRequestError(message, param=param, code="unsupported_parameter")
     return {"reasoning_effort": effort, **kwargs}

@@ -52,29 +52,64 @@ class GenerationRequest(BaseModel):
     harmless: ClassVar[frozenset[str]] = HARMLESS
     endpoint: ClassVar[Endpoint]
 
-    model: str | None = None
-    stream: bool = False
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=U31, description="0 and -1: no limit")] = 0
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    presence_penalty: Penalty = 0.0
-    frequency_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=2)] = 1.0
+    model: Annotated[
+        str | None, Field(description="As /v1/models names it; without it, the one there is.")
+    ] = None
+    stream: Annotated[bool, Field(description="Tell it as events while it comes.")] = False
+    temperature: Annotated[float, Field(ge=0, le=2, description="0 takes the likeliest token.")] = (
+        1.0
+    )
+    top_p: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Of the likeliest tokens, as many as have this probability together.",
+        ),
+    ] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=U31, description="0 and -1: no limit.")] = 0
+    min_p: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Only tokens with at least this share of the likeliest one's probability.",
+        ),
+    ] = 0.0
+    seed: Annotated[
+        int | None, Field(ge=-(2**63), le=2**63 - 1, description="The same seed, the same answer.")
+    ] = None
+    presence_penalty: Annotated[Penalty, Field(description="Once for each token that came.")] = 0.0
+    frequency_penalty: Annotated[Penalty, Field(description="For every time that it came.")] = 0.0
+    repetition_penalty: Annotated[
+        float,
+        Field(
+            ge=0.01,
+            le=2,
+            description="Above 1, less of what was there, the prompt included.",
+        ),
+    ] = 1.0
     logit_bias: dict[
         Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]
-    ] = Field(default={}, max_length=1024)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] = Field(default=[])
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] = Field(default=[])
-    min_tokens: Annotated[int, Field(ge=0, le=U31)] = 0
-    ignore_eos: bool = False
+    ] = Field(default={}, max_length=1024, description="Added to the logits of these token ids.")
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] = Field(
+        default=[], description="The answer ends before these."
+    )
+    stop_token_ids: Annotated[
+        list[TokenId], Field(max_length=128, description="The answer ends at these.")
+    ] = Field(default=[])
+    min_tokens: Annotated[int, Field(ge=0, le=U31, description="No end before so many.")] = 0
+    ignore_eos: Annotated[
+        bool, Field(description="Go on after the end of the text, up to the limit.")
+    ] = False
     bad_words: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=256)]],
         Field(max_length=64, description="Don't come, at the beginning or after a space."),
     ] = Field(default=[])
-    skip_special_tokens: bool = True
-    include_stop_str_in_output: bool = False
+    skip_special_tokens: Annotated[bool, Field(description="Leave them out of the text.")] = True
+    include_stop_str_in_output: Annotated[
+        bool, Field(description="Tell the stop string as well.")
+    ] = False
     priority: Annotated[int, Field(ge=-100, le=100, description="Lower ones go first.")] = 0
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=U31, description="To finish in, else the answer is an error.")

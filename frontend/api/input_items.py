@@ -8,41 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from ...shared.errors import InvalidRequestError
 from .answer_form import MAX_TOOLS
 from .messages import MAX_MESSAGES, MAX_PARTS, CalledFunction, ChatMessage, ToolCall
-from .parameters import Neutral, without_neutral
+from .parameters import Neutral, Part
 
 AS_ANSWERED = frozenset({"id", "status"})  # an item that comes back as we sent it
 NO_CALLER: Neutral = {"caller": (), "namespace": ()}
-
-
-class Part(BaseModel):
-    """What is in a request; a client may send parts back as they came in an answer."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    neutral: ClassVar[Neutral] = {}
-    harmless: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        try:
-            return without_neutral(values, frozenset(cls.model_fields), cls.neutral, cls.harmless)
-        except InvalidRequestError as error:
-            raise ValueError(str(error)) from None
 
 
 class InputText(Part):
@@ -118,7 +92,7 @@ class InputMessage(Part):
             turns.add(ChatMessage(role=self.role, content=_joined(self.content)))
 
 
-class FunctionCall(Part):
+class FunctionCall(CalledFunction):
     """What an earlier answer called."""
 
     neutral: ClassVar[Neutral] = {**NO_CALLER, "async": (False,)}
@@ -126,8 +100,6 @@ class FunctionCall(Part):
 
     type: Literal["function_call"]
     call_id: Annotated[str, Field(max_length=256)]
-    name: Annotated[str, Field(min_length=1, max_length=256)]
-    arguments: str
 
     def add_to(self, turns: Turns) -> None:
         function = CalledFunction(name=self.name, arguments=self.arguments)

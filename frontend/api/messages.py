@@ -5,59 +5,61 @@ Reference: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ...shared.errors import InvalidRequestError
 from .answer_form import MAX_TOOLS
-from .parameters import HARMLESS_IN_CALL, HARMLESS_IN_MESSAGE, NEUTRAL_IN_MESSAGE, without_neutral
+from .parameters import (
+    HARMLESS_IN_CALL,
+    HARMLESS_IN_MESSAGE,
+    NEUTRAL_IN_MESSAGE,
+    Neutral,
+    Part,
+    problem_at,
+)
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024  # of one message
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class TextPart(_Part):
+class TextPart(Part):
     """A piece of a message's text."""
 
     type: Literal["text"]
     text: str
 
 
-class CalledFunction(_Part):
-    """As the model wrote it: the arguments are JSON in a string."""
+class CalledFunction(Part):
+    """As the model wrote it."""
+
+    harmless: ClassVar[frozenset[str]] = HARMLESS_IN_CALL
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    arguments: str
+    arguments: Annotated[str, Field(description="A JSON object, as text.")]
 
-    @model_validator(mode="before")
+    @field_validator("arguments")
     @classmethod
-    def _drop_harmless(cls, values: Any) -> Any:
-        return _less(values, HARMLESS_IN_CALL)
+    def _are_an_object(cls, text: str) -> str:
+        try:
+            arguments = json.loads(text or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise ValueError("these have to be a JSON object, as text")
+        return text
 
 
-class ToolCall(_Part):
+class ToolCall(Part):
     """What an earlier answer called."""
+
+    harmless: ClassVar[frozenset[str]] = HARMLESS_IN_CALL
 
     id: Annotated[str, Field(max_length=256)]
     type: Literal["function"] = "function"
     function: CalledFunction
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_harmless(cls, values: Any) -> Any:
-        return _less(values, HARMLESS_IN_CALL)
-
-
-def _less(values: Any, harmless: frozenset[str]) -> Any:
-    if not isinstance(values, dict):
-        return values
-    return {key: value for key, value in values.items() if key not in harmless}
 
 
 def _text_only(content: Any) -> Any:
@@ -75,8 +77,11 @@ def _known_role(role: Any) -> Any:
     return role
 
 
-class ChatMessage(_Part):
+class ChatMessage(Part):
     """One turn of a conversation."""
+
+    neutral: ClassVar[Neutral] = NEUTRAL_IN_MESSAGE
+    harmless: ClassVar[frozenset[str]] = HARMLESS_IN_MESSAGE
 
     role: Annotated[
         Literal["developer", "system", "user", "assistant", "tool"], BeforeValidator(_known_role)
@@ -85,7 +90,9 @@ class ChatMessage(_Part):
         str | Annotated[list[TextPart], Field(fail_fast=True, max_length=MAX_PARTS)] | None,
         BeforeValidator(_text_only),
     ] = None
-    name: Annotated[str, Field(max_length=64)] | None = None
+    name: Annotated[str | None, Field(max_length=64, description="For templates that tell it.")] = (
+        None
+    )
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] = Field(default=[])
     tool_call_id: Annotated[
         str | None, Field(max_length=256, description="Which call a tool's message answers.")
@@ -94,28 +101,20 @@ class ChatMessage(_Part):
         str | None, Field(description="What an earlier answer's thoughts were.")
     ] = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        known = frozenset(cls.model_fields)
-        try:
-            return without_neutral(values, known, NEUTRAL_IN_MESSAGE, HARMLESS_IN_MESSAGE)
-        except InvalidRequestError as error:
-            raise ValueError(str(error)) from None
-
     @model_validator(mode="after")
     def _fits_its_role(self) -> Self:
-        if self.tool_calls and self.role != "assistant":
-            raise ValueError(f"tool_calls are for role 'assistant', not {self.role!r}")
-        if self.reasoning_content is not None and self.role != "assistant":
-            raise ValueError(f"reasoning_content is for role 'assistant', not {self.role!r}")
+        for name in ("tool_calls", "reasoning_content") if self.role != "assistant" else ():
+            if getattr(self, name):
+                raise problem_at(name, f"only for role 'assistant', not {self.role!r}")
         if (self.tool_call_id is not None) != (self.role == "tool"):
-            raise ValueError("tool_call_id goes with role 'tool', and only with it")
+            raise problem_at("tool_call_id", "goes with role 'tool', and only with it")
         if self.content is None and not self.tool_calls:
-            raise ValueError("content is missing; it may be null beside tool_calls alone")
+            raise problem_at("content", "is missing; it may be null beside tool_calls alone")
         return self
+
+    @property
+    def can_be_continued(self) -> bool:
+        return self.content is not None and not self.tool_calls and self.role != "tool"
 
     @property
     def text(self) -> str | None:

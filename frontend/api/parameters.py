@@ -7,7 +7,10 @@ changes nothing; what can't change the answer is accepted whatever it says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 
 from ...shared.errors import InvalidRequestError
 
@@ -98,6 +101,31 @@ def without_neutral(
         elif name not in harmless:
             kept[name] = value
     return kept
+
+
+class Part(BaseModel):
+    """An object in a request. The same holds for its fields as for those of a body."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    neutral: ClassVar[Neutral] = {}
+    harmless: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        known = frozenset(cls.model_fields)
+        try:
+            return without_neutral(values, known, cls.neutral, cls.harmless)
+        except InvalidRequestError as error:
+            told = {"message": str(error), "field": error.param}
+            raise PydanticCustomError("unsupported_parameter", "{message}", told) from None
+
+
+def problem_at(field: str, message: str) -> PydanticCustomError:
+    """For a validator of an object that has found one of its fields to be wrong."""
+    return PydanticCustomError("misplaced", "{message}", {"message": message, "field": field})
 
 
 def _is_same(value: Any, neutral: Any) -> bool:

@@ -70,7 +70,7 @@ class Dialect:
             tools.names,
             is_reasoning,
             output,
-            grammar_param or ("tools" if output else ""),
+            "tools" if output and (tools.is_required or not grammar_param) else grammar_param,
             self._has_special_tags(tool_format),
         )
 

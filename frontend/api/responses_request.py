@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, Tag, model_validator
 
 from ...shared.chat_template import MAX_KWARGS
 from ...shared.errors import InvalidRequestError
@@ -23,33 +23,22 @@ from .input_items import (
     InputMessage,
     InputText,
     OutputText,
-    Part,
     ReasoningItem,
     messages_of,
 )
 from .output_format import schema_grammar
-from .parameters import HAS_NO_EFFECT, Neutral
+from .parameters import HAS_NO_EFFECT, Neutral, Part, problem_at
 from .response_id import Endpoint
-from .tools import (
-    AllowedToolChoice,
-    AllowedTools,
-    FunctionName,
-    FunctionTool,
-    NamedTool,
-    ToolName,
-    ToolRequest,
-    ToolSpec,
-)
+from .tools import TOOL_CHOICE_KINDS, FunctionTool, ToolName, ToolRequest
 
 LOGPROBS = "message.output_text.logprobs"
-ENCRYPTED = "reasoning.encrypted_content"
 MAX_METADATA = 16
 
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
 
-class ResponseTool(Part):
+class ResponseTool(FunctionTool):
     """A function that the model may call; what it does is the caller's business."""
 
     neutral: ClassVar[Neutral] = {
@@ -60,27 +49,23 @@ class ResponseTool(Part):
     }
 
     type: Literal["function"]
-    name: ToolName
-    description: str | None = None
-    parameters: Annotated[
-        dict[str, Any] | None, Field(description="A JSON schema of type object.")
-    ] = None
-    strict: Annotated[
-        bool | None,
-        Field(description="Whether the arguments always adhere to the schema; by default not."),
-    ] = None
 
     @model_validator(mode="before")
     @classmethod
     def _is_function(cls, values: Any) -> Any:
         kind = values.get("type") if isinstance(values, dict) else None
         if isinstance(kind, str) and kind != "function":
-            raise ValueError(f"a tool's type can't be {kind[:40]!r}: known is function")
+            raise problem_at("type", f"a tool can't be {kind[:40]!r} here, only a function")
         return values
 
-    def as_spec(self) -> ToolSpec:
-        function = FunctionTool(**self.model_dump(exclude={"type"}))
-        return ToolSpec(type="function", function=function)
+    @property
+    def as_sent(self) -> Json:
+        return {"type": self.type, **self.model_dump(exclude={"type"})}
+
+    @property
+    def in_chat(self) -> Json:
+        function = self.model_dump(exclude={"type"}, exclude_none=True)
+        return {"type": "function", "function": function}
 
 
 class ResponseNamedTool(Part):
@@ -89,8 +74,9 @@ class ResponseNamedTool(Part):
     type: Literal["function"]
     name: ToolName
 
-    def as_named(self) -> NamedTool:
-        return NamedTool(type="function", function=FunctionName(name=self.name))
+    @property
+    def in_chat(self) -> Json:
+        return {"type": "function", "function": {"name": self.name}}
 
 
 class ResponseAllowedTools(Part):
@@ -100,10 +86,18 @@ class ResponseAllowedTools(Part):
     mode: Literal["auto", "required"]
     tools: Annotated[list[ResponseNamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
-    def as_allowed(self) -> AllowedToolChoice:
-        named = [tool.as_named() for tool in self.tools]
-        allowed = AllowedTools(mode=self.mode, tools=named)
-        return AllowedToolChoice(type="allowed_tools", allowed_tools=allowed)
+    @property
+    def in_chat(self) -> Json:
+        allowed = {"mode": self.mode, "tools": [tool.in_chat for tool in self.tools]}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+
+
+ResponseToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("mode")]
+    | Annotated[ResponseNamedTool, Tag("function")]
+    | Annotated[ResponseAllowedTools, Tag("allowed_tools")],
+    TOOL_CHOICE_KINDS,
+]
 
 
 class TextFormat(Part):
@@ -121,11 +115,13 @@ class TextFormat(Part):
     def _has_schema_when_named(self) -> Self:
         is_schema = self.type == "json_schema"
         if is_schema and (self.name is None or self.source is None):
-            raise ValueError("the type json_schema needs a name and a schema")
+            missing = "schema" if self.source is None else "name"
+            raise problem_at(missing, f"{missing} is missing: the type json_schema needs it")
         for name in self.model_fields_set - {"type"}:
             if not is_schema:
                 shown = "schema" if name == "source" else name
-                raise ValueError(f"{shown} goes with the type json_schema, and only with it")
+                message = f"{shown} goes with the type json_schema, and only with it"
+                raise problem_at(shown, message)
         return self
 
 
@@ -204,13 +200,7 @@ class ResponsesRequest(GenerationRequest):
     tools: Annotated[list[ResponseTool], Field(fail_fast=True, max_length=MAX_TOOLS)] = Field(
         default=[]
     )
-    tool_choice: (
-        Annotated[
-            Literal["none", "auto", "required"] | ResponseNamedTool | ResponseAllowedTools,
-            Field(description="By default auto."),
-        ]
-        | None
-    ) = None
+    tool_choice: Annotated[ResponseToolChoice | None, Field(description="By default auto.")] = None
     parallel_tool_calls: Annotated[
         bool, Field(description="Whether there may be several calls in one answer.")
     ] = True
@@ -247,16 +237,13 @@ class ResponsesRequest(GenerationRequest):
     def _tool_request(self) -> ToolRequest:
         """Raises InvalidRequestError for what does not go together."""
         choice = self.tool_choice
-        if isinstance(choice, ResponseNamedTool):
-            choice_in_chat: Any = choice.as_named()
-        elif isinstance(choice, ResponseAllowedTools):
-            choice_in_chat = choice.as_allowed()
-        else:
-            choice_in_chat = choice
-        return ToolRequest(
-            tools=[tool.as_spec() for tool in self.tools],
-            tool_choice=choice_in_chat,
-            parallel_tool_calls=self.parallel_tool_calls,
+        in_chat = choice if choice is None or isinstance(choice, str) else choice.in_chat
+        return ToolRequest.model_validate(
+            {
+                "tools": [tool.in_chat for tool in self.tools],
+                "tool_choice": in_chat,
+                "parallel_tool_calls": self.parallel_tool_calls,
+            }
         )
 
     @property
@@ -283,7 +270,7 @@ class ResponsesRequest(GenerationRequest):
             "temperature": self.temperature,
             "text": {"format": self.text.format.model_dump(exclude_unset=True)},
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-            "tools": [tool.model_dump() for tool in self.tools],
+            "tools": [tool.as_sent for tool in self.tools],
             "top_logprobs": self.top_logprobs,
             "top_p": self.top_p,
         }

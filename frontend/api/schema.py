@@ -25,7 +25,7 @@ from .answer_schemas import (
     Version,
 )
 from .gate import OPEN_PATHS
-from .parameters import HAS_NO_EFFECT, NEUTRAL_IN_MESSAGE, Neutral
+from .parameters import HAS_NO_EFFECT, Neutral
 from .responses_schema import RESPONSE_EVENTS, ResponseBody
 
 REFERENCE = "#/components/schemas/{model}"
@@ -148,7 +148,6 @@ class DocumentedApp(FastAPI):
     """A FastAPI app that also documents the bodies and answers that it does not handle itself."""
 
     body_schemas: tuple[type[BaseModel], ...] = ()
-    part_schemas: tuple[type[BaseModel], ...] = ()  # of bodies, that have neutral values, too
 
     def openapi(self) -> Json:
         if not self.openapi_schema:
@@ -172,11 +171,6 @@ class DocumentedApp(FastAPI):
         for body in self.body_schemas:
             neutral, harmless = getattr(body, "neutral", {}), getattr(body, "harmless", ())
             _tell_neutral(schemas[body.__name__], neutral, harmless)
-        if "ChatMessage" in schemas:
-            _tell_neutral(schemas["ChatMessage"], NEUTRAL_IN_MESSAGE, frozenset({"id"}))
-        for part in self.part_schemas:
-            neutral, harmless = getattr(part, "neutral", {}), getattr(part, "harmless", ())
-            _tell_neutral(schemas[part.__name__], neutral, harmless)
         return schemas
 
 

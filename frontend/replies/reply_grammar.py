@@ -74,17 +74,18 @@ class ReplyGrammar:
     def _rules(self) -> Iterator[str]:
         thoughts = ""
         if self.reasoning_format is not None:
-            opening, closing = map(self._tag, self.reasoning_format.tags)
+            opening = self._tag(self.reasoning_format.opening)
             thoughts = "thoughts" if self.is_reasoning else f"({opening} thoughts)?"
-            yield rf"thoughts: THOUGHT {closing} /[ \n]{{0,2}}/"
-            yield f"THOUGHT: {ANY_TEXT} & {_without(self.reasoning_format.closing)}"
+            yield r"thoughts: thought /[ \n]{0,2}/"
+            yield from self._up_to("thought", self.reasoning_format.closing)
         if self.tool_format is None:
             yield f"start: {thoughts} @output"
             return
         yield from self._after(thoughts, self.tool_format)
         yield from self._calls(self.tool_format)
         for number, tool in enumerate(self.tools):
-            yield f"arguments_{number}: %json {json.dumps(self._schema(tool))}"
+            schema = json.dumps(self._schema(tool), ensure_ascii=False)
+            yield f"arguments_{number}: %json {schema}"
 
     def _after(self, thoughts: str, tool_format: ToolFormat) -> Iterator[str]:
         without_tag = _without(tool_format.opening)
@@ -96,27 +97,30 @@ class ReplyGrammar:
             yield f"start: {thoughts} (TEXT | calls)"
             yield f"TEXT: {NO_BRACKET_FIRST} & {without_tag}"
         else:
-            yield f"start: {thoughts} TEXT calls?"
+            yield f"start: {thoughts} (TEXT | text opened)"
             yield f"TEXT: {ANY_TEXT} & {without_tag}"
+            yield from self._up_to("text", tool_format.opening)
 
     def _calls(self, tool_format: ToolFormat) -> Iterator[str]:
         begin, between, end = self._frame(tool_format)
         calls = "call" if self.is_single else f"call ({between} call)*"
-        yield f"calls: {begin} {calls} {end}"
+        opening = "" if tool_format.is_bare else self._tag(tool_format.opening)
+        yield f"calls: {opening} opened"
+        yield f"opened: {begin} {calls} {end}"
         each = (self._call(tool_format, number) for number in range(len(self.tools)))
         yield f"call: {' | '.join(each)}"
 
     def _frame(self, tool_format: ToolFormat) -> tuple[str, str, str]:
-        """What stands before, between and after the calls."""
+        """What stands before, between and after the calls, once they are opened."""
         opening = self._tag(tool_format.opening)
         if tool_format.closing:
             closing = self._tag(tool_format.closing)
-            return rf'{opening} "\n"', rf'"\n" {closing} "\n" {opening} "\n"', rf'"\n" {closing}'
+            return r'"\n"', rf'"\n" {closing} "\n" {opening} "\n"', rf'"\n" {closing}'
         if tool_format.is_bare:
             return "", '"; "', ""
         if tool_format.syntax == "name_and_json":
-            return opening, opening, ""
-        return f'{opening} " "? "["', '", "', '"]"'
+            return "", opening, ""
+        return '" "? "["', '", "', '"]"'
 
     def _call(self, tool_format: ToolFormat, number: int) -> str:
         name = self.tools[number].name
@@ -141,7 +145,20 @@ class ReplyGrammar:
         token_id = self.tokenizer.backend.token_to_id(tag)
         return json.dumps(tag) if token_id is None else f"<[{token_id}]>"
 
+    def _up_to(self, rule: str, tag: str) -> Iterator[str]:
+        """A rule for any text and then the tag. Of letters the tag would be a part of the longest
+        text, which can't end amid it: so that is the shortest text which ends with the tag."""
+        if self.tokenizer.backend.token_to_id(tag) is None:
+            yield f"{rule}[lazy]: /(?s:.*){_escaped(tag)}/"
+        else:
+            yield f"{rule}: {rule.upper()}_LESS_TAG {self._tag(tag)}"
+            yield f"{rule.upper()}_LESS_TAG: {ANY_TEXT} & {_without(tag)}"
+
 
 def _without(tag: str) -> str:
-    escaped = re.sub(r"([/|[\]])", r"\\\1", tag)  # all that is special in any tag
-    return f"~/(?s:.*){escaped}(?s:.*)/"
+    return f"~/(?s:.*){_escaped(tag)}(?s:.*)/"
+
+
+def _escaped(tag: str) -> str:
+    """With what is special in any tag."""
+    return re.sub(r"([/|[\]])", r"\\\1", tag)

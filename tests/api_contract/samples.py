@@ -18,28 +18,76 @@ CHAT, STREAMS = "/v1/chat/completions", "/v1/streams/{response_id}"
 RESPONSES = "/v1/responses"
 HELLO = [{"role": "user", "content": "a"}]
 WORDS = ("b", "c")
+B, C = ({"type": "function", "function": {"name": word}} for word in WORDS)
+CALL = {"id": "b", "type": "function", "function": {"name": "b", "arguments": "{}"}}
+ITEM = {"type": "function_call", "call_id": "b", "name": "b", "arguments": "{}"}
+FLAT_B, FLAT_C = ({"type": "function", "name": word} for word in WORDS)
+FORMAT = {"text": {"format": {"type": "json_schema", "name": "a", "schema": {}}}}
+FORMAT_FIELDS = ("name", "description", "schema", "strict")
 UNSAID: Any = object()
 
 # Bodies that are valid and say no more than they must; others are made from the required fields.
-BODIES: dict[str, Json] = {CHAT: {"messages": HELLO}, "/tokenize": {"prompt": "a"}}
+BODIES: dict[str, Json] = {
+    CHAT: {"messages": HELLO},
+    RESPONSES: {"input": "a"},
+    "/tokenize": {"prompt": "a"},
+}
 # What else a body must say for a parameter to have its effect.
 BESIDE: dict[str, Json] = {
+    "messages.reasoning_content": {"messages": [{"role": "assistant", "content": "a"}]},
+    "messages.tool_call_id": {"messages": [{"role": "tool", "content": "a"}]},
+    "messages.tool_calls": {
+        "messages": [{"role": "assistant", "content": "a", "tool_calls": [CALL]}]
+    },
+    f"{CHAT} parallel_tool_calls": {"tools": [B, C]},
     "resumable": {"stream": True},
     "response_format.json_schema": {
         "response_format": {"type": "json_schema", "json_schema": {"name": "a"}}
     },
     "stream_options": {"stream": True},
+    f"{CHAT} tool_choice": {"tools": [B, C]},
+    "tool_choice.allowed_tools": {
+        "tool_choice": {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto", "tools": [C]},
+        }
+    },
+    "tool_choice.function": {"tool_choice": C},
     f"{CHAT} top_logprobs": {"logprobs": True},
+    f"{RESPONSES} input": {"input": [ITEM]},
+    f"{RESPONSES} parallel_tool_calls": {"tools": [FLAT_B, FLAT_C]},
+    f"{RESPONSES} tool_choice": {"tools": [FLAT_B, FLAT_C]},
+    f"{RESPONSES} top_logprobs": {"include": ["message.output_text.logprobs"]},
+    **dict.fromkeys([f"text.format.{one}" for one in FORMAT_FIELDS], FORMAT),
 }
 VALUES: dict[str, Any] = {
     "Last-Event-ID": "1:2",
+    "add_generation_prompt": False,
+    "chat_template_kwargs": {"mood": "b"},
     "last_event_id": "1:2",
     "logit_bias": {"7": 1},
     f"{CHAT} messages": [{"role": "user", "content": "b"}],
+    "messages.tool_calls": [CALL],
+    "messages.tool_calls.function": {"name": "c", "arguments": "{}"},
+    "messages.tool_calls.function.arguments": '{"a": 1}',
     "read_only": "true",
     "response_format": {"type": "json_object"},
     "response_format.json_schema": {"name": "a", "schema": {"type": "array"}},
     "structured_outputs": {"regex": "b"},
+    "tool_choice": "required",
+    "tool_choice.allowed_tools": {"mode": "required", "tools": [B]},
+    "tool_choice.allowed_tools.tools": [B],
+    "tool_choice.allowed_tools.tools.function": B["function"],
+    "tool_choice.function": B["function"],
+    "tools": [B],
+    "tools.function": C["function"],
+    f"{RESPONSES} input.arguments": '{"a": 1}',
+    f"{RESPONSES} metadata": {"a": "b"},
+    "text": {"format": {"type": "json_object"}},
+    "text.format": {"type": "json_object"},
+    "text.format.schema": {"type": "array"},
+    f"{RESPONSES} tool_choice.tools": [FLAT_C],
+    f"{RESPONSES} tools": [FLAT_B],
 }
 NAMES = {"model": "lift/tiny"}  # there is one; any other is not found
 

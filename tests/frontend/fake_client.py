@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import tokenizers
@@ -25,8 +25,10 @@ from chairlift.shared.sampling_params import MAX_LOGPROBS, SamplingParams
 from chairlift.shared.tokenizer import Tokenizer
 
 TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}{{ reasoning_effort }}{{ mood }}"
     "{% for message in messages %}<|im_start|>{{ message.role }}{{ message.name }}\n"
-    "{{ message.content }}<|im_end|>\n"
+    "{{ message.tool_call_id }}{{ message.reasoning_content }}{{ message.content }}"
+    "{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # One that shows all that it is given, of a model that thinks and calls tools.
@@ -46,14 +48,14 @@ INCOMPLETE = Finish("error", code="incomplete", message="the stream broke off")
 Script = Callable[[list[int], SamplingParams], list[Delta]]
 
 
-def make_tokenizer(template: str = TEMPLATE) -> Tokenizer:
-    """One token a byte, and the two that the template needs."""
+def make_tokenizer(template: str = TEMPLATE, special_tokens: Sequence[str] = ()) -> Tokenizer:
+    """One token a byte, and the special ones, of which two are in every template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     model = models.BPE({letter: i for i, letter in enumerate(alphabet)}, [])
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>", *special_tokens])
     config = json.dumps({"chat_template": template}).encode()
     return Tokenizer(backend.to_str().encode(), config)
 
@@ -230,8 +232,13 @@ class FakeStream:
 class FakeClient:
     """What it is asked, and the streams that it gave, are there to look at."""
 
-    def __init__(self, template: str = TEMPLATE) -> None:
-        self._tokenizer = make_tokenizer(template)
+    def __init__(
+        self,
+        template: str = TEMPLATE,
+        special_tokens: Sequence[str] = (),
+        max_model_len: int = MAX_MODEL_LEN,
+    ) -> None:
+        self._tokenizer = make_tokenizer(template, special_tokens)
         self.worker: Greeting | None = Greeting(
             epoch=1,
             model="lift/tiny",
@@ -239,7 +246,7 @@ class FakeClient:
             tokenizer=self._tokenizer.fingerprint,
             chat_template=self._tokenizer.template_fingerprint,
             vocab_size=self._tokenizer.backend.get_vocab_size(),
-            max_model_len=MAX_MODEL_LEN,
+            max_model_len=max_model_len,
             frame_number=0,
             orphan_grace_ms=30_000,
         )

@@ -49,7 +49,9 @@ Condition = Callable[[Spot], bool]
 def only_kind(spot: Spot) -> bool:
     """It has one value, which says what kind of object it stands in."""
     schema = spot.parameter.schema
-    return "const" in schema or (len(schema.get("enum", ())) == 1 and spot.parameter.has_shape)
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    is_const = len(kinds) == 1 and "const" in kinds[0]
+    return is_const or (len(schema.get("enum", ())) == 1 and spot.parameter.has_shape)
 
 
 def is_name(spot: Spot) -> bool:

@@ -82,12 +82,10 @@ def test_limits_are_allowed(http: TestClient) -> None:
     ("field", "value"),
     [
         ("suffix", "x"),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content"}),
         ("audio", {}),
         ("web_search_options", {}),
-        ("reasoning_effort", "high"),
         ("verbosity", "low"),
         ("guided_decoding_backend", "outlines"),
         ("store", True),

@@ -25,6 +25,7 @@ from chairlift.shared.settings import ServeSettings
 from tests.frontend.conftest import app_over
 from tests.frontend.events import events_of
 from tests.frontend.fake_client import FakeClient, count_up
+from tests.frontend.speech import FAMILIES, say
 
 Json = dict[str, Any]
 
@@ -140,11 +141,12 @@ def test_made_up_requests(document: BaseSchema, path: str, mode: GenerationMode)
     run()
 
 
+STREAMED_USAGE: Json = {"stream": True, "stream_options": {"include_usage": True}}
 EXTRAS: list[Json] = [
     {},
     {"n": 2, "max_tokens": 2},
     {"stream": True},
-    {"stream": True, "n": 2, "max_tokens": 2, "stream_options": {"include_usage": True}},
+    {**STREAMED_USAGE, "n": 2, "max_tokens": 2},
     {"stream": True, "seed": FAILING_SEED},
     {"user": "somebody", "temperature": None, "store": False, "suffix": "", "metadata": {"a": "b"}},
 ]
@@ -189,6 +191,21 @@ def test_answers_that_are_no_streams(document: BaseSchema, path: str, body: Json
     case = operation(document, path).Case(body=body, media_type=JSON)
     answer = case.call_and_validate(checks=[not_a_server_error, *CONFORMS])
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("extra", [{}, {"stream": True}, STREAMED_USAGE], ids=str)
+def test_thoughts_and_calls(address: str, extra: Json) -> None:
+    """Of a model that thinks and calls tools, too."""
+    family = FAMILIES["hermes thinking"]
+    fake = family.client()
+    say(fake, family.call)
+    tool = {"type": "function", "function": {"name": "weather"}}
+    case = operation(document_of(fake, address=address), CHAT).Case(
+        body={**VALID[CHAT], "tools": [tool], "logprobs": True, **extra}, media_type=JSON
+    )
+    answer = case.call_and_validate(checks=[not_a_server_error, *CONFORMS])
+    for told in ("reasoning_content", "tool_calls", "arguments"):
+        assert told in answer.text
 
 
 @pytest.mark.parametrize("extra", RESPONSE_EXTRAS, ids=str)

@@ -18,7 +18,7 @@ from chairlift.shared import bounded_template
 from chairlift.shared.chat_template import ChatTemplate
 from chairlift.shared.errors import InvalidRequestError, ModelError
 from chairlift.shared.tokenizer import Tokenizer
-from tests.chat_templates import ALL_OF_A_LOOP, LLAMA, MISTRAL, QWEN, SMOLLM
+from tests.chat_templates import ALL_OF_A_LOOP, LLAMA, MISTRAL, QWEN3, SMOLLM
 
 _spec = importlib.util.spec_from_file_location(
     "tokenizers_of_tests", Path(__file__).with_name("test_tokenizer.py")
@@ -73,7 +73,7 @@ TEMPLATES = {
 }
 TEMPLATES |= {
     "llama": LLAMA,
-    "qwen": QWEN,
+    "qwen": QWEN3,
     "mistral": MISTRAL,
     "smollm": SMOLLM,
     "a loop": ALL_OF_A_LOOP,
@@ -258,7 +258,7 @@ def peak_mib() -> float:
 def test_limits_grow_with_the_input() -> None:
     """A long chat is nothing that a template could be blamed for."""
     content = "x" * 1_000_000
-    assert len(render(QWEN, *[content] * 8)) > 8_000_000
+    assert len(render(QWEN3, *[content] * 8)) > 8_000_000
     with pytest.raises(InvalidRequestError, match="was stopped"):
         render("{{ messages[0].content * 9 }}", content)
     many = render(LLAMA, *["hello"] * 4096)

@@ -9,6 +9,7 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from chairlift.shared.codec import VERSION, decode_reply, decode_request, encode
 from chairlift.shared.errors import ProtocolError
@@ -31,7 +32,7 @@ from chairlift.shared.messages import (
     unpack_live,
     unpack_token_ids,
 )
-from chairlift.shared.sampling_params import SamplingParams
+from chairlift.shared.sampling_params import MAX_GRAMMAR_CHARACTERS, Grammar, SamplingParams
 
 FRONTEND, REQUEST = b"frontend", b"request-id-16-by"
 PARAMS = SamplingParams(max_tokens=8, stop=("\n", "é"), logit_bias=((3, -1.5),), seed=2**63 - 1)
@@ -51,8 +52,12 @@ FRAME = Frame(
     texts=["hé", ""],
     finishes=[(1, Finish("stop", "\n"))],
 )
+LONGEST = "\U0001f642" * MAX_GRAMMAR_CHARACTERS
 REQUESTS: list[Message] = [
     SUBMIT,
+    structs.replace(
+        SUBMIT, params=SamplingParams(max_tokens=8, grammar=Grammar("lark", LONGEST, LONGEST))
+    ),
     Attach(FRONTEND, REQUEST, 3, True),
     Detach(FRONTEND, REQUEST),
     Cancel(FRONTEND, REQUEST),
