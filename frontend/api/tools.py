@@ -96,9 +96,10 @@ class AllowedToolChoice(Part):
 
 
 def _kind(choice: Any) -> str | None:
+    """Of one that came, or of one of ours."""
     if isinstance(choice, str):
         return "mode"
-    kind = choice.get("type") if isinstance(choice, Mapping) else None
+    kind = choice.get("type") if isinstance(choice, Mapping) else getattr(choice, "type", None)
     return kind if isinstance(kind, str) else None
 
 
