@@ -12,13 +12,12 @@ from ...shared.errors import InvalidRequestError, WorkerUnavailableError
 from ...shared.tokenizer import Tokenizer
 from .context import Context
 from .errors import request_id_of, shutting_down
-from .event_stream import KEEP_ALIVE, EventStream
+from .event_stream import KEEP_ALIVE
 from .generation import Event, Failed, Generation, HungUp, Pause, Progress
-from .narrator import narrators
 from .opening import Attachment, Submission
 from .position import Position
 from .sending import JSON_HEADERS, STREAM_HEADERS, ImpatientSend, send_end, start
-from .whole_answer import WholeAnswer
+from .writers import StreamWriter, stream_writer, whole_writer
 
 THREAD_TOKENS = 500  # telling more than these at once would hold up other streams
 
@@ -88,9 +87,8 @@ class ContinuedAnswer(_Answer):
 
 async def _send_whole(generation: Generation, send: Send, tokenizer: Tokenizer) -> None:
     events = await _first_events(generation)
-    opened, form = generation.opened, generation.form
-    told = narrators(form, opened.response_id, tokenizer, opened.prompts)
-    answer = WholeAnswer(opened.response_id, form, told)
+    form = generation.form
+    answer = whole_writer(generation.opened, form, tokenizer)
     while True:
         for event in events:
             match event:
@@ -120,9 +118,8 @@ async def _send_stream(
     if generation.is_abandoned:
         return
     generation.recognise()
-    opened, form = generation.opened, generation.form
-    told = narrators(form, opened.response_id, tokenizer, opened.prompts)
-    stream = EventStream(opened.response_id, form, told, after)
+    opened = generation.opened
+    stream = stream_writer(opened, generation.form, tokenizer, after)
     missing = set(range(generation.form.num_choices)) - opened.streams.keys()
     written = stream.openings() + b"".join(map(stream.leave_out, sorted(missing)))
     written += _encode(stream, events, request_id)
@@ -160,7 +157,7 @@ async def _first_events(generation: Generation) -> list[Event]:
     return events
 
 
-def _encode(stream: EventStream, events: list[Event], request_id: str) -> bytes:
+def _encode(stream: StreamWriter, events: list[Event], request_id: str) -> bytes:
     """The server-sent events for what happened, the ending of the stream included."""
     parts: list[bytes] = []
     for event in events:

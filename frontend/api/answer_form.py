@@ -20,6 +20,16 @@ MAX_CHOICES = 128  # of one request, far less than all may have in flight
 MAX_TOOLS = 128
 MAX_TOOL_NAME = 64
 
+MAX_REPEATED_BYTES = 4096  # what else is in a form leaves more than this, at its largest
+# What may be too large for a form, and what is told instead.
+MAY_BE_LARGE: dict[str, Any] = {
+    "instructions": None,
+    "metadata": {},
+    "text": None,
+    "tool_choice": "auto",
+    "tools": [],
+}
+
 ToolName = Annotated[str, Meta(max_length=MAX_TOOL_NAME)]
 Json = dict[str, Any]
 
@@ -49,6 +59,7 @@ class AnswerForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     reasoning_format: Annotated[str, Meta(max_length=32)] = ""
     is_reasoning: bool = False  # the prompt ends amid thoughts
     grammar_param: Annotated[str, Meta(max_length=32)] = ""  # which field constrains the output
+    repeated: Json = {}  # of the request, in the answer; as `what_fits` makes it
 
     @property
     def tells_tokens(self) -> bool:
@@ -82,6 +93,17 @@ class AnswerForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             "model": self.model,
             "system_fingerprint": self.system_fingerprint,
         }
+
+
+def what_fits(repeated: Json) -> Json:
+    """For a form: without the largest, until the rest is small enough."""
+    kept = dict(repeated)
+    large = {name: len(msgspec.json.encode(kept[name])) for name in MAY_BE_LARGE if name in kept}
+    for name in sorted(large, key=large.__getitem__, reverse=True):
+        if len(msgspec.json.encode(kept)) <= MAX_REPEATED_BYTES:
+            break
+        kept[name] = MAY_BE_LARGE[name]
+    return kept
 
 
 def now() -> int:

@@ -24,6 +24,8 @@ from .messages import CalledFunction, ChatMessage, ToolCall
 from .metrics import Metrics, metrics_router
 from .models import models_router
 from .places import Places
+from .responses import responses_router
+from .responses_request import RESPONSE_PARTS, ResponsesRequest
 from .schema import DocumentedApp
 from .streams import streams_router
 from .tokenize import DetokenizeRequest, TokenizeRequest, tokenize_router
@@ -57,11 +59,13 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
     )
     app.add_exception_handler(HTTPException, answer_error)
     app.body_schemas = (
-        ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest,
-        ChatMessage, ToolCall, CalledFunction,
+        ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest,
+        DetokenizeRequest, ChatMessage, ToolCall, CalledFunction,
     )  # fmt: skip
+    app.part_schemas = RESPONSE_PARTS
     app.include_router(completions_router(context))
     app.include_router(chat_router(context))
+    app.include_router(responses_router(context))
     app.include_router(streams_router(context))
     app.include_router(embeddings_router(context))
     app.include_router(tokenize_router(context))

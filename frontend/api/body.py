@@ -138,10 +138,13 @@ def _message(problem: ErrorDetails) -> str:
 
 
 def _param(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content`; of parameters that may be of several types the name alone, since those
-    add noise to the rest."""
+    """`messages[0].content`, `input[0]`; of parameters that may be of several types the name alone,
+    since those add noise to the rest."""
     if not location:
         return "body"
+    if location[:2] == ("input", "items"):
+        numbers = [part for part in location if isinstance(part, int)]
+        return f"input[{numbers[0]}]" if numbers else "input"
     shown = str(location[0])[:MAX_TOLD_NAME]
     for part in location[NESTED.get(shown, len(location)) :]:
         shown += f"[{part}]" if isinstance(part, int) else f".{part[:MAX_TOLD_NAME]}"

@@ -5,9 +5,7 @@ Reference: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
@@ -17,23 +15,23 @@ from ...shared.chat_template import MAX_KWARGS
 from ...shared.errors import InvalidRequestError
 from ...shared.sampling_params import MAX_LOGPROBS
 from ...shared.tokenizer import Tokenizer
-from ..replies.reasoning_format import detect_reasoning
-from .answer import GeneratedAnswer
 from .body import read_json, validated
-from .context import THREAD_CHARACTERS, Context
-from .generation_request import GenerationRequest, TokenCount
+from .choices_request import ChoicesRequest
+from .context import Context
+from .conversation import Conversation, ReasoningEffort, Scalar, answer_to, with_effort
+from .generation_request import TokenCount
 from .messages import Messages
-from .opening import submission
-from .reply_plan import Dialect
 from .response_id import Endpoint
 from .schema import documented
-from .tools import ToolRequest, ToolUse
+from .tools import ToolRequest
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
-Scalar = str | int | float | bool | None
+TemplateKwargs = Annotated[
+    dict[str, Scalar],
+    Field(max_length=MAX_KWARGS, description="For the chat template's own switches."),
+]
 
 
-class ChatRequest(GenerationRequest, ToolRequest):
+class ChatRequest(ChoicesRequest, ToolRequest):
     """POST /v1/chat/completions."""
 
     endpoint: ClassVar[Endpoint] = "chat"
@@ -57,10 +55,7 @@ class ChatRequest(GenerationRequest, ToolRequest):
             description="For the chat template; `none` also sets its `enable_thinking` to false."
         ),
     ] = None
-    chat_template_kwargs: Annotated[
-        dict[str, Scalar],
-        Field(max_length=MAX_KWARGS, description="For the chat template's own switches."),
-    ] = Field(default={})
+    chat_template_kwargs: TemplateKwargs = Field(default={})
     add_generation_prompt: Annotated[
         bool | None, Field(description="Whether a new message is begun; by default it is.")
     ] = None
@@ -113,19 +108,19 @@ class ChatRequest(GenerationRequest, ToolRequest):
         """What the answer goes on with."""
         return self.messages[-1].text if self.continue_final_message else None
 
-    def template_kwargs(self, template_source: str) -> dict[str, Scalar]:
-        """Raises InvalidRequestError for an effort that the template can't ask the model for."""
+    def conversation(self, tokenizer: Tokenizer) -> Conversation:
+        """Raises InvalidRequestError for what this model can't be asked."""
         effort, kwargs = self.reasoning_effort, self.chat_template_kwargs
-        if effort is None:
-            return kwargs
-        can_stop = "enable_thinking" in template_source or not detect_reasoning(template_source)
-        if "reasoning_effort" not in template_source and not (effort == "none" and can_stop):
-            message = f"this model's chat template can't ask for effort {effort!r}: leave it out"
-            param = "reasoning_effort"
-            raise InvalidRequestError(message, param=param, code="unsupported_parameter")
-        if effort == "none":
-            kwargs = {"enable_thinking": False, **kwargs}
-        return {"reasoning_effort": effort, **kwargs}
+        return Conversation(
+            param="messages",
+            messages=self.messages,
+            tools=self.tool_use,
+            output=self.grammar,
+            output_param=self.grammar_param,
+            template_kwargs=with_effort(effort, kwargs, tokenizer, param="reasoning_effort"),
+            begins_message=self.begins_message,
+            continued=self.continued_text,
+        )
 
 
 def chat_router(context: Context) -> APIRouter:
@@ -135,30 +130,8 @@ def chat_router(context: Context) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation."""
         asked = validated(ChatRequest, await read_json(request, context.settings))
-        greeting, tokenizer = context.greeting(asked.model), context.client.tokenizer
-        tools = asked.tool_use
-        prompt = await _encode(asked, tools, tokenizer, greeting.max_model_len)
-        dialect = Dialect.of(tokenizer, context.settings.tool_format)
-        plan = dialect.plan(prompt, asked.continued_text, tools, asked.grammar, asked.grammar_param)
-        return GeneratedAnswer(context, submission(context, request, asked, [prompt], plan))
+        context.greeting(asked.model)  # before anything that needs its tokenizer
+        conversation = asked.conversation(context.client.tokenizer)
+        return await answer_to(conversation, asked, request, context)
 
     return router
-
-
-async def _encode(
-    asked: ChatRequest, tools: ToolUse, tokenizer: Tokenizer, max_tokens: int
-) -> list[int]:
-    """In a thread when it would hold up other streams; raises ContextLengthError before that when
-    the text can't fit."""
-    num_characters = sum(message.num_characters for message in asked.messages)
-    tokenizer.check_can_fit(num_characters, max_tokens, param="messages")
-    encode = partial(
-        tokenizer.encode_chat,
-        [message.for_template() for message in asked.messages],
-        tools=tools.shown,
-        template_kwargs=asked.template_kwargs(tokenizer.chat_template.source),
-        add_generation_prompt=asked.begins_message,
-        continue_final_message=asked.continue_final_message,
-    )
-    is_long = num_characters + tools.num_characters > THREAD_CHARACTERS
-    return await asyncio.to_thread(encode) if is_long else encode()

@@ -14,11 +14,12 @@ from starlette.responses import Response
 from ...shared.errors import InvalidRequestError
 from .answer import GeneratedAnswer
 from .body import read_json, validated
+from .choices_request import ChoicesRequest
 from .context import Context
-from .generation_request import U31, GenerationRequest
 from .opening import submission
 from .prompts import Prompts, encoded
 from .reply_plan import ReplyPlan
+from .request_body import U31
 from .response_id import Endpoint
 from .schema import documented
 
@@ -26,7 +27,7 @@ MAX_BEST_OF = 20
 DEFAULT_MAX_TOKENS = 16
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(ChoicesRequest):
     """POST /v1/completions."""
 
     endpoint: ClassVar[Endpoint] = "completions"

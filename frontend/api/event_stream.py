@@ -22,7 +22,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"[DONE]"
 
 
-class _Cursor:
+class Cursor:
     """One choice: what came of it, and what of that the reader has."""
 
     def __init__(self, held: ChoicePosition | None) -> None:
@@ -50,15 +50,20 @@ class _Cursor:
         """That the reader has of those to come."""
         return max(0, self.held.num_characters - self.num_characters) if self.held else 0
 
-    def take(self, delta: Delta) -> None:
+    def take(self, num_tokens: int, num_characters: int, *, is_last: bool) -> None:
         """Raises InvalidRequestError when what the reader says to have can't be."""
         held = self.held or ChoicePosition()
-        has_more_text = len(delta.text) > self.num_ahead_characters
-        self.num_tokens += len(delta.token_ids)
-        self.num_characters += len(delta.text)
+        has_more_text = num_characters > self.num_ahead_characters
+        self.num_tokens += num_tokens
+        self.num_characters += num_characters
         is_longer = has_more_text or self.num_tokens > held.num_tokens
-        if (self.is_behind and (has_more_text or delta.finish)) or (self.has_end and is_longer):
+        if (self.is_behind and (has_more_text or is_last)) or (self.has_end and is_longer):
             raise never_was()
+
+    def advance(self, *, is_finished: bool) -> str:
+        """The reader gets all that came, the end too if it is finished: how to write that."""
+        self.held = ChoicePosition(self.num_tokens, self.num_characters, is_finished=is_finished)
+        return str(self.held)
 
     def skip(self) -> None:
         """As if all had come that the reader has."""
@@ -84,9 +89,11 @@ class EventStream:
         does `write`, when what comes shows that `after` never was a place in this one."""
         after = after or Position.start(form.num_choices)
         after.check_fits(form.num_choices)
+        if after.num_events:
+            raise never_was()
         self._form = form
         self._head = form.head(response_id) | {"object": SHAPES[form.endpoint].chunk_object}
-        self._cursors = [_Cursor(held) for held in after.choices]
+        self._cursors = [Cursor(held) for held in after.choices]
         self._narrators = narrators
         self._marks = ["-" if held is None else str(held) for held in after.choices]
         self._has_usage = after.has_usage
@@ -141,18 +148,14 @@ class EventStream:
         for choice in of_prompt if cursor.held is None else ():
             yield self._chunk(index, choice)
         num_tokens, num_characters = cursor.num_ahead_tokens, cursor.num_ahead_characters
-        cursor.take(delta)
+        cursor.take(len(delta.token_ids), len(delta.text), is_last=delta.finish is not None)
         for choice in narrator.tell(delta, num_tokens, num_characters):
             if not cursor.has_end:
                 yield self._chunk(index, choice)
 
     def _chunk(self, index: int, choice: Json, beside: Json | None = None) -> bytes:
-        cursor = self._cursors[index]
         is_finished = choice["finish_reason"] is not None
-        cursor.held = ChoicePosition(
-            cursor.num_tokens, cursor.num_characters, is_finished=is_finished
-        )
-        self._marks[index] = str(cursor.held)
+        self._marks[index] = self._cursors[index].advance(is_finished=is_finished)
         return self._data([choice], None, beside)
 
     def _finish_one(self) -> bytes:

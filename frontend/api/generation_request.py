@@ -1,31 +1,28 @@
-"""What both generating routes take in, and how it becomes sampling parameters."""
+"""What all generating routes take in, and how it becomes sampling parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from msgspec.structs import replace
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ...shared.errors import ContextLengthError, InvalidRequestError
 from ...shared.messages import Greeting
 from ...shared.sampling_params import (
-    MAX_LOGPROBS,
     MAX_SEED,
     SamplingParams,
     checked_sampling_params,
 )
 from ...shared.tokenizer import Tokenizer
-from .answer_form import MAX_CHOICES
-from .output_format import ConstrainedRequest
-from .parameters import HARMLESS, HAS_NO_EFFECT, NEUTRAL, Neutral, without_neutral
+from .answer_form import MAX_CHOICES, Json
+from .parameters import HARMLESS, NEUTRAL, Neutral
 from .reply_plan import ReplyPlan
+from .request_body import U31, WorkerRequestBody
 from .response_id import Endpoint
 
-MAX_N = 8
-U31 = 2**31 - 1
 # Made from other fields or with a second look; the rest passes under its own name.
 COMPUTED = frozenset(
     {"max_tokens", "seed", "top_k", "logit_bias", "bad_words", "grammar", "skip_special_tokens"}
@@ -46,37 +43,14 @@ class Choice:
     params: SamplingParams
 
 
-class StreamOptions(BaseModel):
-    """Extras of a stream."""
+class GenerationRequest(WorkerRequestBody):
+    """What all generating routes understand. What only some do they say in its properties."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    include_usage: Annotated[bool | None, Field(description="In a last chunk without choices.")] = (
-        None
-    )
-    include_obfuscation: Annotated[
-        bool | None, Field(description=HAS_NO_EFFECT)  # padding against traffic analysis
-    ] = None
-
-
-class GenerationRequest(ConstrainedRequest):
-    """What both generating routes understand."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    known: ClassVar[frozenset[str]]
     neutral: ClassVar[Neutral] = NEUTRAL
     harmless: ClassVar[frozenset[str]] = HARMLESS
     endpoint: ClassVar[Endpoint]
 
-    model: Annotated[
-        str | None, Field(description="As /v1/models names it; without it, the one there is.")
-    ] = None
     stream: Annotated[bool, Field(description="Tell it as events while it comes.")] = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_N, description="Answers for each prompt.")] = 1
-    max_tokens: Annotated[TokenCount | None, Field(description="Without it, as many as fit.")] = (
-        None
-    )
     temperature: Annotated[float, Field(ge=0, le=2, description="0 takes the likeliest token.")] = (
         1.0
     )
@@ -131,29 +105,6 @@ class GenerationRequest(ConstrainedRequest):
     include_stop_str_in_output: Annotated[
         bool, Field(description="Tell the stop string as well.")
     ] = False
-    prompt_logprobs: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            le=MAX_LOGPROBS,
-            description="Tell the prompt's log probabilities, and so many of the likeliest.",
-        ),
-    ] = None
-    return_token_ids: Annotated[bool, Field(description="Tell the ids of prompt and answer.")] = (
-        False
-    )
-    priority: Annotated[int, Field(ge=-100, le=100, description="Lower ones go first.")] = 0
-    deadline_ms: Annotated[
-        int | None, Field(ge=1, le=U31, description="To finish in, else the answer is an error.")
-    ] = None
-    cache_salt: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=256,
-            description="Cached prompt prefixes are shared only with your requests of equal salt.",
-        ),
-    ] = None
     resumable: Annotated[
         bool,
         Field(
@@ -162,26 +113,11 @@ class GenerationRequest(ConstrainedRequest):
         ),
     ] = False
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        cls.known = frozenset(cls.model_fields)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return without_neutral(values, cls.known, cls.neutral, cls.harmless)
-
     @model_validator(mode="after")
     def _is_stream_where_needed(self) -> Self:
-        if self.stream_options and not self.stream:
-            message = "stream_options is for streams: set stream to true"
-            raise InvalidRequestError(message, param="stream_options")
         if self.resumable and not self.stream:
             message = "resumable is for streams: set stream to true, or send an Idempotency-Key"
             raise InvalidRequestError(message, param="resumable")
-        if self.prompt_logprobs is not None and self.stream:
-            message = "prompt_logprobs are not for streams: set stream to false"
-            raise InvalidRequestError(message, param="prompt_logprobs")
         return self
 
     def check_agrees(self, param: str) -> None:
@@ -193,17 +129,36 @@ class GenerationRequest(ConstrainedRequest):
                 raise InvalidRequestError(message, param=name)
 
     @property
+    def output_limit(self) -> int | None:
+        """Tokens, if the caller says how many."""
+        return None
+
+    @property
     def has_usage(self) -> bool:
         """Whether the usage was asked for in a stream."""
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return False
+
+    @property
+    def num_told(self) -> int:
+        """Answers to each prompt."""
+        return 1
 
     @property
     def num_candidates(self) -> int:
         """Generations for each prompt."""
-        return self.n
+        return self.num_told
 
     @property
     def echoes(self) -> bool:
+        return False
+
+    @property
+    def repeated(self) -> Json:
+        """What the answer repeats of the request."""
+        return {}
+
+    @property
+    def returns_token_ids(self) -> bool:
         return False
 
     @property
@@ -217,9 +172,13 @@ class GenerationRequest(ConstrainedRequest):
         return self.num_told_logprobs
 
     @property
+    def num_told_prompt_logprobs(self) -> int:
+        return -1
+
+    @property
     def num_prompt_logprobs(self) -> int:
         """As many are needed."""
-        return -1 if self.prompt_logprobs is None else self.prompt_logprobs
+        return self.num_told_prompt_logprobs
 
     @property
     def default_max_tokens(self) -> int:
@@ -256,7 +215,7 @@ class GenerationRequest(ConstrainedRequest):
         """Tokens to generate; what the caller asks for must fit, a default is cut to fit."""
         if not prompt:
             raise InvalidRequestError("the prompt has no tokens", param=self.prompt_field)
-        asked = self.max_tokens
+        asked = self.output_limit
         room = max_model_len - len(prompt)
         if room < (1 if asked is None else asked):
             wanted = f" and {asked} were asked for" if asked else ""

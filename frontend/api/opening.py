@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, replace
 
@@ -13,7 +12,7 @@ from ...shared.errors import InvalidRequestError, RequestIdConflictError, Stream
 from ..client import AsyncClient
 from ..request_options import RequestOptions
 from ..token_stream import TokenStream
-from .answer_form import AnswerForm, now, system_fingerprint
+from .answer_form import AnswerForm, Json, now, system_fingerprint, what_fits
 from .context import Context
 from .generation_request import Choice, GenerationRequest
 from .idempotency import HEADER, body_digest, key_reused
@@ -31,6 +30,7 @@ class OpenedAnswer:
     streams: dict[int, TokenStream]
     is_resumable: bool  # the worker keeps them when we go
     prompts: dict[int, list[int]]  # of the choices, if the answer tells of them
+    repeated: Json  # of the request, in the answer
     is_watched: bool = False  # by a reader who must not stop them
     is_new: bool = True  # timed from the start
 
@@ -44,6 +44,7 @@ class Submission:
     choices: list[Choice]
     options: RequestOptions
     is_stream: bool
+    repeated: Json  # of the request, in the answer
 
     def open(self, client: AsyncClient) -> OpenedAnswer:
         """Raises what `AsyncClient.generate` raises, then nothing of it runs; HttpError when the
@@ -64,7 +65,9 @@ class Submission:
             raise
         prompts = {choice.index: choice.prompt_token_ids for choice in self.choices}
         is_resumable = self.options.is_resumable
-        return OpenedAnswer(self.response_id, self.form, streams, is_resumable, prompts)
+        return OpenedAnswer(
+            self.response_id, self.form, streams, is_resumable, prompts, self.repeated
+        )
 
 
 def submission(
@@ -82,9 +85,9 @@ def submission(
     response_id = (
         ResponseId.draw(asked.endpoint)
         if key is None
-        else context.idempotency.response_id(asked, tenant, key)
+        else context.idempotency.response_id(asked.endpoint, tenant, key)
     )
-    salt = _cache_salt(context, tenant, asked.cache_salt)
+    options = asked.options(context, tenant)
     choices = asked.choices(prompts, greeting, context.client.tokenizer, plan, response_id.seed)
     form = AnswerForm(
         endpoint=asked.endpoint,
@@ -93,39 +96,30 @@ def submission(
         system_fingerprint=system_fingerprint(greeting),
         num_choices=len(choices),
         n=asked.num_candidates,
-        num_best=asked.n if asked.n < asked.num_candidates else 0,
+        num_best=asked.num_told if asked.num_told < asked.num_candidates else 0,
         num_prompt_tokens=sum(map(len, prompts)),
         has_usage=asked.has_usage,
-        tells_cached=not context.has_tenants or bool(salt),
+        tells_cached=not context.has_tenants or bool(options.cache_salt),
         survives_hangup=asked.resumable or has_key,
-        body_digest=body_digest(asked) if has_key else "",
+        body_digest=body_digest(asked.endpoint, asked) if has_key else "",
         echo=asked.echoes,
         num_logprobs=asked.num_told_logprobs,
-        num_prompt_logprobs=-1 if asked.prompt_logprobs is None else asked.prompt_logprobs,
-        returns_token_ids=asked.return_token_ids,
+        num_prompt_logprobs=asked.num_told_prompt_logprobs,
+        returns_token_ids=asked.returns_token_ids,
         skips_special_tokens=choices[0].params.skip_special_tokens,
         tool_format=plan.tool_format.name if plan.tool_format else "",
         tool_names=plan.tool_names,
         reasoning_format=plan.reasoning_format.name if plan.reasoning_format else "",
         is_reasoning=plan.is_reasoning,
         grammar_param=plan.grammar_param,
+        repeated=what_fits(asked.repeated),
     )
-    ttl_s = context.settings.request_timeout_s
-    options = RequestOptions(
+    options = replace(
+        options,
         context=form.encode(),
         is_resumable=asked.stream or form.survives_hangup,
-        cache_salt=salt,
-        ttl_s=min(ttl_s, asked.deadline_ms / 1000) if asked.deadline_ms else ttl_s,
-        priority=asked.priority,
     )
-    return Submission(response_id, form, choices, options, asked.stream)
-
-
-def _cache_salt(context: Context, tenant: str, given: str | None) -> bytes:
-    """Prefixes are shared by those with equal salts only; a tenant's are no other's."""
-    if given is None and not context.settings.isolate_prefix_cache:
-        return b""
-    return hashlib.sha256(f"{tenant}\0{given or ''}".encode()).digest()
+    return Submission(response_id, form, choices, options, asked.stream, asked.repeated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +149,7 @@ class Attachment:
             streams,
             is_resumable=True,
             prompts=prompts,
+            repeated=form.repeated,
             is_watched=not self.takes_over,
             is_new=False,
         )

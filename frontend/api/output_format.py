@@ -96,7 +96,8 @@ class ConstrainedRequest(BaseModel):
         if not param:
             return None
         if param == "response_format":
-            return _grammar(param, "json_schema", self._response_schema)
+            named = self.response_format.json_schema if self.response_format else None
+            return schema_grammar(param, named.source if named else None)
         if param != "structured_outputs":
             return _made(param, param.removeprefix("guided_"), getattr(self, param))
         asked = self.structured_outputs
@@ -111,11 +112,11 @@ class ConstrainedRequest(BaseModel):
         ((name, value),) = given.items()
         return _made(param, name, value)
 
-    @property
-    def _response_schema(self) -> str:
-        named = self.response_format.json_schema if self.response_format else None
-        schema = named.source if named else None
-        return ANY_OBJECT if schema is None else orjson.dumps(schema).decode()
+
+def schema_grammar(param: str, schema: dict[str, Any] | None) -> Grammar:
+    """JSON that adheres to the schema, or any object."""
+    source = ANY_OBJECT if schema is None else orjson.dumps(schema).decode()
+    return _grammar(param, "json_schema", source)
 
 
 def _made(param: str, name: str, value: Any) -> Grammar:

@@ -2,7 +2,8 @@
 
 Written `12:57.,3:10` for two choices: of the first, 12 tokens with 57 characters and its end; of
 the second, three tokens. `-` is a choice of which nothing was sent, a final `!` says that the
-usage was. To callers it is opaque.
+usage was. Where events are numbered, `@9` says how many there were, and the position of the one
+choice counts what `ResponseStream` does. To callers it is opaque.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from ...shared.errors import InvalidRequestError
 from .answer_form import MAX_CHOICES
 
+HEADER = "Last-Event-ID"
 CHOICE = r"(?:-|[0-9]{1,9}:[0-9]{1,9}\.?)"
-WRITTEN = re.compile(rf"({CHOICE}(?:,{CHOICE}){{0,{MAX_CHOICES - 1}}})(!?)")
+WRITTEN = re.compile(rf"({CHOICE}(?:,{CHOICE}){{0,{MAX_CHOICES - 1}}})(!?)(?:@([0-9]{{1,9}}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Position:
 
     choices: tuple[ChoicePosition | None, ...]
     has_usage: bool = False
+    num_events: int = 0  # where they are numbered
 
     @classmethod
     def start(cls, num_choices: int) -> Position:
@@ -53,10 +56,12 @@ class Position:
         match = WRITTEN.fullmatch(text)
         if match is None:
             raise _bad("is no id of an event")
-        return cls(tuple(map(ChoicePosition.parse, match[1].split(","))), bool(match[2]))
+        choices = tuple(map(ChoicePosition.parse, match[1].split(",")))
+        return cls(choices, bool(match[2]), int(match[3] or 0))
 
     def __str__(self) -> str:
-        return written(["-" if one is None else str(one) for one in self.choices], self.has_usage)
+        marks = ["-" if one is None else str(one) for one in self.choices]
+        return written(marks, self.has_usage, self.num_events)
 
     def check_fits(self, num_choices: int, max_tokens: int | None = None) -> None:
         """Raises InvalidRequestError when the stream has more or fewer choices, or could never
@@ -73,8 +78,9 @@ class Position:
         return one is not None and one.is_finished
 
 
-def written(choices: list[str], has_usage: bool) -> str:
-    return ",".join(choices) + ("!" if has_usage else "")
+def written(choices: list[str], has_usage: bool, num_events: int = 0) -> str:
+    number = f"@{num_events}" if num_events else ""
+    return ",".join(choices) + ("!" if has_usage else "") + number
 
 
 def never_was() -> InvalidRequestError:
@@ -83,7 +89,7 @@ def never_was() -> InvalidRequestError:
 
 def _bad(reason: str) -> InvalidRequestError:
     message = (
-        f"Last-Event-ID {reason} of this stream: send the id of the last event that you have, or "
+        f"{HEADER} {reason} of this stream: send the id of the last event that you have, or "
         "none to begin at the start"
     )
-    return InvalidRequestError(message, param="Last-Event-ID")
+    return InvalidRequestError(message, param=HEADER)

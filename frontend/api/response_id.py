@@ -11,9 +11,10 @@ from typing import Literal
 from ...shared.errors import StreamNotFoundError
 from ...shared.sampling_params import MAX_SEED
 
-Endpoint = Literal["completions", "chat"]
-PREFIXES: dict[Endpoint, str] = {"completions": "cmpl-", "chat": "chatcmpl-"}
-SHAPE = re.compile(r"(cmpl|chatcmpl)-([0-9a-f]{32})")
+Endpoint = Literal["completions", "chat", "responses"]
+PREFIXES: dict[Endpoint, str] = {"completions": "cmpl-", "chat": "chatcmpl-", "responses": "resp_"}
+ENDPOINTS: dict[str, Endpoint] = {prefix: endpoint for endpoint, prefix in PREFIXES.items()}
+SHAPE = re.compile(rf"({'|'.join(ENDPOINTS)})([0-9a-f]{{32}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class ResponseId:
         match = SHAPE.fullmatch(text)
         if match is None:
             raise StreamNotFoundError("this is no id of an answer: they look like chatcmpl-1a2b…")
-        return cls("chat" if match[1] == "chatcmpl" else "completions", bytes.fromhex(match[2]))
+        return cls(ENDPOINTS[match[1]], bytes.fromhex(match[2]))
 
     def __str__(self) -> str:
         return PREFIXES[self.endpoint] + self.base.hex()

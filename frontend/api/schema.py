@@ -26,6 +26,7 @@ from .answer_schemas import (
 )
 from .gate import OPEN_PATHS
 from .parameters import HAS_NO_EFFECT, Neutral
+from .responses_schema import RESPONSE_EVENTS, ResponseBody
 
 REFERENCE = "#/components/schemas/{model}"
 NULL = {"type": "null"}
@@ -44,17 +45,38 @@ def as_json(schema: type[BaseModel]) -> Json:
 
 def as_events(*chunks: type[BaseModel]) -> Json:
     """The schema is that of one event: a chunk, or an error instead of all that would follow."""
-    payload = {"anyOf": [*map(reference, chunks), reference(ErrorBody)]}
-    chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": payload}
-    properties = {"id": {"type": "string"}, "data": {"anyOf": [{"const": "[DONE]"}, chunk]}}
-    event = {"type": "object", "required": ["id", "data"], "properties": properties}
+    return _events({"const": "[DONE]"}, _text_of(*chunks, ErrorBody))
+
+
+def as_named_events(*events: type[BaseModel]) -> Json:
+    """With their types for names, and no [DONE]."""
+    return _events(_text_of(*events), event={"type": "string"})
+
+
+def _text_of(*payloads: type[BaseModel]) -> Json:
+    schema = {"anyOf": [*map(reference, payloads)]}
+    return {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+
+
+def _events(*kinds: Json, **more: Json) -> Json:
+    properties = {"id": {"type": "string"}, "data": {"anyOf": [*kinds]}, **more}
+    event = {"type": "object", "required": ["id", "data", *more], "properties": properties}
     return {"text/event-stream": {"schema": event}}
+
+
+def either(*contents: Json) -> Json:
+    """Of one kind of content."""
+    ((kind, _), *_) = contents[0].items()
+    return {kind: {"schema": {"anyOf": [content[kind]["schema"] for content in contents]}}}
 
 
 ANSWERS: dict[str, Json] = {
     "/v1/completions": as_json(Completion) | as_events(CompletionChunk),
     "/v1/chat/completions": as_json(ChatCompletion) | as_events(ChatCompletionChunk),
-    "/v1/streams/{response_id}": as_events(CompletionChunk, ChatCompletionChunk),
+    "/v1/responses": as_json(ResponseBody) | as_named_events(*RESPONSE_EVENTS),
+    "/v1/streams/{response_id}": either(
+        as_events(CompletionChunk, ChatCompletionChunk), as_named_events(*RESPONSE_EVENTS)
+    ),
     "/v1/models": as_json(ModelList),
     "/v1/models/{model_id}": as_json(Model),
     "/v1/embeddings": as_json(EmbeddingList),
@@ -67,7 +89,7 @@ ANSWERS: dict[str, Json] = {
 }
 ANSWER_SCHEMAS: tuple[type[BaseModel], ...] = (
     Completion, CompletionChunk, ChatCompletion, ChatCompletionChunk, EmbeddingList, Tokens, Text,
-    Model, ModelList, Health, Version,
+    Model, ModelList, Health, Version, ResponseBody, *RESPONSE_EVENTS,
 )  # fmt: skip
 
 
@@ -126,6 +148,7 @@ class DocumentedApp(FastAPI):
     """A FastAPI app that also documents the bodies and answers that it does not handle itself."""
 
     body_schemas: tuple[type[BaseModel], ...] = ()
+    part_schemas: tuple[type[BaseModel], ...] = ()  # of bodies, that have neutral values, too
 
     def openapi(self) -> Json:
         if not self.openapi_schema:
@@ -149,6 +172,9 @@ class DocumentedApp(FastAPI):
         for body in self.body_schemas:
             neutral, harmless = getattr(body, "neutral", {}), getattr(body, "harmless", ())
             _tell_neutral(schemas[body.__name__], neutral, harmless)
+        for part in self.part_schemas:
+            neutral, harmless = getattr(part, "neutral", {}), getattr(part, "harmless", ())
+            _tell_neutral(schemas[part.__name__], neutral, harmless)
         return schemas
 
 

@@ -11,11 +11,10 @@ from ...shared.errors import InvalidRequestError
 from .answer import ContinuedAnswer
 from .context import Context
 from .opening import Attachment
-from .position import Position
+from .position import HEADER, Position
 from .response_id import ResponseId
 from .schema import ERRORS, parameter
 
-HEADER = "Last-Event-ID"
 IN_QUERY = "last_event_id"
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -42,7 +41,7 @@ def streams_router(context: Context) -> APIRouter:
 
     @router.get("/v1/streams/{response_id}", **DOCUMENTATION)
     async def continue_stream(request: Request, response_id: str) -> Response:
-        """Continue a completion's or a chat's stream by the `id` of its answer.
+        """Continue a completion's, a chat's or a response's stream by the `id` of its answer.
 
         It can be read while it runs, and for a while after that or after its reader has gone. Who
         continues it takes it over: the former reader's stream ends with the error `taken_over`.

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from ..results import Delta
 from .answer_form import AnswerForm, Json
-from .narrator import Narrator
+from .narrator import Listener
 
 
 class Usage:
     """Counts tokens: a prompt once however many choices it has, all that was generated."""
 
-    def __init__(self, form: AnswerForm, narrators: Sequence[Narrator]) -> None:
+    def __init__(self, form: AnswerForm, listeners: Sequence[Listener]) -> None:
         self._form = form
-        self._narrators = narrators
+        self._listeners = listeners
         self._num_output_tokens = 0
         self._num_cached_tokens = 0
         self._has_untold = False
@@ -25,9 +25,13 @@ class Usage:
             self._num_cached_tokens += delta.finish.num_cached_tokens
 
     def add_untold(self, num_tokens: int) -> None:
-        """Those of a choice that the narrators weren't told of."""
+        """Those of a choice that nobody listened to."""
         self._num_output_tokens += num_tokens
         self._has_untold = True
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return sum(one.num_reasoning_tokens for one in self._listeners)
 
     def as_json(self) -> Json:
         """Of a complete answer."""
@@ -40,6 +44,18 @@ class Usage:
         if self._form.tells_cached:
             usage["prompt_tokens_details"] = {"cached_tokens": self._num_cached_tokens}
         if self._form.reasoning_format and not self._has_untold:
-            num_reasoning = sum(one.num_reasoning_tokens for one in self._narrators)
+            num_reasoning = self.num_reasoning_tokens
             usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
         return usage
+
+    def of_response(self) -> Json:
+        """Of a complete response, where every number has to be there."""
+        num_cached = self._num_cached_tokens if self._form.tells_cached else 0
+        num_input_tokens = self._form.num_prompt_tokens
+        return {
+            "input_tokens": num_input_tokens,
+            "input_tokens_details": {"cached_tokens": num_cached, "cache_write_tokens": 0},
+            "output_tokens": self._num_output_tokens,
+            "output_tokens_details": {"reasoning_tokens": self.num_reasoning_tokens},
+            "total_tokens": num_input_tokens + self._num_output_tokens,
+        }

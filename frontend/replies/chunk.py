@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .call_ids import CallIds
@@ -15,6 +16,7 @@ class CallDelta:
     index: int
     name: str | None
     arguments: str  # all fragments of a complete call together are a JSON object
+    after: int = 0  # characters of the chunk's content
 
     def as_json(self, ids: CallIds) -> dict[str, Any]:
         if self.name is None:
@@ -44,13 +46,25 @@ class Chunk:
         calls = {call.index: call for call in self.calls}
         for call in later.calls:
             if (begun := calls.get(call.index)) is not None:
-                call = CallDelta(call.index, begun.name, begun.arguments + call.arguments)
-            calls[call.index] = call
+                calls[call.index] = replace(begun, arguments=begun.arguments + call.arguments)
+            else:
+                calls[call.index] = replace(call, after=len(self.content) + call.after)
         return Chunk(
             self.reasoning + later.reasoning,
             self.content + later.content,
             list(calls.values()),
         )
+
+    def in_order(self) -> Iterator[str | CallDelta]:
+        """The content, in pieces, and the calls; reasoning comes before either."""
+        start = 0
+        for call in self.calls:
+            if call.after > start:
+                yield self.content[start : call.after]
+                start = call.after
+            yield call
+        if start < len(self.content):
+            yield self.content[start:]
 
     def as_delta(self, ids: CallIds) -> dict[str, Any]:
         """The `delta` of a streamed choice, with what there is."""

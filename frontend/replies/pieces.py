@@ -18,22 +18,25 @@ class Pieces:
 
     def say(self, text: str) -> None:
         self._keep(text, self._content)
+        self._num_said += len(text)
 
     def begin_call(self, name: str) -> None:
         self._names[self._num_calls] = name
-        self._arguments[self._num_calls] = []
         self._num_calls += 1
+        self.pass_on("")
 
     def pass_on(self, arguments: str) -> None:
         """Some more of the newest call's."""
-        self._keep(arguments, self._arguments.setdefault(self._num_calls - 1, []))
+        newest = self._num_calls - 1
+        self._keep(arguments, self._arguments.setdefault(newest, []))
+        self._after.setdefault(newest, self._num_said)
 
     def complete_call(self) -> None:
         self.num_complete_calls += 1
 
     def take(self) -> Chunk:
         calls = [
-            CallDelta(index, self._names.get(index), "".join(arguments))
+            CallDelta(index, self._names.get(index), "".join(arguments), self._after[index])
             for index, arguments in self._arguments.items()
         ]
         chunk = Chunk("".join(self._reasoning), "".join(self._content), calls)
@@ -49,3 +52,5 @@ class Pieces:
         self._content: list[str] = []
         self._names: dict[int, str] = {}  # of the calls that begin
         self._arguments: dict[int, list[str]] = {}
+        self._after: dict[int, int] = {}
+        self._num_said = 0

@@ -15,6 +15,7 @@ from chairlift.frontend.api.response_id import ResponseId
 from tests.api_contract.contract import Contract, Json, Parameter, Path, Spot
 
 CHAT, STREAMS = "/v1/chat/completions", "/v1/streams/{response_id}"
+RESPONSES = "/v1/responses"
 HELLO = [{"role": "user", "content": "a"}]
 WORDS = ("b", "c")
 B, C = ({"type": "function", "function": {"name": word}} for word in WORDS)

@@ -13,6 +13,7 @@ from typing import Any
 class Event:
     id: str
     data: str
+    name: str = ""
 
     @property
     def json(self) -> Any:
@@ -30,9 +31,9 @@ def events_of(text: str | bytes) -> list[Event]:
     blocks = [block for block in text.split("\n\n")[:-1] if not block.startswith(":")]
     events = []
     for block in blocks:
-        id_line, data_line = block.split("\n")
-        assert id_line.startswith("id: ") and data_line.startswith("data: ")
-        events.append(Event(id_line[4:], data_line[6:]))
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        assert fields.keys() <= {"id", "event", "data"}
+        events.append(Event(fields["id"], fields["data"], fields.get("event", "")))
     return events
 
 

@@ -31,6 +31,14 @@ TEMPLATE = (
     "{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# One that shows all that it is given, of a model that thinks and calls tools.
+TALKATIVE = (
+    "{% if tools %}{{ tools | tojson }}<tool_call></tool_call>{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message | tojson }}<|im_end|>{% endfor %}"
+    "{{ reasoning_effort }}{{ enable_thinking }}{{ switch }}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{# <think></think> #}"
+)
 MAX_MODEL_LEN = 1000
 DEFAULT_OPTIONS = RequestOptions()
 TAKEN_OVER = Finish("abort", code="taken_over", message="another reader took over")

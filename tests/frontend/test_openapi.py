@@ -34,10 +34,13 @@ EMBEDDINGS, TOKENIZE, DETOKENIZE = "/v1/embeddings", "/tokenize", "/detokenize"
 MODEL = "/v1/models/{model_id}"
 JSON = "application/json"
 HELLO = [{"role": "user", "content": "hello"}]
-GENERATING = (COMPLETIONS, CHAT)
+RESPONSES = "/v1/responses"
+GENERATING = (COMPLETIONS, CHAT, RESPONSES)
+CHOOSING = (COMPLETIONS, CHAT)
 VALID: dict[str, Json] = {
     COMPLETIONS: {"prompt": "abc"},
     CHAT: {"messages": HELLO},
+    RESPONSES: {"input": "abc"},
     EMBEDDINGS: {"input": "abc"},
     TOKENIZE: {"prompt": "abc"},
     DETOKENIZE: {"tokens": [65]},
@@ -149,8 +152,19 @@ EXTRAS: list[Json] = [
 ]
 
 
+LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+RESPONSE_EXTRAS: list[Json] = [
+    {},
+    LOGPROBS,
+    {"stream": True, "max_output_tokens": 2},
+    {"stream": True, **LOGPROBS},
+    {"stream": True, "seed": FAILING_SEED},
+    {"instructions": "be kind", "metadata": {"a": "b"}, "previous_response_id": None, "n": 1},
+]
+
+
 @pytest.mark.parametrize("extra", EXTRAS, ids=str)
-@pytest.mark.parametrize("path", GENERATING)
+@pytest.mark.parametrize("path", CHOOSING)
 def test_answers(document: BaseSchema, path: str, extra: Json) -> None:
     """Answers and the events of streams, failed ones too, are as the document tells."""
     case = operation(document, path).Case(body={**VALID[path], **extra}, media_type=JSON)
@@ -194,13 +208,26 @@ def test_thoughts_and_calls(address: str, extra: Json) -> None:
         assert told in answer.text
 
 
-def test_a_stream_goes_on(document: BaseSchema) -> None:
+@pytest.mark.parametrize("extra", RESPONSE_EXTRAS, ids=str)
+def test_responses(document: BaseSchema, extra: Json) -> None:
+    """So are responses and their events, of which the first and the last tell the response."""
+    case = operation(document, RESPONSES).Case(body={"input": "abc", **extra}, media_type=JSON)
+    answer = case.call_and_validate(checks=[not_a_server_error, *CONFORMS])
+    assert answer.status_code == 200
+    if "stream" in extra:
+        first, *_, last = events_of(answer.content)
+        assert first.json["response"]["id"] == last.json["response"]["id"]
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_a_stream_goes_on(document: BaseSchema, path: str) -> None:
     """The rest of a stream has the events that the document tells of."""
-    body = {**VALID[CHAT], "stream": True, "resumable": True}
-    first = operation(document, CHAT).Case(body=body, media_type=JSON).call()
-    answer_id = events_of(first.content)[0].json["id"]
+    body = {**VALID[path], "stream": True, "resumable": True}
+    first = operation(document, path).Case(body=body, media_type=JSON).call()
+    opening, _, position, *_ = events_of(first.content)
+    told = opening.json.get("response", opening.json)
     rest = operation(document, STREAM).Case(
-        path_parameters={"response_id": answer_id}, headers={"Last-Event-ID": "1:2"}
+        path_parameters={"response_id": told["id"]}, headers={"Last-Event-ID": position.id}
     )
     answer = rest.call_and_validate(checks=[not_a_server_error, *CONFORMS])
     assert answer.status_code == 200 and len(events_of(answer.content)) > 1

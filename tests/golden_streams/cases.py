@@ -28,8 +28,8 @@ from tests.frontend.fake_client import TEMPLATE, FakeClient
 FOLDER = Path(__file__).parent
 PIECES = ("Up", "", " é🚡", "\n", "end")  # one for a token; the second is half a character
 VARIABLE = (
-    (re.compile(r"(cmpl|chatcmpl)-[0-9a-f]{32}"), r"\1-ID"),
-    (re.compile(r'"created":[0-9]+'), '"created":CREATED'),
+    (re.compile(r"(cmpl-|chatcmpl-|resp_|msg_)[0-9a-f]{32}"), r"\1ID"),
+    (re.compile(r'"(created|created_at)":[0-9]+'), r'"\1":CREATED'),
     (re.compile(r"fp_[0-9a-f]{10}"), "fp_FINGERPRINT"),
 )
 CALL_ID = re.compile(r"call_[0-9a-f]{24}")
@@ -112,6 +112,17 @@ ENDPOINTS: dict[str, tuple[str, Json, tuple[Case, ...]]] = {
             spoken("think and say", {"resumable": True}, continues_after=2),
         ),
     ),
+    "responses": (
+        "/v1/responses",
+        {"input": "abc"},
+        (
+            Case("the end of the answer"),
+            Case("the limit, amid a message", {"max_output_tokens": 2}),
+            Case("a failure after the beginning", {"seed": FAILING_SEED}),
+            Case("continued amid the message", {"resumable": True}, continues_after=5),
+            Case("continued after the message", {"resumable": True}, continues_after=8),
+        ),
+    ),
     "streams": (
         "/v1/chat/completions",
         {"messages": HELLO, "resumable": True, "stream_options": {"include_usage": True}},
@@ -154,10 +165,11 @@ def _answer(template: str, path: str, body: Json, continues_after: int | None) -
         answer = http.post(path, json=body).text
         if continues_after is None:
             return answer
-        events = re.findall(r'id: (\S+)\ndata: \{"id":"(\S+?)"', answer)
-        position = {"Last-Event-ID": events[continues_after - 1][0]} if continues_after else {}
+        ids = re.findall(r"id: (\S+)", answer)
+        answer_id = re.findall(r'"id":"(\S+?)"', answer)[0]
+        position = {"Last-Event-ID": ids[continues_after - 1]} if continues_after else {}
         told = "".join(f": {name}: {value}\n" for name, value in position.items())
-        return told + http.get(f"/v1/streams/{events[0][1]}", headers=position).text
+        return told + http.get(f"/v1/streams/{answer_id}", headers=position).text
 
 
 def utter(
