@@ -16,10 +16,10 @@ from .answer import GeneratedAnswer
 from .body import read_json, validated
 from .choices_request import ChoicesRequest
 from .context import Context
-from .generation_request import U31
 from .opening import submission
 from .prompts import Prompts, encoded
 from .reply_plan import ReplyPlan
+from .request_body import U31
 from .response_id import Endpoint
 from .schema import documented
 

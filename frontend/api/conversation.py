@@ -92,7 +92,7 @@ def with_effort(
     source = tokenizer.chat_template.source
     can_stop = "enable_thinking" in source or not detect_reasoning(source)
     if "reasoning_effort" not in source and not (effort == "none" and can_stop):
-        message = f"this model's chat template can't ask for effort {effort!r}: leave it out"
+        message = f"this model's chat template can't ask for effort {effort!r}: leave {param} out"
         raise InvalidRequestError(message, param=param, code="unsupported_parameter")
     if effort == "none":
         kwargs = {"enable_thinking": False, **kwargs}

@@ -23,11 +23,10 @@ from ..embedding import EMBEDDING_PARAMS, Embedding, last_of
 from ..token_stream import TokenStream
 from .body import read_json, validated
 from .context import Context, in_thread_if
-from .generation_request import U31
 from .metrics import Stopwatch
 from .parameters import Neutral
 from .prompts import Prompts, encoded
-from .request_body import WorkerRequestBody
+from .request_body import U31, WorkerRequestBody
 from .schema import documented
 from .sending import JSON_HEADERS, send_end, start
 

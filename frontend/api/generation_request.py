@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from msgspec.structs import replace
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ...shared.errors import ContextLengthError, InvalidRequestError
 from ...shared.messages import Greeting
@@ -18,11 +18,11 @@ from ...shared.sampling_params import (
 )
 from ...shared.tokenizer import Tokenizer
 from .answer_form import MAX_CHOICES, Json
-from .parameters import HARMLESS, NEUTRAL, Neutral, without_neutral
+from .parameters import HARMLESS, NEUTRAL, Neutral
 from .reply_plan import ReplyPlan
+from .request_body import U31, WorkerRequestBody
 from .response_id import Endpoint
 
-U31 = 2**31 - 1
 # Made from other fields or with a second look; the rest passes under its own name.
 COMPUTED = frozenset(
     {"max_tokens", "seed", "top_k", "logit_bias", "bad_words", "grammar", "skip_special_tokens"}
@@ -43,18 +43,13 @@ class Choice:
     params: SamplingParams
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(WorkerRequestBody):
     """What all generating routes understand. What only some do they say in its properties."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-    known: ClassVar[frozenset[str]]
     neutral: ClassVar[Neutral] = NEUTRAL
     harmless: ClassVar[frozenset[str]] = HARMLESS
     endpoint: ClassVar[Endpoint]
 
-    model: Annotated[
-        str | None, Field(description="As /v1/models names it; without it, the one there is.")
-    ] = None
     stream: Annotated[bool, Field(description="Tell it as events while it comes.")] = False
     temperature: Annotated[float, Field(ge=0, le=2, description="0 takes the likeliest token.")] = (
         1.0
@@ -110,18 +105,6 @@ class GenerationRequest(BaseModel):
     include_stop_str_in_output: Annotated[
         bool, Field(description="Tell the stop string as well.")
     ] = False
-    priority: Annotated[int, Field(ge=-100, le=100, description="Lower ones go first.")] = 0
-    deadline_ms: Annotated[
-        int | None, Field(ge=1, le=U31, description="To finish in, else the answer is an error.")
-    ] = None
-    cache_salt: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=256,
-            description="Cached prompt prefixes are shared only with your requests of equal salt.",
-        ),
-    ] = None
     resumable: Annotated[
         bool,
         Field(
@@ -129,15 +112,6 @@ class GenerationRequest(BaseModel):
             "at /v1/streams/{id}. Without it, hanging up cancels."
         ),
     ] = False
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        cls.known = frozenset(cls.model_fields)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return without_neutral(values, cls.known, cls.neutral, cls.harmless)
 
     @model_validator(mode="after")
     def _is_stream_where_needed(self) -> Self:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import orjson
 import structlog
+from pydantic import BaseModel
 
 from ...shared.addresses import Endpoints, make_private_directory
 from ...shared.errors import ChairliftError, InvalidRequestError
 from ...shared.settings import ServeSettings
 from .errors import NO_RETRY, HttpError
-from .generation_request import GenerationRequest
-from .response_id import ResponseId
+from .response_id import Endpoint, ResponseId
 
 HEADER = "Idempotency-Key"
 KEY = re.compile(r"[!-~]{1,255}")
@@ -49,14 +49,14 @@ class Idempotency:
             return cls(_read_secret(settings.idempotency_secret_file))
         return cls(None, Endpoints.parse(settings.address).directory)
 
-    def response_id(self, asked: GenerationRequest, tenant: str, key: str) -> ResponseId:
+    def response_id(self, endpoint: Endpoint, tenant: str, key: str) -> ResponseId:
         """Raises InvalidRequestError for a bad key, HttpError when there is no secret."""
         if not KEY.fullmatch(key):
             message = f"{HEADER} must have 1 to 255 visible ASCII characters, without spaces"
             raise InvalidRequestError(message, param=HEADER)
         named = f"{tenant}\0{key}".encode()
         base = hmac.digest(self._the_secret(), named, "sha256")[:16]
-        return ResponseId(asked.endpoint, base)
+        return ResponseId(endpoint, base)
 
     def _the_secret(self) -> bytes:
         if self._secret is None:
@@ -80,9 +80,9 @@ class Idempotency:
             raise HttpError(500, message, code="idempotency_unavailable") from None
 
 
-def body_digest(asked: GenerationRequest) -> str:
+def body_digest(endpoint: Endpoint, asked: BaseModel) -> str:
     """Of the request as it was understood, so spelling and spaces don't count."""
-    body = orjson.dumps([asked.endpoint, asked.model_dump()], option=orjson.OPT_SORT_KEYS)
+    body = orjson.dumps([endpoint, asked.model_dump()], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(body).hexdigest()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, replace
 
@@ -86,9 +85,9 @@ def submission(
     response_id = (
         ResponseId.draw(asked.endpoint)
         if key is None
-        else context.idempotency.response_id(asked, tenant, key)
+        else context.idempotency.response_id(asked.endpoint, tenant, key)
     )
-    salt = _cache_salt(context, tenant, asked.cache_salt)
+    options = asked.options(context, tenant)
     choices = asked.choices(prompts, greeting, context.client.tokenizer, plan, response_id.seed)
     form = AnswerForm(
         endpoint=asked.endpoint,
@@ -100,9 +99,9 @@ def submission(
         num_best=asked.num_told if asked.num_told < asked.num_candidates else 0,
         num_prompt_tokens=sum(map(len, prompts)),
         has_usage=asked.has_usage,
-        tells_cached=not context.has_tenants or bool(salt),
+        tells_cached=not context.has_tenants or bool(options.cache_salt),
         survives_hangup=asked.resumable or has_key,
-        body_digest=body_digest(asked) if has_key else "",
+        body_digest=body_digest(asked.endpoint, asked) if has_key else "",
         echo=asked.echoes,
         num_logprobs=asked.num_told_logprobs,
         num_prompt_logprobs=asked.num_told_prompt_logprobs,
@@ -115,22 +114,12 @@ def submission(
         grammar_param=plan.grammar_param,
         repeated=what_fits(asked.repeated),
     )
-    ttl_s = context.settings.request_timeout_s
-    options = RequestOptions(
+    options = replace(
+        options,
         context=form.encode(),
         is_resumable=asked.stream or form.survives_hangup,
-        cache_salt=salt,
-        ttl_s=min(ttl_s, asked.deadline_ms / 1000) if asked.deadline_ms else ttl_s,
-        priority=asked.priority,
     )
     return Submission(response_id, form, choices, options, asked.stream, asked.repeated)
-
-
-def _cache_salt(context: Context, tenant: str, given: str | None) -> bytes:
-    """Prefixes are shared by those with equal salts only; a tenant's are no other's."""
-    if given is None and not context.settings.isolate_prefix_cache:
-        return b""
-    return hashlib.sha256(f"{tenant}\0{given or ''}".encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)

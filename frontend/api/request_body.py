@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..request_options import RequestOptions
 from .context import Context
-from .generation_request import U31
 from .parameters import Neutral, without_neutral
+
+U31 = 2**31 - 1
 
 
 class RequestBody(BaseModel):
@@ -20,7 +21,9 @@ class RequestBody(BaseModel):
     neutral: ClassVar[Neutral] = {}
     harmless: ClassVar[frozenset[str]] = frozenset({"metadata", "user"})
 
-    model: str | None = None
+    model: Annotated[
+        str | None, Field(description="As /v1/models names it; without it, the one there is.")
+    ] = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -96,6 +96,7 @@ class AllowedToolChoice(Part):
 
 
 def _kind(choice: Any) -> str | None:
+    """Of one that came, or of one of ours."""
     if isinstance(choice, str):
         return "mode"
     kind = choice.get("type") if isinstance(choice, Mapping) else getattr(choice, "type", None)

@@ -26,11 +26,14 @@ FORMAT = {"text": {"format": {"type": "json_schema", "name": "a", "schema": {}}}
 FORMAT_FIELDS = ("name", "description", "schema", "strict")
 UNSAID: Any = object()
 
-# Bodies that are valid and say no more than they must; others are made from the required fields.
+# Bodies that are valid and say no more than they must, for a path or for a parameter there; others
+# are made from the required fields.
 BODIES: dict[str, Json] = {
     CHAT: {"messages": HELLO},
     RESPONSES: {"input": "a"},
     "/tokenize": {"prompt": "a"},
+    "/tokenize add_generation_prompt": {"messages": HELLO},
+    "/tokenize messages": {"messages": HELLO},
 }
 # What else a body must say for a parameter to have its effect.
 BESIDE: dict[str, Json] = {
@@ -63,10 +66,11 @@ BESIDE: dict[str, Json] = {
 VALUES: dict[str, Any] = {
     "Last-Event-ID": "1:2",
     "add_generation_prompt": False,
+    "add_special_tokens": False,
     "chat_template_kwargs": {"mood": "b"},
     "last_event_id": "1:2",
     "logit_bias": {"7": 1},
-    f"{CHAT} messages": [{"role": "user", "content": "b"}],
+    "messages": [{"role": "user", "content": "b"}],
     "messages.tool_calls": [CALL],
     "messages.tool_calls.function": {"name": "c", "arguments": "{}"},
     "messages.tool_calls.function.arguments": '{"a": 1}',
@@ -149,8 +153,9 @@ class Samples:
 
     def _base(self, spot: Spot) -> Json:
         fields = [one for one in spot.endpoint.parameters if one.place == "body"]
-        body = deepcopy(BODIES.get(spot.endpoint.path)) or self._required(fields)
-        names = spot.key.split(".")
+        path, names = spot.endpoint.path, spot.key.split(".")
+        body = deepcopy(BODIES.get(f"{path} {names[0]}", BODIES.get(path)))
+        body = body or self._required(fields)
         for length in range(1, len(names) + 1):
             body |= deepcopy(_told(BESIDE, spot, {}, ".".join(names[:length])))
         return body

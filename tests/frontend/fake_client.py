@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from chairlift.frontend.request_options import RequestOptions
 from chairlift.frontend.results import Delta
@@ -48,14 +48,22 @@ INCOMPLETE = Finish("error", code="incomplete", message="the stream broke off")
 Script = Callable[[list[int], SamplingParams], list[Delta]]
 
 
-def make_tokenizer(template: str = TEMPLATE, special_tokens: Sequence[str] = ()) -> Tokenizer:
-    """One token a byte, and the special ones, of which two are in every template."""
+def make_tokenizer(
+    template: str = TEMPLATE, special_tokens: Sequence[str] = (), bos: str = ""
+) -> Tokenizer:
+    """One token a byte, and the special ones, of which two are in every template. A text begins
+    with the one that is named `bos`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     model = models.BPE({letter: i for i, letter in enumerate(alphabet)}, [])
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>", *special_tokens])
+    if bos:
+        number = backend.token_to_id(bos)
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, number)]
+        )
     config = json.dumps({"chat_template": template}).encode()
     return Tokenizer(backend.to_str().encode(), config)
 
@@ -237,8 +245,9 @@ class FakeClient:
         template: str = TEMPLATE,
         special_tokens: Sequence[str] = (),
         max_model_len: int = MAX_MODEL_LEN,
+        bos: str = "",
     ) -> None:
-        self._tokenizer = make_tokenizer(template, special_tokens)
+        self._tokenizer = make_tokenizer(template, special_tokens, bos)
         self.worker: Greeting | None = Greeting(
             epoch=1,
             model="lift/tiny",

@@ -92,7 +92,7 @@ class WatchedClient(FakeClient):
     """Remembers who wanted to take a stream over."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(special_tokens=["<s>"], bos="<s>")
         self.takeovers: list[bool] = []
 
     async def attach(self, request_id: bytes, *, takes_over: bool = True) -> FakeStream:

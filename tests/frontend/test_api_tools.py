@@ -133,6 +133,18 @@ def test_choices(
         assert {name for name, text in TEXTS.items() if passes(grammar, text)} == texts
 
 
+@pytest.mark.parametrize("choice", ["required", NAMED_F, allowed("g", mode="required")], ids=str)
+def test_the_same_request_again(http: TestClient, fake: FakeClient, choice: Any) -> None:
+    """With a key it is the same answer, and another choice of tools is another request."""
+    key = {"Idempotency-Key": "k"}
+    body = {"messages": [USER], "tools": [F, G], "tool_choice": choice}
+    first, again = (http.post(CHAT, json=body, headers=key) for _ in range(2))
+    assert first.status_code == 200 and again.json() == first.json()
+    assert fake.num_made == 1
+    other = http.post(CHAT, json=body | {"tool_choice": "auto"}, headers=key)
+    assert other.status_code == 409
+
+
 def test_a_call_that_is_not_allowed(http: TestClient, fake: FakeClient) -> None:
     """What only looks like a call is content: of no tool, or of one that may not be called now."""
     say(fake, CALL_F)

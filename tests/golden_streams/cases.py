@@ -91,17 +91,6 @@ ENDPOINTS: dict[str, tuple[str, Json, tuple[Case, ...]]] = {
         (*COMMON, Case("two prompts are two choices", {"prompt": ["a", "bc"], "max_tokens": 1})),
     ),
     "chat": ("/v1/chat/completions", {"messages": HELLO}, COMMON),
-    "responses": (
-        "/v1/responses",
-        {"input": "abc"},
-        (
-            Case("the end of the answer"),
-            Case("the limit, amid a message", {"max_output_tokens": 2}),
-            Case("a failure after the beginning", {"seed": FAILING_SEED}),
-            Case("continued amid the message", {"resumable": True}, continues_after=5),
-            Case("continued after the message", {"resumable": True}, continues_after=8),
-        ),
-    ),
     "chat_tools": (
         "/v1/chat/completions",
         {"tools": [LIFT]},
@@ -121,6 +110,17 @@ ENDPOINTS: dict[str, tuple[str, Json, tuple[Case, ...]]] = {
             spoken("think and call", {"tools": [LIFT]}),
             spoken("think too long", {"max_tokens": 3}),
             spoken("think and say", {"resumable": True}, continues_after=2),
+        ),
+    ),
+    "responses": (
+        "/v1/responses",
+        {"input": "abc"},
+        (
+            Case("the end of the answer"),
+            Case("the limit, amid a message", {"max_output_tokens": 2}),
+            Case("a failure after the beginning", {"seed": FAILING_SEED}),
+            Case("continued amid the message", {"resumable": True}, continues_after=5),
+            Case("continued after the message", {"resumable": True}, continues_after=8),
         ),
     ),
     "streams": (
