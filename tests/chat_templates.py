@@ -239,6 +239,58 @@ MISTRAL = r"""{%- if messages[0]["role"] == "system" %}
 {%- endfor %}
 """
 
+MISTRAL_V11 = r"""{{- bos_token }}
+{%- if tools %}{{- "[AVAILABLE_TOOLS]" + (tools | tojson) + "[/AVAILABLE_TOOLS]" }}{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == "user" %}
+        {{- "[INST]" + message.content + "[/INST]" }}
+    {%- elif message.role == "system" %}
+        {{- "[SYSTEM_PROMPT]" + message.content + "[/SYSTEM_PROMPT]" }}
+    {%- elif message.role == "assistant" %}
+        {{- message.content or "" }}
+        {%- for tool_call in message.tool_calls or [] %}
+            {{- "[TOOL_CALLS]" + tool_call.function.name + "[ARGS]" }}
+            {{- tool_call.function.arguments | tojson }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- elif message.role == "tool" %}
+        {{- "[TOOL_RESULTS]" + message.tool_call_id + "[TOOL_CONTENT]" }}
+        {{- message.content + "[/TOOL_RESULTS]" }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+LLAMA4 = r"""{{- bos_token }}
+{%- if tools %}
+    {{- "<|header_start|>system<|header_end|>\n\nYou may call functions, as " }}
+    {{- "[func_name1(params_name1=params_value1, params_name2=params_value2), func_name2()]\n" }}
+    {{- tools | tojson }}
+    {{- "<|eot|>" }}
+{%- endif %}
+{%- for message in messages %}
+    {{- "<|header_start|>" + message.role + "<|header_end|>\n\n" }}
+    {%- if message.tool_calls %}
+        {{- "[" }}
+        {%- for tool_call in message.tool_calls %}
+            {{- tool_call.function.name + "(" }}
+            {%- for name, value in tool_call.function.arguments.items() %}
+                {{- name + "=" + (value | tojson) }}
+                {%- if not loop.last %}{{- ", " }}{%- endif %}
+            {%- endfor %}
+            {{- ")" }}
+            {%- if not loop.last %}{{- ", " }}{%- endif %}
+        {%- endfor %}
+        {{- "]" }}
+    {%- else %}
+        {{- message.content }}
+    {%- endif %}
+    {{- "<|eot|>" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- "<|header_start|>assistant<|header_end|>\n\n" }}
+{%- endif %}
+"""
+
 SMOLLM = r"""{%- set kept = "outside" -%}
 {%- for message in messages -%}
     {%- if message.role == "user" -%}
