@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
 import torch
 from safetensors.torch import save_file
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 VOCAB_SIZE, HIDDEN, FEED_FORWARD, NUM_LAYERS, NUM_HEADS = 512, 64, 96, 2, 4
 MAX_MODEL_LEN = 512
@@ -19,7 +20,14 @@ CHAT_TEMPLATE = (
 SPECIAL_TOKENS = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
+def make_tiny_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    chat_template: str = CHAT_TEMPLATE,
+    added_tokens: Sequence[AddedToken] = (),
+    max_model_len: int = MAX_MODEL_LEN,
+) -> Path:
     """A random Llama whose logits are spread widely, with a byte-level tokenizer."""
     torch.manual_seed(seed)
     config = {
@@ -30,7 +38,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
         "num_hidden_layers": NUM_LAYERS,
         "num_attention_heads": NUM_HEADS,
         "num_key_value_heads": 2,
-        "max_position_embeddings": MAX_MODEL_LEN,
+        "max_position_embeddings": max_model_len,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10_000.0,
         "tie_word_embeddings": True,
@@ -38,8 +46,10 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(_weights(), folder / "model.safetensors")
-    _tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+    _tokenizer(added_tokens).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": chat_template, "eos_token": SPECIAL_TOKENS[0]})
+    )
     return folder
 
 
@@ -64,7 +74,7 @@ def _weights() -> dict[str, torch.Tensor]:
     }
 
 
-def _tokenizer() -> tokenizers.Tokenizer:
+def _tokenizer(added_tokens: Sequence[AddedToken]) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -75,6 +85,7 @@ def _tokenizer() -> tokenizers.Tokenizer:
     )
     corpus = [f"{a}{b} {b}{a}{a}" for a in "abcdefghijklmnop" for b in "aeiou0123456789"]
     tokenizer.train_from_iterator(corpus * 2, trainer)
+    tokenizer.add_tokens(list(added_tokens))
     missing = VOCAB_SIZE - tokenizer.get_vocab_size()
     tokenizer.add_tokens([f"word{i}" for i in range(missing)])
     return tokenizer

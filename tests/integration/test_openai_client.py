@@ -16,12 +16,10 @@ import httpx2
 import openai
 import pytest
 
-from tests.integration.processes import chairlift
-from tests.tcp import free_port
+from tests.integration.processes import chairlift, serving
 
 pytestmark = pytest.mark.slow
 
-READY_TIMEOUT_S = 60.0
 KEY, OTHER_KEY = "sk-first", "sk-second"
 LONG = 450
 
@@ -35,28 +33,6 @@ def completion(model: Path, max_tokens: int = 3, **changes: Any) -> dict[str, An
 def chat(model: Path, **changes: Any) -> dict[str, Any]:
     asked = completion(model, 12, messages=[{"role": "user", "content": "abc"}], **changes)
     return {name: value for name, value in asked.items() if name != "prompt"}
-
-
-@contextmanager
-def serving(worker_address: str, *, status: int = 200, **settings: Any) -> Iterator[str]:
-    """A frontend's URL, once its /health says the status."""
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    with chairlift("serve", address=worker_address, port=port, **settings):
-        until_health(url, status)
-        yield url
-
-
-def until_health(url: str, status: int) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    with httpx2.Client() as http:
-        while time.monotonic() < deadline:
-            try:
-                if http.get(f"{url}/health").status_code == status:
-                    return
-            except httpx2.TransportError:
-                pass
-            time.sleep(0.05)
-    raise AssertionError(f"/health never said {status}")
 
 
 @pytest.fixture(scope="module")
