@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
+from tests import chat_templates as templates
 from tests.tiny_model import make_tiny_model
-from tests.tool_templates import LLAMA, LLAMA4, MISTRAL_V3, MISTRAL_V11, QWEN3, QWEN25
 
 MAX_MODEL_LEN = 8192  # few characters are a token
 NOW_CALL = "[now()]"  # no random model would say that in several tokens
@@ -36,22 +36,22 @@ class ToolModel:
         )
 
 
-HERMES = ToolModel("hermes", QWEN25, ("<tool_call>", "</tool_call>"))
+HERMES = ToolModel("hermes", templates.QWEN25, ("<tool_call>", "</tool_call>"))
 THINKING = ToolModel(
     "thinking",
-    QWEN3.replace(
+    templates.QWEN3.replace(
         r"assistant\n'", r"assistant\n' + ('<think>\n' if opens_thoughts is defined else '')"
     ),
     ("<tool_call>", "</tool_call>", "<think>", "</think>"),
 )
 LLAMA_JSON = ToolModel(
-    "llama_json", LLAMA, ("<|python_tag|>",), has_special_tags=True, takes_one_call=True
+    "llama_json", templates.LLAMA, ("<|python_tag|>",), has_special_tags=True, takes_one_call=True
 )
-MISTRAL = ToolModel("mistral", MISTRAL_V3, ("[TOOL_CALLS]",), has_special_tags=True)
+MISTRAL = ToolModel("mistral", templates.MISTRAL, ("[TOOL_CALLS]",), has_special_tags=True)
 MISTRAL_ARGS = ToolModel(
-    "mistral_args", MISTRAL_V11, ("[TOOL_CALLS]", "[ARGS]"), has_special_tags=True
+    "mistral_args", templates.MISTRAL_V11, ("[TOOL_CALLS]", "[ARGS]"), has_special_tags=True
 )
-PYTHONIC = ToolModel("pythonic", LLAMA4, (NOW_CALL,))
+PYTHONIC = ToolModel("pythonic", templates.LLAMA4, (NOW_CALL,))
 CONSTRAINED = (HERMES, THINKING, LLAMA_JSON, MISTRAL, MISTRAL_ARGS)
 
 
