@@ -33,7 +33,7 @@ class TokenStream:
         self._news = Bell()
         self._on_news: Callable[[], None] = self._news.ring
         self._opened = asyncio.Event()
-        self._is_ended = False  # its last Delta has come
+        self.is_ended = False  # its last Delta has come
         self._is_exhausted = False  # ... and was taken
 
     @property
@@ -51,7 +51,7 @@ class TokenStream:
         self._part(may_go_on=True)
 
     def _part(self, *, may_go_on: bool) -> None:
-        if not self._is_ended:
+        if not self.is_ended:
             self.put(Delta([], "", CANCELLED))
             self._leave(self, may_go_on)
 
@@ -104,7 +104,7 @@ class TokenStream:
     def put(self, delta: Delta) -> None:
         """For the client: news, joined to what the reader has not taken yet."""
         self._pending = delta if self._pending is None else self._pending + delta
-        self._is_ended |= delta.finish is not None
+        self.is_ended |= delta.finish is not None
         if not self._opened.is_set():
             self._opened.set()
         self._on_news()

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from ...shared.errors import InvalidRequestError, WorkerUnavailableError
 from ...shared.tokenizer import Tokenizer
+from ..results import Delta
 from .context import Context
 from .errors import request_id_of, shutting_down
 from .event_stream import KEEP_ALIVE
@@ -131,13 +132,12 @@ async def _send_stream(
     await start(send, STREAM_HEADERS)
     try:
         await send.send_part(written)
+        passage = _Passage(stream, send)
         while not stream.is_complete:
-            events = await generation.next_events()
+            events = await generation.next_events(passage)
             if generation.is_abandoned:
                 return
-            data = _encode(stream, events, request_id)
-            if not send.put(data):  # without a coroutine for each token
-                await send.send_part(data)
+            await send.send_part(_encode(stream, events, request_id))
     except InvalidRequestError as refusal:  # too late for a status
         await send.send_part(stream.fail(refusal, request_id))
     except asyncio.CancelledError:  # a clear word before the server cuts the connection
@@ -146,6 +146,21 @@ async def _send_stream(
         await send_end(send)
         raise
     await send_end(send)
+
+
+class _Passage:
+    """From a token stream into the server's buffer in one go."""
+
+    def __init__(self, stream: StreamWriter, send: ImpatientSend) -> None:
+        self._stream = stream
+        self._send = send
+
+    @property
+    def is_free(self) -> bool:
+        return self._send.is_free
+
+    def pass_on(self, index: int, delta: Delta) -> None:
+        self._send.put(self._stream.write(index, delta))
 
 
 async def _first_events(generation: Generation) -> list[Event]:

@@ -5,7 +5,7 @@ Reference: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import orjson
 
@@ -13,7 +13,7 @@ from ..results import Delta
 from .answer_form import AnswerForm, Json
 from .errors import answer_for
 from .narrator import Narrator
-from .position import ChoicePosition, Position, never_was, written
+from .position import ChoicePosition, Position, mark, never_was, written
 from .response_id import ResponseId
 from .shapes import SHAPES
 from .usage import Usage
@@ -26,49 +26,45 @@ class Cursor:
     """One choice: what came of it, and what of that the reader has."""
 
     def __init__(self, held: ChoicePosition | None) -> None:
-        self.held = held
+        self.has_begun = held is not None
+        self.has_end = held is not None and held.is_finished
+        self._num_held_tokens = held.num_tokens if held else 0
+        self._num_held_characters = held.num_characters if held else 0
         self.num_tokens = 0
         self.num_characters = 0
 
     @property
-    def has_end(self) -> bool:
-        return self.held is not None and self.held.is_finished
-
-    @property
     def is_behind(self) -> bool:
         """Whether not all came yet that the reader has."""
-        held = self.held or ChoicePosition()
-        return self.num_tokens < held.num_tokens or self.num_characters < held.num_characters
+        return (
+            self.num_tokens < self._num_held_tokens
+            or self.num_characters < self._num_held_characters
+        )
 
-    @property
-    def num_ahead_tokens(self) -> int:
-        """That the reader has of those to come."""
-        return max(0, self.held.num_tokens - self.num_tokens) if self.held else 0
+    def take(self, num_tokens: int, num_characters: int, *, is_last: bool) -> tuple[int, int]:
+        """How many tokens and characters of these the reader has already.
 
-    @property
-    def num_ahead_characters(self) -> int:
-        """That the reader has of those to come."""
-        return max(0, self.held.num_characters - self.num_characters) if self.held else 0
-
-    def take(self, num_tokens: int, num_characters: int, *, is_last: bool) -> None:
-        """Raises InvalidRequestError when what the reader says to have can't be."""
-        held = self.held or ChoicePosition()
-        has_more_text = num_characters > self.num_ahead_characters
+        Raises InvalidRequestError when what it says to have can't be.
+        """
+        num_ahead_tokens = max(0, self._num_held_tokens - self.num_tokens)
+        num_ahead_characters = max(0, self._num_held_characters - self.num_characters)
         self.num_tokens += num_tokens
         self.num_characters += num_characters
-        is_longer = has_more_text or self.num_tokens > held.num_tokens
+        has_more_text = num_characters > num_ahead_characters
+        is_longer = has_more_text or self.num_tokens > self._num_held_tokens
         if (self.is_behind and (has_more_text or is_last)) or (self.has_end and is_longer):
             raise never_was()
+        return num_ahead_tokens, num_ahead_characters
 
     def advance(self, *, is_finished: bool) -> str:
         """The reader gets all that came, the end too if it is finished: how to write that."""
-        self.held = ChoicePosition(self.num_tokens, self.num_characters, is_finished=is_finished)
-        return str(self.held)
+        self.has_begun, self.has_end = True, is_finished
+        self._num_held_tokens, self._num_held_characters = self.num_tokens, self.num_characters
+        return mark(self.num_tokens, self.num_characters, is_finished=is_finished)
 
     def skip(self) -> None:
         """As if all had come that the reader has."""
-        if self.held is not None:
-            self.num_tokens, self.num_characters = self.held.num_tokens, self.held.num_characters
+        self.num_tokens, self.num_characters = self._num_held_tokens, self._num_held_characters
 
 
 class EventStream:
@@ -115,43 +111,42 @@ class EventStream:
         events = []
         for index, cursor in enumerate(self._cursors):
             narrator = self._narrators[index]
-            for choice in narrator.openings() if cursor.held is None else ():
+            for choice in () if cursor.has_begun else narrator.openings():
                 beside = {} if index else narrator.prompt_ids()
                 events.append(self._chunk(index, choice, beside))
         return b"".join(events)
 
     def write(self, index: int, delta: Delta) -> bytes:
         """The events for one choice's news; the last of all brings usage and [DONE]."""
-        parts = b"".join(self._parts(index, delta))
+        cursor, narrator = self._cursors[index], self._narrators[index]
+        self._usage.add(index, delta)
+        events: list[bytes] = []
+        if not cursor.num_tokens and (delta.token_ids or delta.finish):
+            of_prompt = narrator.tell_prompt(delta)
+            if not cursor.has_begun:
+                events += [self._chunk(index, choice) for choice in of_prompt]
+        num_tokens, num_characters = cursor.take(
+            len(delta.token_ids), len(delta.text), is_last=delta.finish is not None
+        )
+        choices = narrator.tell(delta, num_tokens, num_characters)
+        if not cursor.has_end:
+            events += [self._chunk(index, choice) for choice in choices]
         if delta.finish:
-            return parts + self._finish_one()
-        return parts
+            events.append(self._finish_one())
+        return b"".join(events)
 
     def leave_out(self, index: int) -> bytes:
         """For a choice that is no longer kept, of which the reader has all."""
-        held = self._cursors[index].held
-        assert held is not None and held.is_finished, "only what the reader has can be left out"
-        self._cursors[index].skip()
-        self._usage.add_untold(held.num_tokens)
+        cursor = self._cursors[index]
+        assert cursor.has_end, "only what the reader has can be left out"
+        cursor.skip()
+        self._usage.add_untold(cursor.num_tokens)
         return self._finish_one()
 
     def fail(self, error: Exception, request_id: str) -> bytes:
         """The last event, instead of what would still come."""
         self._num_unfinished = 0
         return self._event(answer_for(error, request_id).body)
-
-    def _parts(self, index: int, delta: Delta) -> Iterator[bytes]:
-        cursor, narrator = self._cursors[index], self._narrators[index]
-        self._usage.add(index, delta)
-        is_first = not cursor.num_tokens and (delta.token_ids or delta.finish)
-        of_prompt = narrator.tell_prompt(delta) if is_first else []
-        for choice in of_prompt if cursor.held is None else ():
-            yield self._chunk(index, choice)
-        num_tokens, num_characters = cursor.num_ahead_tokens, cursor.num_ahead_characters
-        cursor.take(len(delta.token_ids), len(delta.text), is_last=delta.finish is not None)
-        for choice in narrator.tell(delta, num_tokens, num_characters):
-            if not cursor.has_end:
-                yield self._chunk(index, choice)
 
     def _chunk(self, index: int, choice: Json, beside: Json | None = None) -> bytes:
         is_finished = choice["finish_reason"] is not None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import structlog
 from msgspec import Struct
@@ -64,6 +65,18 @@ class HungUp:
 Event = Progress | Failed | Pause | HungUp
 
 
+class Passage(Protocol):
+    """Where a token goes at once, without waking the task that waits for news: that takes as long
+    as all the rest."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether `pass_on` may be called just now."""
+        ...
+
+    def pass_on(self, index: int, delta: Delta) -> None: ...
+
+
 class Generation:
     """Reads an answer's streams while its block is open.
 
@@ -74,6 +87,7 @@ class Generation:
         self.opened = opened
         self.form = opened.form  # a joined request's own, from the first event on
         self.is_abandoned = False
+        self._loop = asyncio.get_running_loop()
         self._context = opened.form.encode()
         self._pause_s = settings.keep_alive_s
         self._max_buffer_bytes = settings.max_buffer_bytes
@@ -81,6 +95,8 @@ class Generation:
             index: Stopwatch(metrics, is_timed=opened.is_new) for index in opened.streams
         }  # of the streams without an end
         self._news = Bell()
+        self._passage: Passage | None = None
+        self._failure: Exception | None = None  # of the passage
         self._is_paused = False
         self._tasks: list[asyncio.Task[None]] = []
         self._send: ImpatientSend | None = None
@@ -90,9 +106,9 @@ class Generation:
         self._is_anothers = False  # none of it is ours to stop
 
     async def __aenter__(self) -> Self:
-        for stream in self.opened.streams.values():
-            stream.listen(self._news.ring)
-        self._last_event_at = asyncio.get_running_loop().time()
+        for index, stream in self.opened.streams.items():
+            stream.listen(partial(self._on_news, index))
+        self._last_event_at = self._loop.time()
         self._tick()
         return self
 
@@ -135,11 +151,18 @@ class Generation:
         is_ours = not (self._is_anothers or self.opened.is_watched)
         return is_ours and self.form.survives_hangup
 
-    async def next_events(self) -> list[Event]:
-        """At least one, and all that are there."""
+    async def next_events(self, passage: Passage | None = None) -> list[Event]:
+        """At least one, and all that are there. Meanwhile tokens take the passage while it is
+        free; raises what that raised."""
         events: list[Event] = []
         while not events:
-            await self._news.heard()
+            self._passage = passage
+            try:
+                await self._news.heard()
+            finally:
+                self._passage = None
+            if self._failure:
+                raise self._failure
             for index in [*self._stopwatches]:
                 events += self._take(index)
             if self.is_abandoned:
@@ -147,8 +170,22 @@ class Generation:
             elif self._is_paused and not events:
                 events.append(Pause())
         self._is_paused = False
-        self._last_event_at = asyncio.get_running_loop().time()
+        self._last_event_at = self._loop.time()
         return events
+
+    def _on_news(self, index: int) -> None:
+        passage, stream = self._passage, self.opened.streams[index]
+        if passage is None or stream.is_ended or not passage.is_free:
+            self._news.ring()
+        elif (delta := stream.take()) is not None:
+            try:
+                self._recognise(stream)
+                self._stopwatches[index].saw(delta)
+                self._last_event_at = self._loop.time()
+                passage.pass_on(index, delta)
+            except Exception as failure:
+                self._failure = failure
+                self._news.ring()
 
     def _take(self, index: int) -> list[Event]:
         """News of one stream."""
@@ -226,7 +263,7 @@ class Generation:
         return not self.opened.is_new  # refused or failed: what ran before we came is not over
 
     def _tick(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         if now - self._last_event_at >= self._pause_s:
             self._is_paused = True
             self._news.ring()
@@ -234,4 +271,4 @@ class Generation:
         if self._send is not None:
             self._send.check(now, is_enough=pending * CHARACTER_BYTES > self._max_buffer_bytes)
         delay_s = min(self._pause_s, CHECK_S)
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+        self._timer = self._loop.call_later(delay_s, self._tick)

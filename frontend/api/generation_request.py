@@ -86,7 +86,12 @@ class GenerationRequest(WorkerRequestBody):
     ] = 1.0
     logit_bias: dict[
         Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-100, le=100)]
-    ] = Field(default={}, max_length=1024, description="Added to the logits of these token ids.")
+    ] = Field(
+        default={},
+        max_length=1024,
+        description="Added to the logits of these token ids.",
+        json_schema_extra={"additionalProperties": False},
+    )
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] = Field(
         default=[], description="The answer ends before these."
     )

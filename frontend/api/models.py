@@ -17,7 +17,7 @@ from .sending import json_answer
 
 
 def models_router(context: Context) -> APIRouter:
-    router = APIRouter(responses=ERRORS)
+    router = APIRouter(responses={status: ERRORS[status] for status in (401, 404, 503)})
 
     @router.get("/v1/models")
     async def list_models() -> Response:

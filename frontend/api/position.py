@@ -28,7 +28,7 @@ class ChoicePosition:
     is_finished: bool = False
 
     def __str__(self) -> str:
-        return f"{self.num_tokens}:{self.num_characters}{'.' if self.is_finished else ''}"
+        return mark(self.num_tokens, self.num_characters, is_finished=self.is_finished)
 
     @classmethod
     def parse(cls, text: str) -> ChoicePosition | None:
@@ -76,6 +76,11 @@ class Position:
     def is_finished(self, index: int) -> bool:
         one = self.choices[index]
         return one is not None and one.is_finished
+
+
+def mark(num_tokens: int, num_characters: int, *, is_finished: bool) -> str:
+    """How one choice's position is written."""
+    return f"{num_tokens}:{num_characters}{'.' if is_finished else ''}"
 
 
 def written(choices: list[str], has_usage: bool, num_events: int = 0) -> str:

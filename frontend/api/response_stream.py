@@ -77,16 +77,15 @@ class ResponseStream:
     def _tell(self, event: Json, *, is_last: bool = False) -> bytes:
         """What the reader lacks of it."""
         cursor = self._cursor
-        num_tokens, num_characters = cursor.num_ahead_tokens, cursor.num_ahead_characters
         if "delta" in event:
             text, logprobs = event["delta"], event.get("logprobs", [])
-            cursor.take(len(logprobs), len(text), is_last=False)
+            num_tokens, num_characters = cursor.take(len(logprobs), len(text), is_last=False)
             is_new = len(text) > num_characters or len(logprobs) > num_tokens
             event = event | {"delta": text[num_characters:]}
             if logprobs:
                 event["logprobs"] = logprobs[num_tokens:]
         else:
-            cursor.take(0, 1, is_last=is_last)
+            _, num_characters = cursor.take(0, 1, is_last=is_last)
             is_new = num_characters == 0
         if cursor.has_end or not is_new:
             return b""

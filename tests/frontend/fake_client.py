@@ -160,6 +160,10 @@ class FakeStream:
     def prompt_token_ids(self) -> list[int]:
         return self.request.asked[0]
 
+    @property
+    def is_ended(self) -> bool:
+        return self._pending is not None and self._pending.finish is not None
+
     def tell(self, finish: Finish) -> None:
         self._verdict = finish
         self._told.set()

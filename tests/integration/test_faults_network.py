@@ -142,7 +142,7 @@ def test_a_burst_at_once_is_all_answered(tiny_model: Path) -> None:
 
 def test_overload_is_told_at_once(tiny_model: Path) -> None:
     """Beyond the queue's limit callers hear 429 or 503 and when to come again; the others are
-    served."""
+    served: no fewer than may wait, even if all come between two steps."""
 
     async def run() -> None:
         async with fleet(tiny_model, max_num_seqs=4, max_waiting=8) as disturbed:
@@ -158,7 +158,7 @@ def test_overload_is_told_at_once(tiny_model: Path) -> None:
 
             statuses = await asyncio.gather(*(call(number) for number in range(64)))
             assert set(statuses) <= {200, 429, 503}
-            assert 12 <= statuses.count(200) < 64
+            assert 8 <= statuses.count(200) < 64
             await disturbed.until_idle()
 
     asyncio.run(run())
