@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from ..shared.errors import (
     ChairliftError,
     ContextLengthError,
@@ -18,15 +20,14 @@ from ..shared.logprobs import TokenLogprob
 from ..shared.messages import Finish, FinishReason
 
 
-@dataclass(slots=True)  # frozen, it would take longer to make, for each token
-class Delta:
-    """What a step added to one request; `text` never ends within a character. Nobody changes it."""
+class Delta(Struct, frozen=True, gc=False):
+    """What a step added to one request; `text` never ends within a character."""
 
     token_ids: list[int]
     text: str
     finish: Finish | None = None  # of the last one
-    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, if wanted
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # less the first; once
+    logprobs: list[TokenLogprob] = []  # of the tokens, if wanted
+    prompt_logprobs: list[TokenLogprob] = []  # less the first; once
     embedding: bytes = b""  # float32, little-endian; of the last one
 
     def __add__(self, other: Delta) -> Delta:

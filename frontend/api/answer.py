@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 from starlette.responses import Response
@@ -152,15 +153,11 @@ class _Passage:
     """From a token stream into the server's buffer in one go."""
 
     def __init__(self, stream: StreamWriter, send: ImpatientSend) -> None:
-        self._stream = stream
-        self._send = send
-
-    @property
-    def is_free(self) -> bool:
-        return self._send.is_free
+        self.is_free: Callable[[], bool] = partial(send.put, b"")
+        self._put, self._write = send.put, stream.write
 
     def pass_on(self, index: int, delta: Delta) -> None:
-        self._send.put(self._stream.write(index, delta))
+        self._put(self._write(index, delta))
 
 
 async def _first_events(generation: Generation) -> list[Event]:

@@ -7,13 +7,15 @@ hanging up, a pause long enough for a sign of life. What it has not taken waits 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
@@ -69,10 +71,7 @@ class Passage(Protocol):
     """Where a token goes at once, without waking the task that waits for news: that takes as long
     as all the rest."""
 
-    @property
-    def is_free(self) -> bool:
-        """Whether `pass_on` may be called just now."""
-        ...
+    is_free: Callable[[], bool]  # whether `pass_on` may be called just now
 
     def pass_on(self, index: int, delta: Delta) -> None: ...
 
@@ -175,7 +174,7 @@ class Generation:
 
     def _on_news(self, index: int) -> None:
         passage, stream = self._passage, self.opened.streams[index]
-        if passage is None or stream.is_ended or not passage.is_free:
+        if passage is None or stream.is_ended or not passage.is_free():
             self._news.ring()
         elif (delta := stream.take()) is not None:
             try:

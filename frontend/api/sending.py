@@ -43,11 +43,6 @@ class ImpatientSend:
         self._waits_since: float | None = None
         self._has_given_up = False
 
-    @property
-    def is_free(self) -> bool:
-        """Whether a part can be put just now."""
-        return self.put(b"")
-
     async def send_part(self, data: bytes) -> None:
         """Past all middleware, which looks at the start alone, if it can be sent at once."""
         if data and not self.put(data):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from .call_ids import CallIds
 
 
-@dataclass(frozen=True, slots=True)
-class CallDelta:
+class CallDelta(Struct, frozen=True):
     """News of one call; the first of a call has its name."""
 
     index: int
@@ -31,13 +32,12 @@ class CallDelta:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """All that was determined by some more text: of each call at most one delta."""
 
     reasoning: str = ""
     content: str = ""
-    calls: list[CallDelta] = field(default_factory=list)
+    calls: list[CallDelta] = []
 
     def __bool__(self) -> bool:
         return bool(self.reasoning or self.content or self.calls)

@@ -7,9 +7,10 @@ import json
 import secrets
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import tokenizers
+from msgspec.structs import replace
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from chairlift.frontend.request_options import RequestOptions

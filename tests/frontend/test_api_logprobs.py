@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from msgspec.structs import replace
 
 from chairlift.frontend.results import Delta
 from chairlift.shared.logprobs import TokenLogprob
