@@ -2,6 +2,7 @@
 
 Everything that can happen to the request wakes one reader: text, the end, a failure, the caller
 hanging up, a pause long enough for a sign of life. What it has not taken waits in the streams.
+While it waits itself, and whoever reads the answer keeps up, text goes past it.
 """
 
 from __future__ import annotations
