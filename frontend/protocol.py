@@ -156,7 +156,7 @@ class FrontendProtocol:
         submit = Submit(
             frontend_id=self.frontend_id,
             request_id=options.request_id,
-            tokenizer=self.greeting.tokenizer,
+            tokenizer=options.tokenizer or self.greeting.tokenizer,
             prompt_token_ids=pack_token_ids(prompt_token_ids),
             output_token_ids=b"",
             params=params,

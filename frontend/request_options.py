@@ -18,7 +18,8 @@ class RequestOptions:
     by the worker for a grace after its owner has gone, finished or not. Cached prefixes are shared
     under equal `cache_salt`s (at most 32 bytes). After `ttl_s` the request ends unfinished; None
     waits for as long as it takes. Of the waiting, those with a lower `priority` (-100 to 100) go
-    first. `pooling`, `last` or `mean`, asks for an embedding instead of tokens.
+    first. `pooling`, `last` or `mean`, asks for an embedding instead of tokens. `tokenizer` is the
+    fingerprint of the one that made the token ids; by default the worker's as it is now.
     """
 
     request_id: bytes | None = None
@@ -28,6 +29,7 @@ class RequestOptions:
     ttl_s: float | None = DEFAULT_TTL_S
     priority: int = 0
     pooling: Pooling = ""
+    tokenizer: bytes = b""
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError for what can't be sent."""

@@ -24,14 +24,14 @@ from .messages import (
     Sync,
     TokenizerFiles,
 )
-from .sampling_params import MAX_GRAMMAR_CHARACTERS
+from .sampling_params import MAX_GRAMMAR_BYTES
 
 VERSION = 1
 MAX_REQUEST_BYTES = 9 << 20  # prompt and output tokens at their limits, and the rest
 MAX_REPLY_BYTES = 64 << 20  # the largest tokenizer files known are a third of this
 
 _REQUEST_LIMITS = {
-    "max_str_len": 4 * MAX_GRAMMAR_CHARACTERS,
+    "max_str_len": MAX_GRAMMAR_BYTES,
     "max_bin_len": 4 * MAX_PROMPT_TOKENS,
     "max_array_len": 1024,
     "max_map_len": 0,

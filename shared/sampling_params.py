@@ -14,7 +14,7 @@ MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 20
-MAX_GRAMMAR_CHARACTERS = 64 << 10
+MAX_GRAMMAR_BYTES = 64 << 10
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -28,12 +28,21 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
     `source` is a JSON schema, a regular expression, a grammar in Lark's notation as llguidance
     reads it, or a JSON list of strings to choose from. A `frame` is what stands around it, in
-    Lark's notation, where `@output` is the place of it.
+    Lark's notation, where `@output` is the place of it. Raises ValueError when one of both has more
+    than MAX_GRAMMAR_BYTES of UTF-8.
     """
 
     kind: GrammarKind
-    source: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
-    frame: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARACTERS)] = ""
+    source: Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_BYTES)]
+    frame: Annotated[str, Meta(max_length=MAX_GRAMMAR_BYTES)] = ""
+
+    def __post_init__(self) -> None:
+        if max(len(self.source.encode()), len(self.frame.encode())) > MAX_GRAMMAR_BYTES:
+            raise ValueError(f"a grammar has at most {MAX_GRAMMAR_BYTES} bytes")
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.source.encode()) + len(self.frame.encode())
 
 
 class SamplingParams(

@@ -1,8 +1,7 @@
 """What a request's grammar allows next, by llguidance. Knows no logits and no engine.
 
-A grammar is compiled in a thread, within limits, and once for all who ask for it at the same time
-or soon after. A thread can't be stopped: what exceeds the time limit goes on until it runs out of
-llguidance's own fuel, and holds up the compilations behind it alone.
+A grammar is compiled in a thread, once for all who ask for it at the same time or soon after; tried
+out before, since a thread can't be stopped.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ..shared.sampling_params import Grammar
 
 NUM_THREADS = 2
 TIMEOUT_S = 5.0  # 64 KiB of JSON schema take 0.1 s
-MAX_KEPT = 64  # compilations that have ended, for those who ask again
+MAX_KEPT = 32  # compilations that have ended, for those who ask again
 MAX_MESSAGE_CHARACTERS = 500
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # in JSON: a model that likes spaces must get on some time
 PROBE = "a b 1"  # says whether llguidance reads a tokenizer's tokens as the tokenizer does
@@ -171,11 +170,14 @@ class GrammarCompiler:
         tokenizer: tokenizers.Tokenizer,
         eos_token_ids: frozenset[int],
         *,
+        check: Callable[[Grammar], None] = lambda _: None,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`check` is what a thread does first: see GrammarTrials."""
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
+        self._check = check
         self._timeout_s = timeout_s
         self._clock = clock
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
@@ -224,6 +226,7 @@ class GrammarCompiler:
     def _compile(self, compilation: Compilation) -> llguidance.LLMatcher:
         assert self._vocabulary is not None
         vocabulary = self._vocabulary.result()
+        self._check(compilation.grammar)
         compilation.started_at = self._clock()
         return compile_grammar(compilation.grammar, vocabulary)
 

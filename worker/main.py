@@ -19,6 +19,7 @@ from .block_manager import BlockManager
 from .child import CRASHED, REFUSED
 from .engine import Engine
 from .grammar import GrammarCompiler
+from .grammar_trial import GrammarTrials
 from .intake import Intake
 from .logits_processors import LogitsProcessor, load_logits_processors
 from .loop import Loop
@@ -38,7 +39,7 @@ from .waiting_room import WaitingRoom
 
 log = structlog.get_logger(__name__)
 
-OTHER_REQUEST_BYTES = 256 << 10  # beside the token ids: what is larger only costs time to refuse
+OTHER_REQUEST_BYTES = 512 << 10  # beside the token ids: more than all fields at their largest
 POLICIES = {"continuous": ContinuousScheduler, "static": StaticScheduler}
 
 
@@ -70,7 +71,9 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     tokenizer = Tokenizer.from_folder(folder)
     processors = load_logits_processors(settings.logits_processors)
     model = load_model(folder, settings.dtype, settings.max_model_len)
-    compiler = GrammarCompiler(tokenizer.backend, eos_token_ids_of(model))
+    eos_token_ids = eos_token_ids_of(model)
+    trials = GrammarTrials(tokenizer.backend, eos_token_ids)
+    compiler = GrammarCompiler(tokenizer.backend, eos_token_ids, check=trials.check)
     compiler.prepare()
     engine = build_engine(model, settings, pulse, compiler, processors)
     max_request_bytes = 8 * model.max_model_len + OTHER_REQUEST_BYTES

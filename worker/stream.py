@@ -47,7 +47,7 @@ class Stream:
             + 4 * num_characters
             + (16 * len(params.logit_bias) + 5 * len(params.stop_token_ids))
             + 5 * sum(map(len, params.bad_words))
-            + (4 * len(params.grammar.source) if params.grammar else 0)
+            + (params.grammar.num_bytes if params.grammar else 0)
         )
 
     @property

@@ -51,7 +51,7 @@ class GeneratedAnswer(_Answer):
         more = len(self._submission.choices) - 1  # than the one that the gate holds
         with context.places.hold(tenant, more, num_held=1):
             opened = self._submission.open(context.client)
-            tokenizer, request_id = context.client.tokenizer, request_id_of(scope)
+            tokenizer, request_id = self._submission.tokenizer, request_id_of(scope)
             async with Generation(opened, context.metrics, context.settings) as generation:
                 generation.watch(receive, send)
                 if self._submission.is_stream:
@@ -88,7 +88,7 @@ class ContinuedAnswer(_Answer):
 
 
 async def _send_whole(generation: Generation, send: Send, tokenizer: Tokenizer) -> None:
-    events = await _first_events(generation)
+    events = await generation.first_events()
     form = generation.form
     answer = whole_writer(generation.opened, form, tokenizer)
     while True:
@@ -116,17 +116,16 @@ async def _send_stream(
     request_id: str,
     after: Position | None = None,
 ) -> None:
-    events = await _first_events(generation)  # a refusal still becomes a status
+    events = await generation.first_events()  # a refusal still becomes a status
     if generation.is_abandoned:
         return
-    generation.recognise()
     opened = generation.opened
     stream = stream_writer(opened, generation.form, tokenizer, after)
     missing = set(range(generation.form.num_choices)) - opened.streams.keys()
     written = stream.openings() + b"".join(map(stream.leave_out, sorted(missing)))
     written += _encode(stream, events, request_id)
     while stream.is_behind and not any(isinstance(event, Pause) for event in events):
-        events = await _first_events(generation)  # a position that proves wrong becomes one, too
+        events = await generation.first_events()  # a position that proves wrong becomes one, too
         if generation.is_abandoned:
             return
         written += _encode(stream, events, request_id)
@@ -158,15 +157,6 @@ class _Passage:
 
     def pass_on(self, index: int, delta: Delta) -> None:
         self._put(self._write(index, delta))
-
-
-async def _first_events(generation: Generation) -> list[Event]:
-    """Raises the failure among them."""
-    events = await generation.next_events()
-    for event in events:
-        if isinstance(event, Failed):
-            raise event.error
-    return events
 
 
 def _encode(stream: StreamWriter, events: list[Event], request_id: str) -> bytes:

@@ -130,8 +130,8 @@ def chat_router(context: Context) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         """Answer a conversation."""
         asked = validated(ChatRequest, await read_json(request, context.settings))
-        context.greeting(asked.model)  # before anything that needs its tokenizer
-        conversation = asked.conversation(context.client.tokenizer)
-        return await answer_to(conversation, asked, request, context)
+        served = context.served(asked.model)
+        conversation = asked.conversation(served.tokenizer)
+        return await answer_to(conversation, asked, request, served)
 
     return router

@@ -104,9 +104,9 @@ def completions_router(context: Context) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         """Continue a prompt."""
         asked = validated(CompletionRequest, await read_json(request, context.settings))
-        greeting = context.greeting(asked.model)
-        prompts = await encoded(asked.prompt, context.client.tokenizer, greeting, param="prompt")
+        served = context.served(asked.model)
+        prompts = await encoded(asked.prompt, served, param="prompt")
         plan = ReplyPlan(grammar=asked.grammar, grammar_param=asked.grammar_param)
-        return GeneratedAnswer(context, submission(context, request, asked, prompts, plan))
+        return GeneratedAnswer(context, submission(served, request, asked, prompts, plan))
 
     return router

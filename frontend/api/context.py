@@ -11,6 +11,7 @@ from typing import TypeVar, TypeVarTuple
 from ...shared.errors import WorkerUnavailableError
 from ...shared.messages import Greeting
 from ...shared.settings import ServeSettings
+from ...shared.tokenizer import Tokenizer
 from ..client import AsyncClient
 from .errors import HttpError
 from .idempotency import Idempotency
@@ -45,6 +46,11 @@ class Context:
             return b""
         return hashlib.sha256(f"{tenant}\0{given or ''}".encode()).digest()
 
+    def served(self, model: str | None) -> Served:
+        """Raises as `greeting`."""
+        greeting = self.greeting(model)
+        return Served(self, greeting, self.client.tokenizer)
+
     def greeting(self, model: str | None) -> Greeting:
         """The worker that serves `model`, or any when None.
 
@@ -57,6 +63,16 @@ class Context:
         if model not in (None, greeting.model):
             raise unknown_model(str(model), greeting)
         return greeting
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A worker's model, as it was when a request came: tokenised by one and asked of another, it
+    would be nonsense."""
+
+    context: Context
+    greeting: Greeting
+    tokenizer: Tokenizer
 
 
 def unknown_model(model: str, greeting: Greeting) -> HttpError:

@@ -11,12 +11,11 @@ from fastapi import Request
 from starlette.responses import Response
 
 from ...shared.errors import InvalidRequestError
-from ...shared.messages import Greeting
 from ...shared.sampling_params import Grammar
 from ...shared.tokenizer import Tokenizer
 from ..replies.reasoning_format import detect_reasoning
 from .answer import GeneratedAnswer
-from .context import THREAD_CHARACTERS, Context, in_thread_if
+from .context import THREAD_CHARACTERS, Served, in_thread_if
 from .generation_request import GenerationRequest
 from .messages import ChatMessage
 from .opening import submission
@@ -40,11 +39,12 @@ class Conversation:
     begins_message: bool = True
     continued: str | None = None  # the final message's text, if the answer goes on with it
 
-    async def encode(self, tokenizer: Tokenizer, greeting: Greeting) -> list[int]:
+    async def encode(self, served: Served) -> list[int]:
         """In a thread when it would hold up other streams; raises ContextLengthError before that
         when the text can't fit, and InvalidRequestError."""
         num_characters = sum(message.num_characters for message in self.messages)
-        tokenizer.check_can_fit(num_characters, greeting.max_model_len, param=self.param)
+        tokenizer, max_model_len = served.tokenizer, served.greeting.max_model_len
+        tokenizer.check_can_fit(num_characters, max_model_len, param=self.param)
         encode = partial(
             tokenizer.encode_chat,
             [message.for_template() for message in self.messages],
@@ -63,19 +63,21 @@ class Conversation:
 
 
 async def answer_to(
-    conversation: Conversation, asked: GenerationRequest, request: Request, context: Context
+    conversation: Conversation,
+    asked: GenerationRequest,
+    request: Request,
+    served: Served,
 ) -> Response:
     """Raises InvalidRequestError or HttpError for what can't be."""
-    greeting, tokenizer = context.greeting(asked.model), context.client.tokenizer
-    prompt = await conversation.encode(tokenizer, greeting)
-    plan = Dialect.of(tokenizer, context.settings.tool_format).plan(
+    prompt = await conversation.encode(served)
+    plan = Dialect.of(served.tokenizer, served.context.settings.tool_format).plan(
         prompt,
         conversation.continued,
         conversation.tools,
         conversation.output,
         conversation.output_param,
     )
-    return GeneratedAnswer(context, submission(context, request, asked, [prompt], plan))
+    return GeneratedAnswer(served.context, submission(served, request, asked, [prompt], plan))
 
 
 def with_effort(

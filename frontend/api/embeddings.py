@@ -22,7 +22,7 @@ from ...shared.errors import ContextLengthError, InvalidRequestError
 from ..embedding import EMBEDDING_PARAMS, Embedding, last_of
 from ..token_stream import TokenStream
 from .body import read_json, validated
-from .context import Context, in_thread_if
+from .context import Context, Served, in_thread_if
 from .metrics import Stopwatch
 from .parameters import Neutral
 from .prompts import Prompts, encoded
@@ -63,11 +63,11 @@ def embeddings_router(context: Context) -> APIRouter:
     async def create_embeddings(request: Request) -> Response:
         """Turn texts into vectors of length 1. An Idempotency-Key makes no difference."""
         asked = validated(EmbeddingRequest, await read_json(request, context.settings))
-        greeting = context.greeting(asked.model)
-        inputs = await encoded(asked.input, context.client.tokenizer, greeting, param="input")
+        served = context.served(asked.model)
+        inputs = await encoded(asked.input, served, param="input")
         for number, token_ids in enumerate(inputs):
-            _check_length(number, len(token_ids), greeting.max_model_len)
-        return EmbeddingAnswer(context, asked, inputs, greeting.model)
+            _check_length(number, len(token_ids), served.greeting.max_model_len)
+        return EmbeddingAnswer(served, asked, inputs)
 
     return router
 
@@ -84,14 +84,12 @@ class EmbeddingAnswer(Response):
     """Asks for all of them at once while it is being sent; when the caller leaves or one fails, the
     others are cancelled."""
 
-    def __init__(
-        self, context: Context, asked: EmbeddingRequest, inputs: list[list[int]], model: str
-    ) -> None:
+    def __init__(self, served: Served, asked: EmbeddingRequest, inputs: list[list[int]]) -> None:
         super().__init__()
-        self._context = context
+        self._context = served.context
         self._asked = asked
         self._inputs = inputs
-        self._model = model
+        self._served = served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises, before anything is sent, what the worker or the limits refuse."""
@@ -110,7 +108,11 @@ class EmbeddingAnswer(Response):
 
     async def _embed(self, tenant: str, receive: Receive) -> list[Embedding]:
         """In order; raises what the first to fail raises, or ClientDisconnect."""
-        options = replace(self._asked.options(self._context, tenant), pooling=self._asked.pooling)
+        options = replace(
+            self._asked.options(self._context, tenant),
+            pooling=self._asked.pooling,
+            tokenizer=self._served.tokenizer.fingerprint,
+        )
         async with AsyncExitStack() as running:
             streams = [
                 await running.enter_async_context(
@@ -146,7 +148,12 @@ class EmbeddingAnswer(Response):
         ]
         num_tokens = sum(embedding.num_prompt_tokens for embedding in embeddings)
         usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        answer = {"object": "list", "data": data, "model": self._model, "usage": usage}
+        answer = {
+            "object": "list",
+            "data": data,
+            "model": self._served.greeting.model,
+            "usage": usage,
+        }
         return orjson.dumps(answer)
 
 

@@ -151,6 +151,17 @@ class Generation:
         is_ours = not (self._is_anothers or self.opened.is_watched)
         return is_ours and self.form.survives_hangup
 
+    async def first_events(self) -> list[Event]:
+        """As `next_events`, before anything is written; raises the failure among them. A joined
+        request's own form is known then, unless the worker has not answered yet."""
+        events = await self.next_events()
+        for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+        for stream in self.opened.streams.values():
+            self._recognise(stream)
+        return events
+
     async def next_events(self, passage: Passage | None = None) -> list[Event]:
         """At least one, and all that are there. Meanwhile tokens take the passage while it is
         free; raises what that raised."""
@@ -209,11 +220,6 @@ class Generation:
             if not isinstance(error, ChairliftError):
                 log.exception("a stream failed")
             return [Failed(error)]
-
-    def recognise(self) -> None:
-        """Before a form is written by: a joined request's own, should it be known by now."""
-        for stream in self.opened.streams.values():
-            self._recognise(stream)
 
     def _recognise(self, stream: TokenStream) -> None:
         """Whose request it is, which is known by its first news; HttpError if another's."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from starlette.requests import Request
 
 from ...shared.errors import InvalidRequestError, RequestIdConflictError, StreamNotFoundError
+from ...shared.tokenizer import Tokenizer
 from ..client import AsyncClient
 from ..request_options import RequestOptions
 from ..token_stream import TokenStream
 from .answer_form import AnswerForm, Json, now, system_fingerprint, what_fits
-from .context import Context
+from .context import Served
 from .generation_request import Choice, GenerationRequest
 from .idempotency import HEADER, body_digest, key_reused
 from .position import Position
@@ -29,7 +30,7 @@ class OpenedAnswer:
     form: AnswerForm
     streams: dict[int, TokenStream]
     is_resumable: bool  # the worker keeps them when we go
-    prompts: dict[int, list[int]]  # of the choices, if the answer tells of them
+    prompts: dict[int, list[int]]  # of the choices
     repeated: Json  # of the request, in the answer
     is_watched: bool = False  # by a reader who must not stop them
     is_new: bool = True  # timed from the start
@@ -45,6 +46,7 @@ class Submission:
     options: RequestOptions
     is_stream: bool
     repeated: Json  # of the request, in the answer
+    tokenizer: Tokenizer  # of the prompts
 
     def open(self, client: AsyncClient) -> OpenedAnswer:
         """Raises what `AsyncClient.generate` raises, then nothing of it runs; HttpError when the
@@ -71,14 +73,14 @@ class Submission:
 
 
 def submission(
-    context: Context,
+    served: Served,
     request: Request,
     asked: GenerationRequest,
     prompts: list[list[int]],
     plan: ReplyPlan,
 ) -> Submission:
     """Raises InvalidRequestError or HttpError for what can't be."""
-    greeting = context.greeting(asked.model)
+    context, greeting, tokenizer = served.context, served.greeting, served.tokenizer
     tenant = request.scope["chairlift.caller"].tenant
     key = request.headers.get(HEADER)
     has_key = key is not None
@@ -88,7 +90,7 @@ def submission(
         else context.idempotency.response_id(asked.endpoint, tenant, key)
     )
     options = asked.options(context, tenant)
-    choices = asked.choices(prompts, greeting, context.client.tokenizer, plan, response_id.seed)
+    choices = asked.choices(prompts, greeting, tokenizer, plan, response_id.seed)
     form = AnswerForm(
         endpoint=asked.endpoint,
         created=now(),
@@ -118,8 +120,9 @@ def submission(
         options,
         context=form.encode(),
         is_resumable=asked.stream or form.survives_hangup,
+        tokenizer=tokenizer.fingerprint,
     )
-    return Submission(response_id, form, choices, options, asked.stream, asked.repeated)
+    return Submission(response_id, form, choices, options, asked.stream, asked.repeated, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,6 @@ class Attachment:
         try:
             choices = range(form.num_choices)
             await _all(self._attach_if_kept(client, index, streams) for index in choices)
-            prompts = _prompts(form, streams)
         except BaseException:
             for stream in streams.values():
                 stream.detach()
@@ -148,7 +150,7 @@ class Attachment:
             form,
             streams,
             is_resumable=True,
-            prompts=prompts,
+            prompts={index: stream.prompt_token_ids for index, stream in streams.items()},
             repeated=form.repeated,
             is_watched=not self.takes_over,
             is_new=False,
@@ -186,22 +188,12 @@ class Attachment:
     async def _attach_if_kept(
         self, client: AsyncClient, index: int, streams: dict[int, TokenStream]
     ) -> None:
+        request_id = self.response_id.of_choice(index)
         try:
-            await self._attach(client, index, streams)
+            streams[index] = await client.attach(request_id, takes_over=self.takes_over)
         except StreamNotFoundError:
             if not self._has_all(index):
                 raise
-
-    async def _attach(
-        self, client: AsyncClient, index: int, streams: dict[int, TokenStream]
-    ) -> None:
-        request_id = self.response_id.of_choice(index)
-        streams[index] = await client.attach(request_id, takes_over=self.takes_over)
-
-
-def _prompts(form: AnswerForm, streams: dict[int, TokenStream]) -> dict[int, list[int]]:
-    """As the worker hands them back."""
-    return {index: stream.prompt_token_ids for index, stream in streams.items()}
 
 
 async def _all(attempts: Iterable[Awaitable[None]]) -> None:

@@ -8,7 +8,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...shared.errors import InvalidRequestError
-from ...shared.sampling_params import MAX_GRAMMAR_CHARACTERS, Grammar, GrammarKind
+from ...shared.sampling_params import MAX_GRAMMAR_BYTES, Grammar, GrammarKind
 from .parameters import HAS_NO_EFFECT
 
 ANY_OBJECT = '{"type":"object"}'
@@ -141,7 +141,7 @@ def _schema_text(param: str, schema: JsonSchema) -> str:
 
 
 def _grammar(param: str, kind: GrammarKind, source: str) -> Grammar:
-    if len(source) > MAX_GRAMMAR_CHARACTERS:
-        message = f"{param} has {len(source)} characters, at most {MAX_GRAMMAR_CHARACTERS} may be"
+    if (num_bytes := len(source.encode())) > MAX_GRAMMAR_BYTES:
+        message = f"{param} has {num_bytes} bytes, at most {MAX_GRAMMAR_BYTES} may be"
         raise InvalidRequestError(message, param=param)
     return Grammar(kind, source)

@@ -115,7 +115,7 @@ class Part(BaseModel):
     def _drop_neutral(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        known = frozenset(cls.model_fields)
+        known = frozenset(one.alias or name for name, one in cls.model_fields.items())
         try:
             return without_neutral(values, known, cls.neutral, cls.harmless)
         except InvalidRequestError as error:

@@ -6,9 +6,8 @@ from typing import Annotated, cast
 
 from pydantic import Field
 
-from ...shared.messages import MAX_PROMPT_TOKENS, Greeting
-from ...shared.tokenizer import Tokenizer
-from .context import THREAD_CHARACTERS, in_thread_if
+from ...shared.messages import MAX_PROMPT_TOKENS
+from .context import THREAD_CHARACTERS, Served, in_thread_if
 from .generation_request import TokenId, check_ids
 
 MAX_PROMPTS = 128
@@ -24,15 +23,13 @@ Prompts = (
 )
 
 
-async def encoded(
-    given: Prompts, tokenizer: Tokenizer, greeting: Greeting, *, param: str
-) -> list[list[int]]:
+async def encoded(given: Prompts, served: Served, *, param: str) -> list[list[int]]:
     """The token ids of each, in a thread when it would hold up other streams.
 
     Raises ContextLengthError, before that, when a text can't fit, and InvalidRequestError for an id
     that the model has no token for.
     """
-    prompts = _one_form(given)
+    prompts, greeting, tokenizer = _one_form(given), served.greeting, served.tokenizer
 
     def encode() -> list[list[int]]:
         return [tokenizer.encode(p) if isinstance(p, str) else p for p in prompts]

@@ -27,7 +27,7 @@ class RequestBody(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        cls.known = frozenset(cls.model_fields)
+        cls.known = frozenset(one.alias or name for name, one in cls.model_fields.items())
 
     @model_validator(mode="before")
     @classmethod

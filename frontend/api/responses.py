@@ -22,8 +22,8 @@ def responses_router(context: Context) -> APIRouter:
     async def create_response(request: Request) -> Response:
         """Answer a conversation, in items: thoughts, messages, calls of functions."""
         asked = validated(ResponsesRequest, await read_json(request, context.settings))
-        context.greeting(asked.model)  # before anything that needs its tokenizer
-        conversation = asked.conversation(context.client.tokenizer)
-        return await answer_to(conversation, asked, request, context)
+        served = context.served(asked.model)
+        conversation = asked.conversation(served.tokenizer)
+        return await answer_to(conversation, asked, request, served)
 
     return router

@@ -76,8 +76,9 @@ def tokenize_router(context: Context) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         """Say which tokens the model would read."""
         asked = validated(TokenizeRequest, await read_json(request, context.settings))
-        greeting, tokenizer = context.greeting(asked.model), context.client.tokenizer
-        max_model_len, num_characters = greeting.max_model_len, asked.num_characters
+        served = context.served(asked.model)
+        tokenizer, max_model_len = served.tokenizer, served.greeting.max_model_len
+        num_characters = asked.num_characters
         param = "prompt" if asked.messages is None else "messages"
         tokenizer.check_can_fit(num_characters, max_model_len, param=param)
         tokens = await in_thread_if(num_characters > THREAD_CHARACTERS, asked.encoded, tokenizer)
@@ -90,10 +91,10 @@ def tokenize_router(context: Context) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """Say what tokens spell, special ones by their names."""
         asked = validated(DetokenizeRequest, await read_json(request, context.settings))
-        greeting, tokenizer = context.greeting(asked.model), context.client.tokenizer
-        check_ids("tokens", asked.tokens, greeting.vocab_size)
+        served = context.served(asked.model)
+        check_ids("tokens", asked.tokens, served.greeting.vocab_size)
         is_long = len(asked.tokens) > THREAD_TOKENS
-        text = await in_thread_if(is_long, tokenizer.text_of, asked.tokens)
+        text = await in_thread_if(is_long, served.tokenizer.text_of, asked.tokens)
         return json_answer({"prompt": text})
 
     return router

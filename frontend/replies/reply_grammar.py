@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...shared.errors import InvalidRequestError
-from ...shared.sampling_params import MAX_GRAMMAR_CHARACTERS, Grammar
+from ...shared.sampling_params import MAX_GRAMMAR_BYTES, Grammar
 from ...shared.tokenizer import Tokenizer
 from .reasoning_format import ReasoningFormat
 from .tool_format import ToolFormat
@@ -64,8 +64,8 @@ class ReplyGrammar:
             )
             raise InvalidRequestError(message, param="tool_choice")
         rules = "\n".join(self._rules())
-        if len(rules) > MAX_GRAMMAR_CHARACTERS:
-            message = f"the tools' schemas take more than {MAX_GRAMMAR_CHARACTERS} characters"
+        if len(rules.encode()) > MAX_GRAMMAR_BYTES:
+            message = f"the tools' schemas take more than {MAX_GRAMMAR_BYTES} bytes"
             raise InvalidRequestError(message, param="tools", code="grammar_too_large")
         if self.output is None or self.is_required:
             return Grammar("lark", rules)

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from chairlift.frontend.results import Delta
 from chairlift.shared.messages import Finish
-from chairlift.shared.sampling_params import MAX_GRAMMAR_CHARACTERS, Grammar
+from chairlift.shared.sampling_params import MAX_GRAMMAR_BYTES, Grammar
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 BODIES: dict[str, Any] = {
@@ -84,8 +84,8 @@ def test_text(http: TestClient, fake: Any, path: str) -> None:
         ({"guided_regex": ""}, "guided_regex"),
         ({"guided_choice": []}, "guided_choice"),
         ({"guided_choice": [""]}, "guided_choice"),
-        ({"guided_grammar": "a" * (MAX_GRAMMAR_CHARACTERS + 1)}, "guided_grammar"),
-        ({"guided_json": {"a": "b" * MAX_GRAMMAR_CHARACTERS}}, "guided_json"),
+        ({"guided_grammar": "a" * (MAX_GRAMMAR_BYTES + 1)}, "guided_grammar"),
+        ({"guided_json": {"a": "b" * MAX_GRAMMAR_BYTES}}, "guided_json"),
         ({"guided_regex": "a", "min_tokens": 1}, "min_tokens"),
         ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
         ({"guided_regex": "a", "bad_words": ["x"]}, "bad_words"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 import jsonschema
@@ -459,6 +460,22 @@ def test_what_is_refused(
         client.chat.completions.create(**request, extra_body=changes)
     assert (refused.value.param or "").split(".")[0].split("[")[0] == param
     assert refused.value.type == "invalid_request_error"
+
+
+@only(HERMES)
+def test_a_schema_that_would_take_all_memory(served: Served) -> None:
+    """Is refused, and who else has one is served meanwhile."""
+    bomb = {"guided_json": {"type": "integer", "multipleOf": 99_999_989}}
+    with client_of(served.url) as client, ThreadPoolExecutor() as threads:
+        create = client.chat.completions.create
+        refusal = threads.submit(create, **asked(served), extra_body=bomb)
+        for seed in range(3):
+            extra = {"guided_regex": f"[ab]{{{seed + 3}}}"}
+            answer = create(**asked(served, seed), extra_body=extra)
+            assert len(answer.choices[0].message.content or "") == seed + 3
+        with pytest.raises(openai.BadRequestError, match="simplify it") as refused:
+            refusal.result(timeout=60)
+    assert refused.value.param == "guided_json"
 
 
 @only(HERMES)

@@ -32,7 +32,7 @@ from chairlift.shared.messages import (
     unpack_live,
     unpack_token_ids,
 )
-from chairlift.shared.sampling_params import MAX_GRAMMAR_CHARACTERS, Grammar, SamplingParams
+from chairlift.shared.sampling_params import MAX_GRAMMAR_BYTES, Grammar, SamplingParams
 
 FRONTEND, REQUEST = b"frontend", b"request-id-16-by"
 PARAMS = SamplingParams(max_tokens=8, stop=("\n", "é"), logit_bias=((3, -1.5),), seed=2**63 - 1)
@@ -52,7 +52,7 @@ FRAME = Frame(
     texts=["hé", ""],
     finishes=[(1, Finish("stop", "\n"))],
 )
-LONGEST = "\U0001f642" * MAX_GRAMMAR_CHARACTERS
+LONGEST = "\U0001f642" * (MAX_GRAMMAR_BYTES // 4)
 REQUESTS: list[Message] = [
     SUBMIT,
     structs.replace(

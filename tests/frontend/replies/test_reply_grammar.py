@@ -171,7 +171,7 @@ def test_what_cant_be_constrained() -> None:
     with pytest.raises(InvalidRequestError, match="type object"):
         ReplyGrammar(tokenizer, HERMES, [Tool("f", {"type": "array"})], True, True).build()
     large = [Tool("f", {"enum": ["x" * 70_000]})]
-    with pytest.raises(InvalidRequestError, match="characters"):
+    with pytest.raises(InvalidRequestError, match="bytes"):
         ReplyGrammar(tokenizer, HERMES, large, True, True).build()
 
 
