@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +29,7 @@ from .grammar import NAMES, NUM_THREADS, TIMEOUT_S, GrammarError, Vocabulary, co
 MAX_BYTES = 256 << 20  # 64 KiB of JSON schema take a tenth
 START_TIMEOUT_S = 60.0  # for reading the vocabulary
 NICENESS = 10
+STACK_BYTES = 4 << 20  # of a worker's thread it is twice that: what recurses too deep dies here
 PACKAGE_ROOT = Path(__file__).absolute().parents[2]
 
 
@@ -103,6 +105,8 @@ class GrammarTrials:
         name = NAMES[grammar.kind]
         if status == -signal.SIGALRM:
             why = f"takes more than {self._terms.timeout_s:g} s to compile"
+        elif status == -signal.SIGSEGV:
+            why = "is nested too deeply to compile"
         else:
             why = f"takes more than {self._terms.max_bytes >> 20} MiB to compile"
         return GrammarError(f"{name} {why}: simplify it")
@@ -134,9 +138,17 @@ def _write(process: subprocess.Popen[bytes], message: Struct) -> None:
 
 
 def main() -> None:
-    """Terms in, then grammars, each answered by a verdict; until there are no more."""
+    """The process."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the worker's to hear
         signal.signal(number, signal.SIG_IGN)
+    threading.stack_size(STACK_BYTES)
+    judge = threading.Thread(target=_judge)
+    judge.start()
+    judge.join()
+
+
+def _judge() -> None:
+    """Terms in, then grammars, each answered by a verdict; until there are no more."""
     os.nice(NICENESS)
     terms = msgspec.json.decode(sys.stdin.buffer.readline(), type=Terms)
     signal.setitimer(signal.ITIMER_REAL, START_TIMEOUT_S)  # nobody catches the alarm: it kills

@@ -22,6 +22,8 @@ from .opening import submission
 from .reply_plan import Dialect
 from .tools import ToolUse
 
+PIECE_CHARACTERS = 64  # what a template makes of a message or a call besides, about
+
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Scalar = str | int | float | bool | None
 
@@ -53,7 +55,9 @@ class Conversation:
             add_generation_prompt=self.begins_message,
             continue_final_message=self.continued is not None,
         )
-        is_long = num_characters + self.tools.num_characters > THREAD_CHARACTERS
+        num_pieces = sum(1 + len(message.tool_calls) for message in self.messages)
+        weight = num_characters + PIECE_CHARACTERS * num_pieces + self.tools.num_characters
+        is_long = weight > THREAD_CHARACTERS
         try:
             return await in_thread_if(is_long, encode)
         except InvalidRequestError as error:

@@ -24,6 +24,7 @@ from .request_body import U31, WorkerRequestBody
 from .response_id import Endpoint
 
 # Made from other fields or with a second look; the rest passes under its own name.
+MAX_SCORES = 1 << 20  # log probabilities of the prompts, of all choices of a request
 COMPUTED = frozenset(
     {"max_tokens", "seed", "top_k", "logit_bias", "bad_words", "grammar", "skip_special_tokens"}
 )
@@ -208,6 +209,12 @@ class GenerationRequest(WorkerRequestBody):
             raise InvalidRequestError(f"{message}: send several requests", param="n")
         seed = default_seed if self.seed is None else self.seed
         common = self._params(tokenizer, plan)
+        num_scores = n * sum(map(len, prompts)) * (common.num_prompt_logprobs + 1)
+        if num_scores > MAX_SCORES:
+            message = f"{num_scores} log probabilities of prompts are more than {MAX_SCORES}"
+            raise InvalidRequestError(
+                f"{message}: send fewer prompts, or ask for fewer", param=self.prompt_field
+            )
         choices = []
         for number, prompt in enumerate(prompts):
             max_tokens = self._room(prompt, greeting.max_model_len)

@@ -5,10 +5,10 @@ Reference: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import orjson
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from .answer_form import MAX_TOOLS
@@ -44,8 +44,8 @@ class CalledFunction(Part):
     @classmethod
     def _are_an_object(cls, text: str) -> str:
         try:
-            arguments = json.loads(text or "{}")
-        except (ValueError, RecursionError):
+            arguments = orjson.loads(text or "{}")
+        except orjson.JSONDecodeError:
             arguments = None
         if not isinstance(arguments, dict):
             raise ValueError("these have to be a JSON object, as text")

@@ -133,6 +133,7 @@ def _made(param: str, name: str, value: Any) -> Grammar:
 def _schema_text(param: str, schema: JsonSchema) -> str:
     if isinstance(schema, dict):
         return orjson.dumps(schema).decode()
+    _check_size(param, schema)
     try:
         orjson.loads(schema)
     except orjson.JSONDecodeError as error:
@@ -141,7 +142,11 @@ def _schema_text(param: str, schema: JsonSchema) -> str:
 
 
 def _grammar(param: str, kind: GrammarKind, source: str) -> Grammar:
+    _check_size(param, source)
+    return Grammar(kind, source)
+
+
+def _check_size(param: str, source: str) -> None:
     if (num_bytes := len(source.encode())) > MAX_GRAMMAR_BYTES:
         message = f"{param} has {num_bytes} bytes, at most {MAX_GRAMMAR_BYTES} may be"
         raise InvalidRequestError(message, param=param)
-    return Grammar(kind, source)

@@ -14,6 +14,7 @@ from .event_stream import Cursor
 from .position import HEADER, Position, never_was, written
 from .response import Response
 
+NUM_ERROR_EVENTS = 2  # at most, at a stream's end; they have no place of their own
 OVER_FOR_THE_READER = frozenset({"taken_over", "shutting_down"})  # the response goes on
 INITIAL: Json = {"status": "in_progress", "output": [], "usage": None}
 
@@ -28,11 +29,13 @@ class ResponseStream:
         when what comes shows that `after` never was a place in this one."""
         after = after or Position.start(1)
         after.check_fits(1)
-        if after.has_usage or (after.choices[0] is not None and not after.num_events):
+        held = after.choices[0]
+        at_most = held.num_tokens + held.num_characters + NUM_ERROR_EVENTS if held else 0
+        if after.has_usage or not bool(held) <= after.num_events <= at_most:
             raise never_was()
         self._response = response
-        self._cursor = Cursor(after.choices[0])
-        self._mark = str(after.choices[0] or "-")
+        self._cursor = Cursor(held)
+        self._mark = str(held or "-")
         self._num_events = after.num_events
         self.is_complete = False
 

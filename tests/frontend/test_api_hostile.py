@@ -40,6 +40,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "a prompt without end": (COMPLETIONS, {"prompt": "a" * 4 * MILLION}),
     "a message without end": (CHAT, chat("a" * 4 * MILLION)),
     "prompts of wrong kinds": (COMPLETIONS, {"prompt": [None] * MILLION}),
+    "too many scores": (COMPLETIONS, {"prompt": [[1] * 400] * 128, "prompt_logprobs": 20}),
     "too many answers": (COMPLETIONS, {"prompt": ["a"] * 100, "n": 8}),
     "an overflowing penalty": (COMPLETIONS, {"prompt": "a", "repetition_penalty": 1e-38}),
 }

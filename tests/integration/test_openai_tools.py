@@ -462,10 +462,17 @@ def test_what_is_refused(
     assert refused.value.type == "invalid_request_error"
 
 
+BOMBS: list[dict[str, Any]] = [
+    {"guided_json": {"type": "integer", "multipleOf": 99_999_989}},
+    {"guided_grammar": "start: a0\n"
+     + "".join(f'a{i}: a{i + 1} "x"\n' for i in range(3500)) + 'a3500: "y"'},
+]  # fmt: skip
+
+
 @only(HERMES)
-def test_a_schema_that_would_take_all_memory(served: Served) -> None:
+@pytest.mark.parametrize("bomb", BOMBS, ids=["memory", "stack"])
+def test_a_grammar_that_would_kill_the_worker(served: Served, bomb: dict[str, Any]) -> None:
     """Is refused, and who else has one is served meanwhile."""
-    bomb = {"guided_json": {"type": "integer", "multipleOf": 99_999_989}}
     with client_of(served.url) as client, ThreadPoolExecutor() as threads:
         create = client.chat.completions.create
         refusal = threads.submit(create, **asked(served), extra_body=bomb)
@@ -475,7 +482,7 @@ def test_a_schema_that_would_take_all_memory(served: Served) -> None:
             assert len(answer.choices[0].message.content or "") == seed + 3
         with pytest.raises(openai.BadRequestError, match="simplify it") as refused:
             refusal.result(timeout=60)
-    assert refused.value.param == "guided_json"
+    assert [refused.value.param] == list(bomb)
 
 
 @only(HERMES)

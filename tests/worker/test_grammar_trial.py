@@ -30,7 +30,7 @@ LARGE_PRIME = 99_999_989  # as many states
 
 
 def schema(value: object) -> Grammar:
-    return Grammar("json_schema", json.dumps(value))
+    return Grammar("json_schema", json.dumps(value, separators=(",", ":")))
 
 
 @pytest.fixture
@@ -65,6 +65,26 @@ def test_what_takes_too_much_is_refused(trials: GrammarTrials, bomb: Grammar) ->
     with pytest.raises(GrammarError, match=r"takes more than .*: simplify it") as refused:
         trials.check(bomb)
     assert refused.value.code == "invalid_grammar"
+    trials.check(GOOD)
+
+
+CHAIN = "start: a0\n" + "\n".join(f'a{i}: a{i + 1} "x"' for i in range(3500)) + '\na3500: "y"'
+NESTED = {f"d{i}": {"properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}, "required": ["a"]}
+          for i in range(900)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "deep",
+    [
+        Grammar("lark", CHAIN),
+        schema({"$defs": NESTED | {"d900": {"type": "string"}}, "$ref": "#/$defs/d0"}),
+    ],
+    ids=["lark", "schema"],
+)
+def test_what_is_nested_too_deeply_is_refused(trials: GrammarTrials, deep: Grammar) -> None:
+    """Although it overflows the stack of who compiles it."""
+    with pytest.raises(GrammarError, match="nested too deeply to compile: simplify it"):
+        trials.check(deep)
     trials.check(GOOD)
 
 
