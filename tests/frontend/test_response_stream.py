@@ -244,7 +244,17 @@ def test_thoughts_have_no_log_probabilities() -> None:
     assert [one["token"] for one in said["content"][0]["logprobs"]] == ["s", "o"]
 
 
-IMPOSSIBLE = ["0:30@9", "3:12@9", "0:12.@9", "0:18@9", "0:7!@9", "0:7@99", "0:7", "0:7,0:7@3", "-@2"]
+IMPOSSIBLE = [
+    "0:30@9",
+    "3:12@9",
+    "0:12.@9",
+    "0:18@9",
+    "0:7!@9",
+    "0:7@99",
+    "0:7",
+    "0:7,0:7@3",
+    "-@2",
+]
 
 
 @pytest.mark.parametrize("after", IMPOSSIBLE)
