@@ -15,6 +15,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 20
 MAX_GRAMMAR_BYTES = 64 << 10
+MAX_BAD_WORD_TOKENS = 32
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -77,7 +78,9 @@ class SamplingParams(
     num_logprobs: NumLogprobs = -1
     num_prompt_logprobs: NumLogprobs = -1
     bad_words: Annotated[
-        tuple[Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=32)], ...],
+        tuple[
+            Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=MAX_BAD_WORD_TOKENS)], ...
+        ],
         Meta(max_length=128),
     ] = ()  # token sequences that don't come
     skip_special_tokens: bool = True

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from ...shared.errors import ContextLengthError, InvalidRequestError
 from ...shared.messages import Greeting
 from ...shared.sampling_params import (
+    MAX_BAD_WORD_TOKENS,
     MAX_SEED,
     SamplingParams,
     checked_sampling_params,
@@ -256,9 +257,16 @@ class GenerationRequest(WorkerRequestBody):
 
 def _token_sequences(words: Iterable[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """Of the words as they begin a text, and as they come after a space."""
-    spellings = [spelling for word in words for spelling in (word, f" {word.lstrip()}")]
-    encoded = (tokenizer.backend.encode(text, add_special_tokens=False) for text in spellings)
-    return tuple(dict.fromkeys(tuple(one.ids) for one in encoded if one.ids))
+    sequences: dict[tuple[int, ...], None] = {}
+    for number, word in enumerate(words):
+        for text in (word, f" {word.lstrip()}"):
+            ids = tokenizer.backend.encode(text, add_special_tokens=False).ids
+            if len(ids) > MAX_BAD_WORD_TOKENS:
+                message = f"a bad word may have {MAX_BAD_WORD_TOKENS} tokens, this has {len(ids)}"
+                raise InvalidRequestError(message, param=f"bad_words[{number}]")
+            if ids:
+                sequences[tuple(ids)] = None
+    return tuple(sequences)
 
 
 def check_ids(param: str, token_ids: Iterable[int], vocab_size: int) -> None:

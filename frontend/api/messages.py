@@ -5,6 +5,7 @@ Reference: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -23,6 +24,7 @@ from .parameters import (
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 1024  # of one message
+MAX_ODD_CHARACTERS = 1 << 16  # of JSON for the slow parser
 
 
 class TextPart(Part):
@@ -43,13 +45,23 @@ class CalledFunction(Part):
     @field_validator("arguments")
     @classmethod
     def _are_an_object(cls, text: str) -> str:
-        try:
-            arguments = orjson.loads(text or "{}")
-        except orjson.JSONDecodeError:
-            arguments = None
-        if not isinstance(arguments, dict):
+        if not isinstance(_parsed(text or "{}"), dict):
             raise ValueError("these have to be a JSON object, as text")
         return text
+
+
+def _parsed(text: str) -> Any:
+    """None for what is no JSON. Models write numbers beyond all bounds and half surrogate pairs,
+    which the fast parser refuses."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        if len(text) > MAX_ODD_CHARACTERS:
+            return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 class ToolCall(Part):
