@@ -128,6 +128,7 @@ def test_passed_on(http: TestClient, fake: Any, path: str) -> None:
     assert (usual.skip_special_tokens, usual.include_stop_str_in_output) == (True, False)
     assert (changed.num_prompt_logprobs, usual.num_prompt_logprobs) == (4, -1)
     assert [options.priority for options in fake.options] == [-7, 0]
+    assert {options.tokenizer for options in fake.options} == {fake.tokenizer.fingerprint}
 
 
 def test_deadline(http: TestClient, fake: Any, settings: Any) -> None:

@@ -277,6 +277,12 @@ async def test_parse(api: openai.AsyncOpenAI, fake: FakeClient) -> None:
     assert answer.text and answer.text.format and answer.text.format.type == "json_schema"
 
 
+def test_null_is_the_default_inside_too(http: TestClient) -> None:
+    """Also of a field whose name in Python is another."""
+    text = {"format": {"type": "text", "schema": None, "strict": None}}
+    assert http.post(RESPONSES, json={"input": "a", "text": text}).status_code == 200
+
+
 def test_sampling_and_extensions(http: TestClient, fake: FakeClient) -> None:
     """What the other endpoints take for the sampler is taken here too."""
     asked = {"seed": 7, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.5, "stop": ["x"]}

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from chairlift.frontend.api.answer_form import AnswerForm
-from chairlift.frontend.api.generation import Generation, Progress
+from chairlift.frontend.api.generation import Generation, Pause, Progress
 from chairlift.frontend.api.metrics import Metrics
 from chairlift.frontend.api.opening import OpenedAnswer
 from chairlift.frontend.api.response_id import ResponseId
@@ -51,10 +52,12 @@ class FakePassage:
         self._taken[index] += delta.token_ids
 
 
-def _generation(streams: dict[int, TokenStream]) -> Generation:
+def _generation(streams: dict[int, TokenStream], keep_alive_s: float = 10.0) -> Generation:
     response_id = ResponseId.draw("chat")
     opened = OpenedAnswer(response_id, FORM, streams, is_resumable=False, prompts={}, repeated={})
-    return Generation(opened, Metrics(AsyncClient("ipc:///tmp/nobody")), ServeSettings())
+    return Generation(
+        opened, Metrics(AsyncClient("ipc:///tmp/nobody")), ServeSettings(keep_alive_s=keep_alive_s)
+    )
 
 
 def _streams() -> dict[int, TokenStream]:
@@ -132,6 +135,21 @@ def test_tokens_pass_without_waking_the_reader() -> None:
             streams[1].put(Delta([9], "", Finish("stop")))
             (event,) = await reading
             assert isinstance(event, Progress) and event.delta.token_ids == [9]
+
+    asyncio.run(run())
+
+
+def test_a_joined_answer_is_written_in_its_own_form() -> None:
+    """Also when nothing of it has come for so long that its reader is sent a sign of life."""
+
+    async def run() -> None:
+        streams = _streams()
+        async with _generation(streams, keep_alive_s=0.01) as generation:
+            for stream in streams.values():
+                stream.open(structs.replace(FORM, created=2).encode(), [])
+            (event,) = await generation.first_events()
+            assert isinstance(event, Pause)
+            assert generation.form.created == 2
 
     asyncio.run(run())
 
