@@ -262,8 +262,8 @@ def _token_sequences(words: Iterable[str], tokenizer: Tokenizer) -> tuple[tuple[
         for text in (word, f" {word.lstrip()}"):
             ids = tokenizer.backend.encode(text, add_special_tokens=False).ids
             if len(ids) > MAX_BAD_WORD_TOKENS:
-                message = f"a bad word may have {MAX_BAD_WORD_TOKENS} tokens, this has {len(ids)}"
-                raise InvalidRequestError(message, param=f"bad_words[{number}]")
+                limits = f"{len(ids)} tokens, at most {MAX_BAD_WORD_TOKENS} may be"
+                raise InvalidRequestError(f"bad_words[{number}] has {limits}", param="bad_words")
             if ids:
                 sequences[tuple(ids)] = None
     return tuple(sequences)
