@@ -104,7 +104,7 @@ def test_pieces_add_up_to_the_whole_decode(kind: str, prompt: str, text: str) ->
     But for U+FFFD itself in bytes of a byte-fallback tokenizer: it looks like half a character, and
     when the run of bytes is let go its decoder reads all of them anew.
     """
-    assume(kind != "sentencepiece" or "\ufffd" not in text)
+    assume(kind not in ("sentencepiece", "unigram") or "\ufffd" not in text)
     tokenizer = TOKENIZERS[kind]()
     context, output = encode(tokenizer, prompt, special=True), encode(tokenizer, text)
     before = decode(tokenizer, context)
