@@ -247,7 +247,7 @@ def test_limits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         template.render([{"role": "user", "content": "hello"}], add_generation_prompt=True)
     assert error.value.code == "chat_template_limit" and error.value.param == "messages"
     assert name not in TIMED or "more than 0.2 s" in str(error.value)
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 10  # without limits it would be minutes
     assert peak_mib() - before < 700
 
 
@@ -291,7 +291,7 @@ def test_long_chats(template: str) -> None:
     source = ChatTemplate(TEMPLATES[template], {"bos_token": "<s>", "eos_token": "</s>"})
     start = time.thread_time()
     text = source.render(messages, add_generation_prompt=True)
-    assert text.count("x") >= 1_000_000 and time.thread_time() - start < 0.5
+    assert text.count("x") >= 1_000_000 and time.thread_time() - start < 10
 
 
 def test_renderings_share_nothing() -> None:
