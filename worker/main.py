@@ -14,7 +14,8 @@ from ..shared.messages import Greeting
 from ..shared.settings import WorkerSettings
 from ..shared.tokenizer import Tokenizer
 from .admission import Admission, Limits
-from .attention.cpu import BLOCK_SIZE, TorchCpuAttention
+from .attention.choice import cpu_attention
+from .attention.cpu import BLOCK_SIZE
 from .block_manager import BlockManager
 from .child import CRASHED, REFUSED
 from .engine import Engine
@@ -132,7 +133,7 @@ def build_engine(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
     )
-    attention = TorchCpuAttention(shape, num_blocks, model.dtype)
+    attention = cpu_attention(settings.attention_backend, shape, num_blocks, model.dtype)
     runner = ModelRunner(model.decoder, attention, torch.device("cpu"))
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)

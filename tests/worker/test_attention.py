@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from chairlift.worker.attention.backend import AttentionBackend, AttentionShape
 from chairlift.worker.attention.cpu import BLOCK_SIZE, TorchCpuAttention
+from chairlift.worker.attention.native import NativeCpuAttention
 from chairlift.worker.attention.reference import ReferenceAttention
 from chairlift.worker.batch import Batch, Segment
 
 NUM_BLOCKS = 40
+Backend = TorchCpuAttention | NativeCpuAttention
+BACKENDS = (TorchCpuAttention, NativeCpuAttention)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
@@ -66,8 +69,8 @@ def cases(draw: st.DrawFn) -> Case:
         blocks = draw(st.permutations(blocks))
     shape = shape_of(
         num_kv_heads=draw(st.sampled_from((1, 2, 3))),
-        group=draw(st.sampled_from((1, 2, 7))),
-        head_dim=draw(st.sampled_from((16, 48, 64))),
+        group=draw(st.sampled_from((1, 2, 7, 9))),
+        head_dim=draw(st.sampled_from((8, 16, 48, 64, 80))),
         window=draw(st.one_of(st.none(), st.integers(1, 4 * BLOCK_SIZE))),
     )
     dtype = draw(st.sampled_from(tuple(TOLERANCE)))
@@ -118,32 +121,37 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
+@pytest.mark.parametrize("kind", BACKENDS)
 @settings(max_examples=100, deadline=None)
-@given(cases())
-def test_torch_attention_equals_the_reference(case: Case) -> None:
-    """Any mix of chunks and decodes, any window, group and block order."""
+@given(case=cases())
+def test_attention_equals_the_reference(kind: type[Backend], case: Case) -> None:
+    """Any mix of chunks and decodes, any window, group, head and block order."""
     expected = attend_all(ReferenceAttention(case.shape, NUM_BLOCKS), case)
-    found = attend_all(TorchCpuAttention(case.shape, NUM_BLOCKS, case.dtype), case)
+    found = attend_all(kind(case.shape, NUM_BLOCKS, case.dtype), case)
     for layer in range(case.shape.num_layers):
         difference = (found[layer].double() - expected[layer].double()).abs().max()
         assert difference < TOLERANCE[case.dtype]
 
 
+@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_run_of_blocks_and_scattered_blocks_give_the_same_bits(dtype: torch.dtype) -> None:
+def test_a_run_of_blocks_and_scattered_blocks_give_the_same_bits(
+    kind: type[Backend], dtype: torch.dtype
+) -> None:
     """Reading a view of the pool and gathering blocks from it can't be told apart."""
     shape, lengths = shape_of(window=40), [(5, 70), (1, 33), (64, 64), (1, 100)]
     results = []
     for blocks in (list(range(NUM_BLOCKS)), list(range(NUM_BLOCKS))[::-1]):
         case = Case(shape, dtype, segments_of(lengths, blocks), seed=1)
-        results.append(attend_all(TorchCpuAttention(shape, NUM_BLOCKS, dtype), case))
+        results.append(attend_all(kind(shape, NUM_BLOCKS, dtype), case))
     assert all(map(torch.equal, *results))
 
 
-def test_rows_of_padding_come_back_as_zero() -> None:
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_rows_of_padding_come_back_as_zero(kind: type[Backend]) -> None:
     """A row that belongs to no segment neither fails nor shows what was in memory."""
     shape = shape_of()
-    backend = TorchCpuAttention(shape, NUM_BLOCKS, torch.float32)
+    backend = kind(shape, NUM_BLOCKS, torch.float32)
     segments = segments_of([(1, 1)], list(range(NUM_BLOCKS)))
     prepared = backend.prepare(batch_of(segments, [torch.tensor([0, backend.null_slot])]))
     k = torch.ones(2, shape.num_kv_heads, shape.head_dim)
@@ -151,3 +159,43 @@ def test_rows_of_padding_come_back_as_zero() -> None:
     out = backend.attend(0, torch.ones(2, shape.num_heads, shape.head_dim), prepared)
     assert torch.equal(out[0], torch.ones(shape.num_heads, shape.head_dim))
     assert not out[1].any()
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[Case, list[int]]:
+    """One sequence, and where its prompt is cut."""
+    case = draw(cases())
+    segment = case.segments[0]
+    places = draw(st.lists(st.integers(1, segment.context_len), max_size=6, unique=True))
+    return case, sorted({*places, segment.context_len})
+
+
+@settings(max_examples=150, deadline=None)
+@given(cuts())
+def test_the_native_kernel_gives_the_same_bits_however_a_sequence_is_cut(
+    drawn: tuple[Case, list[int]],
+) -> None:
+    """Whole or in chunks of any lengths, single tokens among them, in any blocks."""
+    case, ends = drawn
+    segment = case.segments[0]
+    length, table = segment.context_len, segment.block_table
+    generator = torch.Generator().manual_seed(case.seed)
+    heads = (case.shape.num_heads, case.shape.num_kv_heads, case.shape.num_kv_heads)
+    q, k, v = (
+        torch.randn(length, count, case.shape.head_dim, generator=generator).to(case.dtype)
+        for count in heads
+    )
+
+    def attended(ends: list[int], table: list[int], layer: int) -> torch.Tensor:
+        backend = NativeCpuAttention(case.shape, NUM_BLOCKS, case.dtype)
+        parts = []
+        for first, end in zip([0, *ends], ends, strict=False):
+            part = Segment(0, end - first, end, table)
+            prepared = backend.prepare(batch_of((part,), [slots_of(part, first)]))
+            backend.write(layer, k[first:end], v[first:end], prepared)
+            parts.append(backend.attend(layer, q[first:end], prepared))
+        return torch.cat(parts)
+
+    for layer in range(case.shape.num_layers):
+        whole = attended([length], table, layer)
+        assert torch.equal(whole, attended(ends, table[::-1], layer))

@@ -1,0 +1,69 @@
+"""Which attention a worker has, and why not the better one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import structlog
+import torch
+
+from chairlift.worker.attention import native
+from chairlift.worker.attention.choice import cpu_attention
+from chairlift.worker.attention.compiler import NativeKernelError
+from chairlift.worker.attention.cpu import TorchCpuAttention
+from chairlift.worker.attention.native import NativeCpuAttention
+from tests.worker.test_attention import shape_of
+
+SHAPE, DTYPE = shape_of(), torch.float32
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.kernel.cache_clear()
+    yield tmp_path
+    native.kernel.cache_clear()
+
+
+def test_the_native_kernel_is_compiled_once(empty_cache: Path) -> None:
+    """Into the user's cache, where the next start finds it."""
+    assert isinstance(cpu_attention("auto", SHAPE, 4, DTYPE), NativeCpuAttention)
+    (compiled,) = empty_cache.rglob("*.so")
+    made_at = compiled.stat().st_mtime_ns
+    native.kernel.cache_clear()
+    assert isinstance(cpu_attention("native", SHAPE, 4, DTYPE), NativeCpuAttention)
+    assert [path.stat().st_mtime_ns for path in empty_cache.rglob("*.so")] == [made_at]
+
+
+@pytest.mark.parametrize("compiler", ["nosuchcompiler", "false"])
+def test_without_a_compiler_torch_does_it(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    """With one line in the log; asked for by name, the kernel's absence is an error."""
+    monkeypatch.setenv("CC", compiler)
+    with structlog.testing.capture_logs() as lines:
+        assert isinstance(cpu_attention("auto", SHAPE, 4, DTYPE), TorchCpuAttention)
+    assert len(lines) == 1 and lines[0]["why"]
+    with pytest.raises(NativeKernelError):
+        cpu_attention("native", SHAPE, 4, DTYPE)
+
+
+def test_a_kernel_that_computes_something_else_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a broken compiler could make one."""
+    monkeypatch.setattr(NativeCpuAttention, "attend", lambda self, layer, q, step: q * 2)
+    with structlog.testing.capture_logs() as lines:
+        assert isinstance(cpu_attention("auto", SHAPE, 4, DTYPE), TorchCpuAttention)
+    assert "wrong" in lines[0]["why"]
+
+
+def test_heads_that_it_does_not_know() -> None:
+    """Wider ones than the kernel has room for."""
+    wide = shape_of(head_dim=1024)
+    assert isinstance(cpu_attention("auto", wide, 4, DTYPE), TorchCpuAttention)
+
+
+def test_torch_on_request() -> None:
+    assert isinstance(cpu_attention("torch", SHAPE, 4, DTYPE), TorchCpuAttention)

@@ -1,0 +1,238 @@
+/* Paged attention on the CPU, row by row: one call for all rows of a layer, decode and prefill alike.
+ *
+ * A query's result is computed in the same order of operations whichever rows it shares a tile with:
+ * its keys in blocks of 32, from the first that it sees to the last, with a running maximum and sum
+ * (Milakov & Gimelshein, https://arxiv.org/abs/1805.02867). Tiles only share loads.
+ *
+ * Layouts: keys [block][kv head][head_dim][32], so that 32 keys' products are one vector operation for
+ * each dimension; values [block][kv head][32][padded head_dim], padded to a multiple of 16.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 32
+#define LANES 16
+#define MAX_TILE 8
+#define MAX_DIM 512
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES), aligned(2)));
+
+typedef struct {
+    int32_t num_heads, num_kv_heads, head_dim, padded_dim;
+    float scale;
+} Shape;
+
+/* Rows of one sequence: `num_rows` queries from row `start` on, the first at `position`. */
+typedef struct {
+    int32_t start, num_rows, position, table; /* `table`: where its block ids begin */
+} Segment;
+
+static inline vec load_f32(const float *p) { return *(const vec *)p; }
+
+static inline vec load_bf16(const uint16_t *p) {
+    ivec wide = __builtin_convertvector(*(const hvec *)p, ivec) << 16;
+    return (vec)wide;
+}
+
+static inline vec splat(float x) { return x - (vec){}; }
+
+static inline vec select(ivec mask, vec a, vec b) {
+    return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
+}
+
+static inline vec maximum(vec a, vec b) { return select(a > b, a, b); }
+
+static inline float sum(vec v) {
+    for (int step = LANES / 2; step; step /= 2)
+        for (int i = 0; i < step; i++) v[i] += v[i + step];
+    return v[0];
+}
+
+static inline float greatest(vec v) {
+    float m = v[0];
+    for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
+    return m;
+}
+
+/* e^x for x <= 0, to 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2]; 0 below -87. */
+static inline vec exponential(vec x) {
+    vec n = x * 1.44269504088896341f;
+    vec rounded = (n + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: to the nearest integer */
+    vec r = x - rounded * 0.693359375f + rounded * 2.12194440e-4f;
+    vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    ivec power = (__builtin_convertvector(rounded, ivec) + 127) << 23;
+    vec result = p * (vec)power;
+    return select(x > -87.0f, result, splat(0.0f));
+}
+
+static inline __attribute__((always_inline)) vec load(const char *p, int64_t i, int is_bf16) {
+    return is_bf16 ? load_bf16((const uint16_t *)p + i) : load_f32((const float *)p + i);
+}
+
+static inline float element(const char *p, int64_t i, int is_bf16) {
+    if (!is_bf16) return ((const float *)p)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline void put(char *p, int64_t i, float x, int is_bf16) {
+    if (!is_bf16) {
+        ((float *)p)[i] = x;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) bits = 0x7fc00000u;
+    else bits += 0x7fffu + ((bits >> 16) & 1); /* to the nearest, ties to even */
+    ((uint16_t *)p)[i] = (uint16_t)(bits >> 16);
+}
+
+/* Some queries of one sequence under one key-value head. */
+typedef struct {
+    float q[MAX_TILE][MAX_DIM]; /* scaled */
+    float out[MAX_TILE][MAX_DIM];
+    int32_t first[MAX_TILE], last[MAX_TILE]; /* keys that each sees */
+} Tile;
+
+static const ivec INDEX = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+static inline __attribute__((always_inline)) void attend_tile(
+    const Shape *shape, Tile *tile, const int32_t *table, int kv_head, const char *keys,
+    const char *values, int count, int is_bf16) {
+    const int dim = shape->head_dim, padded = shape->padded_dim;
+    float greatest_score[MAX_TILE], total[MAX_TILE], weights[MAX_TILE][BLOCK];
+    int32_t first = tile->first[0], last = tile->last[0];
+    for (int i = 0; i < count; i++) {
+        greatest_score[i] = -INFINITY;
+        total[i] = 0.0f;
+        memset(tile->out[i], 0, padded * sizeof(float));
+        first = tile->first[i] < first ? tile->first[i] : first;
+        last = tile->last[i] > last ? tile->last[i] : last;
+    }
+    for (int block = first / BLOCK; block <= last / BLOCK; block++) {
+        const int64_t place = (int64_t)table[block] * shape->num_kv_heads + kv_head;
+        const int64_t k = place * dim * BLOCK, v = place * padded * BLOCK;
+        vec low[MAX_TILE], high[MAX_TILE];
+        for (int i = 0; i < count; i++) low[i] = high[i] = splat(0.0f);
+        for (int d = 0; d < dim; d++) {
+            vec k_low = load(keys, k + d * BLOCK, is_bf16);
+            vec k_high = load(keys, k + d * BLOCK + LANES, is_bf16);
+            for (int i = 0; i < count; i++) {
+                low[i] += tile->q[i][d] * k_low;
+                high[i] += tile->q[i][d] * k_high;
+            }
+        }
+        int from = BLOCK, to = -1;
+        for (int i = 0; i < count; i++) {
+            const int begin = tile->first[i] - block * BLOCK, end = tile->last[i] - block * BLOCK;
+            if (begin >= BLOCK || end < 0) {
+                memset(weights[i], 0, sizeof weights[i]);
+                continue;
+            }
+            if (begin > 0 || end < BLOCK - 1) {
+                const vec never = splat(-INFINITY);
+                low[i] = select((INDEX >= begin) & (INDEX <= end), low[i], never);
+                high[i] = select((INDEX + LANES >= begin) & (INDEX + LANES <= end), high[i], never);
+            }
+            from = begin < from ? (begin > 0 ? begin : 0) : from;
+            to = end > to ? (end < BLOCK ? end : BLOCK - 1) : to;
+            const float here = greatest(maximum(low[i], high[i]));
+            const float before = greatest_score[i], now = here > before ? here : before;
+            const float kept = exponential(splat(before - now))[0];
+            const vec p_low = exponential(low[i] - now), p_high = exponential(high[i] - now);
+            greatest_score[i] = now;
+            total[i] = total[i] * kept + sum(p_low + p_high);
+            *(vec *)weights[i] = p_low;
+            *(vec *)(weights[i] + LANES) = p_high;
+            for (int d = 0; d < padded; d += LANES) *(vec *)(tile->out[i] + d) *= kept;
+        }
+        for (int d = 0; d < padded; d += LANES) {
+            vec sums[MAX_TILE];
+            for (int i = 0; i < count; i++) sums[i] = *(vec *)(tile->out[i] + d);
+            for (int j = from; j <= to; j++) {
+                const vec value = load(values, v + j * padded + d, is_bf16);
+                for (int i = 0; i < count; i++) sums[i] += weights[i][j] * value;
+            }
+            for (int i = 0; i < count; i++) *(vec *)(tile->out[i] + d) = sums[i];
+        }
+    }
+    for (int i = 0; i < count; i++)
+        for (int d = 0; d < padded; d += LANES) *(vec *)(tile->out[i] + d) /= total[i];
+}
+
+static void attend_any(const Shape *shape, Tile *tile, const int32_t *table, int kv_head,
+                       const char *keys, const char *values, int count, int is_bf16) {
+#define CASE(n)                                                                              \
+    case n:                                                                                  \
+        if (is_bf16) attend_tile(shape, tile, table, kv_head, keys, values, n, 1);           \
+        else attend_tile(shape, tile, table, kv_head, keys, values, n, 0);                   \
+        return;
+    switch (count) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
+#undef CASE
+}
+
+/* Causal attention of q [rows, num_heads, head_dim] into out, of the same shape and type; a row's
+ * queries see `window` keys at most, themselves included (0: all). `items` are pairs of a segment and
+ * the first of its rows [num_items]; each has up to `rows_per_item` rows. */
+void attend(const Shape *shape, int is_bf16, int32_t window, const Segment *segments,
+            const int32_t *items, int64_t num_items, int32_t rows_per_item, const int32_t *tables,
+            const char *q, int64_t q_stride, const char *keys, const char *values, char *out) {
+    const int dim = shape->head_dim, group = shape->num_heads / shape->num_kv_heads;
+    const int64_t num_tasks = num_items * shape->num_kv_heads;
+#pragma omp parallel for schedule(dynamic, 1) if (num_tasks > 1)
+    for (int64_t task = 0; task < num_tasks; task++) {
+        const int32_t *item = items + 2 * (task / shape->num_kv_heads);
+        const int kv_head = task % shape->num_kv_heads;
+        const Segment *segment = segments + item[0];
+        int rows = segment->num_rows - item[1];
+        rows = rows < rows_per_item ? rows : rows_per_item;
+        const int num_queries = rows * group;
+        Tile tile;
+        for (int begin = 0; begin < num_queries; begin += MAX_TILE) {
+            const int count = num_queries - begin < MAX_TILE ? num_queries - begin : MAX_TILE;
+            for (int i = 0; i < count; i++) {
+                const int row = item[1] + (begin + i) / group, head = (begin + i) % group;
+                const int64_t at = (segment->start + row) * q_stride + (kv_head * group + head) * dim;
+                for (int d = 0; d < dim; d++) tile.q[i][d] = element(q, at + d, is_bf16) * shape->scale;
+                tile.last[i] = segment->position + row;
+                tile.first[i] = window && tile.last[i] >= window ? tile.last[i] - window + 1 : 0;
+            }
+            attend_any(shape, &tile, tables + segment->table, kv_head, keys, values, count, is_bf16);
+            for (int i = 0; i < count; i++) {
+                const int row = item[1] + (begin + i) / group, head = (begin + i) % group;
+                const int64_t at =
+                    ((int64_t)(segment->start + row) * shape->num_heads + kv_head * group + head) * dim;
+                for (int d = 0; d < dim; d++) put(out, at + d, tile.out[i][d], is_bf16);
+            }
+        }
+    }
+}
+
+/* Keys and values, both [num_rows, num_kv_heads, head_dim] with rows a stride apart, to their slots. */
+void write_kv(const Shape *shape, int is_bf16, const int64_t *slots, int64_t num_rows, const char *k,
+              const char *v, int64_t k_stride, int64_t v_stride, char *keys, char *values) {
+    const int dim = shape->head_dim, padded = shape->padded_dim, size = is_bf16 ? 2 : 4;
+#pragma omp parallel for if (num_rows > 32)
+    for (int64_t row = 0; row < num_rows; row++)
+        for (int head = 0; head < shape->num_kv_heads; head++) {
+            const int64_t place = slots[row] / BLOCK * shape->num_kv_heads + head;
+            const int offset = slots[row] % BLOCK;
+            const char *key = k + (row * k_stride + head * dim) * size;
+            const char *value = v + (row * v_stride + head * dim) * size;
+            char *to = keys + (place * dim * BLOCK + offset) * size;
+            for (int d = 0; d < dim; d++) memcpy(to + (int64_t)d * BLOCK * size, key + d * size, size);
+            memcpy(values + (place * BLOCK + offset) * padded * size, value, (size_t)dim * size);
+        }
+}

@@ -1,0 +1,157 @@
+"""Paged attention on the CPU by a kernel of our own: native.c, compiled at the first start.
+
+A row's result doesn't depend on how its sequence was cut, so that with it logits are bitwise equal
+alone, batched, chunked, cached, preempted and resumed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..batch import Batch
+from .backend import AttentionBackend, AttentionShape
+from .compiler import load_library
+
+BLOCK_SIZE = 32  # the kernel's
+LANES = 16  # to a multiple of which values are padded
+MAX_HEAD_DIM = 512
+MAX_TILE = 8  # queries that share the loads of a block
+DTYPES = (torch.float32, torch.bfloat16)
+INT, LONG, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = (
+        ("num_heads", INT),
+        ("num_kv_heads", INT),
+        ("head_dim", INT),
+        ("padded_dim", INT),
+        ("scale", ctypes.c_float),
+    )
+
+
+@cache
+def kernel() -> ctypes.CDLL:
+    """Raises NativeKernelError where there is no compiler, or none that is any good."""
+    library = load_library("native.c")
+    shape = ctypes.POINTER(_Shape)
+    library.attend.argtypes = (
+        *(shape, INT, INT, POINTER, POINTER, LONG, INT),
+        *(POINTER, POINTER, LONG, POINTER, POINTER, POINTER),
+    )
+    library.write_kv.argtypes = (
+        *(shape, INT, POINTER, LONG, POINTER, POINTER, LONG, LONG),
+        *(POINTER, POINTER),
+    )
+    library.attend.restype = library.write_kv.restype = None
+    return library
+
+
+@dataclass(frozen=True, slots=True)
+class NativeStep:
+    """Shared by all layers of one step; the kernel reads the arrays."""
+
+    slot_mapping: torch.Tensor
+    segments: NDArray[np.int32]  # [num_segments, 4]: first row, rows, position, place in `tables`
+    tables: NDArray[np.int32]  # block ids of all segments
+    items: NDArray[np.int32]  # [num_items, 2]: segment and row that a piece of work begins with
+    num_rows: int
+
+
+class NativeCpuAttention(AttentionBackend[NativeStep]):
+    """Owns the pools: per layer keys [num_blocks, num_kv_heads, head_dim, 32] and values
+    [num_blocks, num_kv_heads, 32, padded head_dim]."""
+
+    def __init__(self, shape: AttentionShape, num_blocks: int, dtype: torch.dtype) -> None:
+        """Raises NativeKernelError."""
+        self.block_size = BLOCK_SIZE
+        self.null_slot = num_blocks * BLOCK_SIZE  # of a block more than there are
+        self._kernel = kernel()
+        self._shape = shape
+        self._dtype = dtype
+        self._is_bf16 = int(dtype == torch.bfloat16)
+        padded = -(-shape.head_dim // LANES) * LANES
+        self._sizes = _Shape(
+            shape.num_heads, shape.num_kv_heads, shape.head_dim, padded, shape.scale
+        )
+        group = shape.num_heads // shape.num_kv_heads
+        self._rows_per_item = max(1, MAX_TILE // group)
+        heads = (num_blocks + 1, shape.num_kv_heads)
+        self._keys = [
+            torch.zeros((*heads, shape.head_dim, BLOCK_SIZE), dtype=dtype)
+            for _ in range(shape.num_layers)
+        ]
+        self._values = [
+            torch.zeros((*heads, BLOCK_SIZE, padded), dtype=dtype) for _ in range(shape.num_layers)
+        ]
+
+    def prepare(self, batch: Batch) -> NativeStep:
+        segments, tables, place = [], [], 0
+        for segment in batch.segments:
+            position = segment.context_len - segment.num_tokens
+            segments.append((segment.start, segment.num_tokens, position, place))
+            tables.append(segment.block_table)
+            place += len(segment.block_table)
+        columns = np.array(segments, dtype=np.int32).reshape(-1, 4)
+        return NativeStep(
+            batch.slot_mapping,
+            columns,
+            np.concatenate(tables).astype(np.int32) if tables else np.zeros(0, np.int32),
+            self._items(columns),
+            batch.num_tokens,
+        )
+
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: NativeStep) -> None:
+        k, v = _with_plain_rows(k), _with_plain_rows(v)
+        self._kernel.write_kv(
+            self._sizes,
+            self._is_bf16,
+            prepared.slot_mapping.data_ptr(),
+            len(k),
+            k.data_ptr(),
+            v.data_ptr(),
+            k.stride(0),
+            v.stride(0),
+            self._keys[layer].data_ptr(),
+            self._values[layer].data_ptr(),
+        )
+
+    def attend(self, layer: int, q: torch.Tensor, prepared: NativeStep) -> torch.Tensor:
+        q = _with_plain_rows(q)
+        out = torch.zeros(q.shape, dtype=self._dtype)  # rows of padding stay zero
+        self._kernel.attend(
+            self._sizes,
+            self._is_bf16,
+            self._shape.sliding_windows[layer] or 0,
+            prepared.segments.ctypes.data,
+            prepared.items.ctypes.data,
+            len(prepared.items),
+            self._rows_per_item,
+            prepared.tables.ctypes.data,
+            q.data_ptr(),
+            q.stride(0),
+            self._keys[layer].data_ptr(),
+            self._values[layer].data_ptr(),
+            out.data_ptr(),
+        )
+        return out
+
+    def _items(self, segments: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The long ones first, so that no thread is left with one at the end."""
+        counts = -(-segments[:, 1] // self._rows_per_item)
+        owners = np.repeat(np.arange(len(segments)), counts)
+        firsts = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = firsts * self._rows_per_item
+        order = np.argsort(-(segments[owners, 2] + rows), kind="stable")
+        return np.stack((owners, rows), axis=1)[order].astype(np.int32)
+
+
+def _with_plain_rows(x: torch.Tensor) -> torch.Tensor:
+    """[num_rows, num_heads, head_dim] whose rows are contiguous each."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
