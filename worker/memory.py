@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..shared.errors import ModelError
 from .attention.backend import AttentionShape
+from .attention.native import LANES
 
 CACHE_SHARE = 0.25  # of the memory the process may use, at most
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -24,8 +25,10 @@ def usable_memory_bytes() -> int:
 
 
 def block_bytes(shape: AttentionShape, block_size: int, item_bytes: int) -> int:
-    """Keys and values of one block in all layers."""
-    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * block_size * item_bytes
+    """Keys and values of one block in all layers; values are padded to whole vectors."""
+    padded_dim = -(-shape.head_dim // LANES) * LANES
+    dims = shape.head_dim + padded_dim
+    return shape.num_layers * shape.num_kv_heads * dims * block_size * item_bytes
 
 
 def num_cache_blocks(

@@ -23,7 +23,6 @@ pytestmark = pytest.mark.slow
 NUM_CASES, NUM_SCOUTS = 1000, 150
 NUM_AT_ONCE = 32
 MAX_TOKENS = 20
-MAX_TIPPED = 5  # draws
 ALPHABETS = [
     "abcdefgh 0123456789",
     "éß\u0301Ωж한日本語 ",
@@ -62,7 +61,8 @@ class Answer:
 
 @pytest.fixture(scope="module")
 def url(tiny_model: Path, worker_address: str) -> Iterator[str]:
-    settings: dict[str, Any] = {"model": tiny_model, "address": worker_address, "dtype": "float32"}
+    settings: dict[str, Any] = {"model": tiny_model, "address": worker_address}
+    settings |= {"dtype": "float32", "attention_backend": "native"}  # no bit depends on the batch
     with chairlift("worker", **settings), serving(worker_address) as address:
         yield address
 
@@ -219,14 +219,10 @@ def difference(one: Answer, other: Answer) -> str:
     if one.choices.keys() != other.choices.keys():
         return f"choices: {one.choices.keys()} {other.choices.keys()}"
     for index, said in one.choices.items():
-        for name in ("text", "reason", "token_ids", "tokens"):
+        for name in ("text", "reason", "token_ids", "tokens", "scores", "top_scores"):
             values = getattr(said, name), getattr(other.choices[index], name)
             if values[0] != values[1]:
                 return f"{name} of choice {index}: {values[0]!r} {values[1]!r}"
-        for name in ("scores", "top_scores"):
-            values = getattr(said, name), getattr(other.choices[index], name)
-            if values[0] != pytest.approx(values[1], abs=1e-3):
-                return f"{name} of choice {index}: {values[0]} {values[1]}"
     return ""
 
 
@@ -236,23 +232,16 @@ class Comparison:
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self._http = http
         self._places = asyncio.Semaphore(NUM_AT_ONCE)
-        self.answers: dict[int, Answer] = {}
-        self.tipped: list[Case] = []
         self.wrong: list[str] = []
 
     async def compare(self, cases: list[Case]) -> list[Answer]:
         return await asyncio.gather(*map(self._compare, cases))
 
     async def _compare(self, one: Case) -> Answer:
-        """What differs is asked for once more, nearly alone: in another batch the last bit of a
-        sum may be another, which now and then tips a draw."""
         async with self._places:
             first, second = await asyncio.gather(whole(self._http, one), streamed(self._http, one))
         if found := difference(first, second):
-            self.tipped.append(one)
-            again = difference(await whole(self._http, one), await streamed(self._http, one))
-            if again:
-                self.wrong.append(f"{one}: {found}; {again}")
+            self.wrong.append(f"{one}: {found}")
         return first
 
 
@@ -275,7 +264,6 @@ def test_streams_say_what_whole_answers_say(url: str) -> None:
 
     comparison = asyncio.run(run())
     assert not comparison.wrong, "\n".join(comparison.wrong[:5])
-    assert len(comparison.tipped) <= MAX_TIPPED, comparison.tipped
 
 
 def figures(url: str) -> dict[str, float]:

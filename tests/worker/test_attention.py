@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from chairlift.worker.attention.reference import ReferenceAttention
 from chairlift.worker.batch import Batch, Segment
 
 NUM_BLOCKS = 40
-Backend = TorchCpuAttention | NativeCpuAttention
-BACKENDS = (TorchCpuAttention, NativeCpuAttention)
+MakeBackend = Callable[[AttentionShape, int, torch.dtype], AttentionBackend[Any]]
+BACKENDS: tuple[MakeBackend, ...] = (TorchCpuAttention, NativeCpuAttention)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
 
@@ -121,37 +121,37 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("make", BACKENDS)
 @settings(max_examples=100, deadline=None)
 @given(case=cases())
-def test_attention_equals_the_reference(kind: type[Backend], case: Case) -> None:
+def test_attention_equals_the_reference(make: MakeBackend, case: Case) -> None:
     """Any mix of chunks and decodes, any window, group, head and block order."""
     expected = attend_all(ReferenceAttention(case.shape, NUM_BLOCKS), case)
-    found = attend_all(kind(case.shape, NUM_BLOCKS, case.dtype), case)
+    found = attend_all(make(case.shape, NUM_BLOCKS, case.dtype), case)
     for layer in range(case.shape.num_layers):
         difference = (found[layer].double() - expected[layer].double()).abs().max()
         assert difference < TOLERANCE[case.dtype]
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("make", BACKENDS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_a_run_of_blocks_and_scattered_blocks_give_the_same_bits(
-    kind: type[Backend], dtype: torch.dtype
+    make: MakeBackend, dtype: torch.dtype
 ) -> None:
     """Reading a view of the pool and gathering blocks from it can't be told apart."""
     shape, lengths = shape_of(window=40), [(5, 70), (1, 33), (64, 64), (1, 100)]
     results = []
     for blocks in (list(range(NUM_BLOCKS)), list(range(NUM_BLOCKS))[::-1]):
         case = Case(shape, dtype, segments_of(lengths, blocks), seed=1)
-        results.append(attend_all(kind(shape, NUM_BLOCKS, dtype), case))
+        results.append(attend_all(make(shape, NUM_BLOCKS, dtype), case))
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.parametrize("kind", BACKENDS)
-def test_rows_of_padding_come_back_as_zero(kind: type[Backend]) -> None:
+@pytest.mark.parametrize("make", BACKENDS)
+def test_rows_of_padding_come_back_as_zero(make: MakeBackend) -> None:
     """A row that belongs to no segment neither fails nor shows what was in memory."""
     shape = shape_of()
-    backend = kind(shape, NUM_BLOCKS, torch.float32)
+    backend = make(shape, NUM_BLOCKS, torch.float32)
     segments = segments_of([(1, 1)], list(range(NUM_BLOCKS)))
     prepared = backend.prepare(batch_of(segments, [torch.tensor([0, backend.null_slot])]))
     k = torch.ones(2, shape.num_kv_heads, shape.head_dim)
