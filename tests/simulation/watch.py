@@ -175,8 +175,8 @@ class Watch:
         self, opening: Opening, reading: Reading, calm_since: float, now: float
     ) -> None:
         """Tokens and ends arrive in time."""
-        sequence = reading.stream.sequence
-        num_made = sequence.num_output_tokens + (sequence.finish is not None)
+        sequence = reading.stream.sequence  # what lacks its log probabilities is no news yet
+        num_made = sequence.num_ready_tokens + (sequence.finish is not None)
         if num_made <= opening.num_tokens:
             opening.behind_since = None
         elif opening.behind_since is None or opening.num_tokens >= opening.awaited:
