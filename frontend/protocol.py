@@ -361,6 +361,8 @@ class FrontendProtocol:
             self._has_gap = True
             return []
         token_ids, text = row.token_ids[num_known:], row.text[num_known_text:]
+        if num_known > len(row.token_ids):  # ended before what is held: its last text is older
+            text = ""
         request.output_token_ids += token_ids
         request.texts.append(text)
         request.text_length += len(text)

@@ -12,6 +12,7 @@ from chairlift.worker.scoring import score
 
 from .asks import Asks
 from .frontend import Opening, SimulatedFrontend
+from .network import NEVER
 from .violation import Violation
 from .worker import logits_of
 
@@ -148,10 +149,16 @@ class Oracle:
         since = self._first_asked(opening)
         is_restarted = opening.frontend.greeted_at > since
         return any(
-            other.ended_at + OVERLAP_S > since and (other.owned_since >= since or is_restarted)
+            other.ended_at + OVERLAP_S > since
+            and (other.owned_since >= since or is_restarted or self._has_given_up(other))
             for other in self._others(opening)
             if other.kind == "take over"
         )
+
+    @staticmethod
+    def _has_given_up(taker: Opening) -> bool:
+        """Told that there is no such stream, it may have sent its Attach once more before."""
+        return taker.ended_at < NEVER
 
     def _has_only_read_along(self, opening: Opening) -> bool:
         """Whether it joined a request whose owners were there all the time, and who took it over
@@ -205,7 +212,8 @@ class Oracle:
 
     def _may_be_condemned(self, opening: Opening, now: float) -> bool:
         asks = self._asks.by_id[opening.request_id]
-        return any(ask.is_poison or ask.num_lone_hits >= 3 for ask in asks)
+        is_unlucky = sum(ask.num_lone_hits for ask in asks) >= 3  # under one id
+        return is_unlucky or any(ask.is_poison for ask in asks)
 
     def _others(self, opening: Opening) -> list[Opening]:
         """Other frontends' openings of the same request."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .frontend import Kind, SimulatedFrontend
 from .network import NEVER
+from .oracle import OVERLAP_S
 
 if TYPE_CHECKING:
     from .simulation import Simulation
@@ -145,8 +146,9 @@ class Trouble:
         """A known limit: while news of what it asked for before is on its way, a frontend takes it
         for the answer to what it asks for now under the same id."""
         openings = self._simulation.oracle.openings[request_id]
-        is_new = all(opening.frontend is not frontend for opening in openings)
-        return is_new or self._simulation.faults.is_punctual
+        own = [opening for opening in openings if opening.frontend is frontend]
+        has_heard_all = all(o.ended_at + OVERLAP_S < self._simulation.now for o in own)
+        return not own or (self._simulation.faults.is_punctual and has_heard_all)
 
     def _cancel(self, now: float) -> None:
         self._leave("cancel")

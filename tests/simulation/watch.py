@@ -179,7 +179,7 @@ class Watch:
         num_made = sequence.num_ready_tokens + (sequence.finish is not None)
         if num_made <= opening.num_tokens:
             opening.behind_since = None
-        elif opening.behind_since is None or opening.num_tokens >= opening.awaited:
+        elif opening.behind_since is None or not opening.num_tokens < opening.awaited <= num_made:
             opening.behind_since, opening.awaited = now, num_made
         elif now > self._news_limit(opening, calm_since):
             late_s = now - opening.behind_since
