@@ -130,6 +130,11 @@ class WorkerSettings(_Settings):
         default=32, description="Sequences in one step."
     )
     max_num_batched_tokens: Positive = Field(default=512, description="Tokens in one step.")
+    target_itl_ms: Annotated[float, Field(gt=0, le=60_000)] | None = Field(
+        default=None,
+        description="Milliseconds that a step with decodes may take, chunks of prompts included; "
+        "by default 1.75 times what the decodes take alone, or 20.",
+    )
     policy: Literal["continuous", "static"] = Field(
         default="continuous", description="'static' is the measuring stick, not for serving."
     )

@@ -44,6 +44,7 @@ TORCH_FREE = {
     "worker/sequence.py",
     "worker/scores.py",
     "worker/pool.py",
+    "worker/pace.py",
     "worker/scheduler.py",
     "worker/static_scheduler.py",
     "worker/block_manager.py",

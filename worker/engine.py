@@ -22,7 +22,9 @@ from .scoring import score
 from .sequence import Sequence
 from .stopping import take_token
 from .waiting_room import WaitingRoom
+from .warm_up import warm_up_plans
 
+WARM_UP_S = 1.5
 NUM_RATE_SAMPLES = 32  # finishes that the estimated wait looks back on
 
 log = structlog.get_logger(__name__)
@@ -80,6 +82,20 @@ class Engine:
         self._pulse = pulse or Pulse.private()
         self._finished_at: deque[float] = deque(maxlen=NUM_RATE_SAMPLES)  # in busy seconds
 
+    def warm_up(self, max_s: float = WARM_UP_S) -> None:
+        """Steps of nobody's tokens, in each size twice: matrix kernels are made at their first use,
+        and the second time teaches the pace. The larger sizes are left out when time is up."""
+        deadline = self.times.clock() + max_s
+        for plan in warm_up_plans(self.scheduler.max_num_seqs, self._runner.null_block):
+            self._runner.run(self._runner.prepare(plan))
+            started = self.times.clock()
+            self._runner.run(self._runner.prepare(plan))
+            ended = self.times.clock()
+            if self.scheduler.pace is not None:
+                self.scheduler.pace.model.learn(plan.work, ended - started)
+            if ended > deadline:
+                return
+
     def add(self, sequence: Sequence, output_token_ids: Iterable[int] = ()) -> None:
         """Goes on after `output_token_ids`, which the request has had already.
 
@@ -121,8 +137,11 @@ class Engine:
         if not plan.entries:
             return ended
         self.times.schedule_s += self.times.clock() - started
+        work = plan.work
         outcome = run_in_halves(plan, self._run)
         computed = self.times.clock()
+        if self.scheduler.pace is not None and outcome.plan is plan:
+            self.scheduler.pace.model.learn(work, computed - started)
         if outcome.plan is not plan:  # it ran in halves, and the pulse knows of the last
             self._begin(plan)
         named = ended + self._commit(outcome)

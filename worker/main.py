@@ -28,6 +28,7 @@ from .memory import block_bytes, keep_freed_memory, num_cache_blocks
 from .model_runner import ModelRunner
 from .models.hub import resolve_model
 from .models.loader import LoadedModel, load_model
+from .pace import Pace
 from .publisher import Publisher
 from .pulse import Pulse, State
 from .quarantine import Quarantine
@@ -77,6 +78,8 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     compiler = GrammarCompiler(tokenizer.backend, eos_token_ids, check=trials.check)
     compiler.prepare()
     engine = build_engine(model, settings, pulse, compiler, processors)
+    pulse.beat()
+    engine.warm_up()
     max_request_bytes = 8 * model.max_model_len + OTHER_REQUEST_BYTES
     endpoints, curve = Endpoints.parse(settings.address), settings.load_curve()
     sockets = WorkerSockets(endpoints, curve, max_request_bytes)
@@ -132,6 +135,7 @@ def build_engine(
         BlockManager(num_blocks, BLOCK_SIZE, has_prefix_cache=settings.prefix_caching),
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
+        pace=Pace(settings.target_itl_ms / 1000 if settings.target_itl_ms else None),
     )
     attention = cpu_attention(settings.attention_backend, shape, num_blocks, model.dtype)
     runner = ModelRunner(model.decoder, attention, torch.device("cpu"))

@@ -44,6 +44,11 @@ class ModelRunner:
         self._attention = attention
         self._device = device
 
+    @property
+    def null_block(self) -> int:
+        """Nobody's: what is written there is never read for an answer."""
+        return self._attention.null_slot // self._attention.block_size
+
     def prepare(self, plan: Plan) -> PreparedStep:
         """Everything that the forward pass reads, laid out."""
         attention = self._attention

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
 from .block_manager import BlockManager
+from .pace import Pace, Work
 from .sequence import Sequence, Status
 
 ARRIVALS_PER_CLASS = 4096  # several full queues: what waits at the same time goes by class
@@ -59,6 +62,11 @@ class Plan:
         return sum(entry.num_tokens for entry in self.entries)
 
     @property
+    def work(self) -> Work:
+        """Before it is committed."""
+        return _work_of(self.entries)
+
+    @property
     def sampled(self) -> list[Sequence]:
         """The sequences whose next token the step yields, in order."""
         return [entry.sequence for entry in self.entries if entry.is_sampled]
@@ -75,12 +83,20 @@ class Scheduler(ABC):
 
     A suspect, which may have killed a worker, has to run alone until it has caught up and a token
     was sampled; then it is one of the running. Only those whose status is RUNNING hold blocks.
+
+    With a `pace`, which learns from each step what steps cost, prompts leave decodes their time.
     """
 
     def __init__(
-        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        pace: Pace | None = None,
     ) -> None:
         self.block_manager = block_manager
+        self.pace = pace
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_preemptions = 0
@@ -170,15 +186,30 @@ class Scheduler(ABC):
 
 @dataclass(slots=True)
 class _Draft:
-    """A step in the making, within what is left of its tokens."""
+    """A step in the making, within what is left of its tokens and of its time."""
 
     budget: int
     entries: list[ScheduledSequence] = field(default_factory=list)
     blocks: set[bytes] = field(default_factory=set)  # digests, of each chunk's first full block
+    pace: Pace | None = None
+    spare_s: float = math.inf
+    has_chunk: bool = False
+
+    def room(self, first: int, least: int) -> int:
+        """How long a chunk may be after `first` tokens. One of `least` tokens is never too slow for
+        the step, unless there is one already: however many decode, prompts go on."""
+        if self.pace is None:
+            return self.budget
+        count = self.pace.num_tokens_in(self.spare_s, first, self.budget)
+        return count if self.has_chunk else max(count, min(least, self.budget))
 
     def append(self, entry: ScheduledSequence) -> None:
         self.entries.append(entry)
         self.budget -= entry.num_tokens
+        if self.pace is not None:
+            first = entry.sequence.num_computed_tokens
+            self.spare_s = max(0.0, self.spare_s - self.pace.cost_s(first, entry.num_tokens))
+        self.has_chunk = True
 
 
 class ContinuousScheduler(Scheduler):
@@ -186,9 +217,10 @@ class ContinuousScheduler(Scheduler):
 
     Each step gives every running sequence up to what it has not computed yet, within
     `max_num_batched_tokens`: first those that need one token, so that no prompt holds them up,
-    then chunks of prompts that end on block boundaries, in order of their places; those that wait
-    board when it is their turn. (Iteration-level scheduling: Yu et al., OSDI 2022; chunked prefill
-    beside decodes: Agrawal et al., OSDI 2024.)
+    then chunks of prompts that end on block boundaries, in order of their places and no longer than
+    the pace allows beside the decodes; those that wait board when it is their turn.
+    (Iteration-level scheduling: Yu et al., OSDI 2022; chunked prefill beside decodes: Agrawal et
+    al., OSDI 2024.)
 
     Equal prompts are computed once. Whoever lacks a block that the step computes for one ahead of
     it is passed over, with its seat and a block kept for it, and finds what it lacked in the
@@ -204,12 +236,18 @@ class ContinuousScheduler(Scheduler):
     """
 
     def __init__(
-        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        pace: Pace | None = None,
     ) -> None:
         super().__init__(
             block_manager,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            pace=pace,
         )
         self._is_lone_turn = True
 
@@ -235,7 +273,9 @@ class ContinuousScheduler(Scheduler):
 
     def _common_step(self) -> list[ScheduledSequence]:
         decodes = self._decodes()
-        draft = _Draft(self.max_num_batched_tokens - len(decodes), decodes)
+        draft = _Draft(self.max_num_batched_tokens - len(decodes), decodes, pace=self.pace)
+        if self.pace is not None:
+            draft.spare_s = self.pace.spare_s(_work_of(decodes))
         for sequence in [s for s in self.running if s.num_uncomputed_tokens > 1]:
             self._board_ahead_of(sequence, draft)
             self._append_chunk(draft, sequence)
@@ -249,7 +289,7 @@ class ContinuousScheduler(Scheduler):
             sequence = self.waiting[num_passed]
             if other is not None and sequence.place > other.place:
                 return
-            if not self._may_board(sequence) or not self._has_first_chunk(sequence, draft.budget):
+            if not self._may_board(sequence) or not self._has_first_chunk(sequence, draft):
                 return
             if self._is_in(draft, sequence):
                 num_passed += 1
@@ -269,10 +309,11 @@ class ContinuousScheduler(Scheduler):
         """Ahead of a suspect that lacks room, only those board that gave theirs up."""
         return not self.suspects or self._has_lone or sequence.is_protected
 
-    def _has_first_chunk(self, sequence: Sequence, budget: int) -> bool:
+    def _has_first_chunk(self, sequence: Sequence, draft: _Draft) -> bool:
         """Whoever boards without a chunk holds blocks for nothing, and has looked up the prefix
         cache before those ahead of it have filled it."""
-        return budget >= min(sequence.num_tokens, self.block_manager.block_size)
+        block_size = self.block_manager.block_size
+        return draft.room(0, block_size) >= min(sequence.num_tokens, block_size)
 
     def _decodes(self) -> list[ScheduledSequence]:
         """The sequences that lack one token, each with room for the next; may preempt others."""
@@ -305,10 +346,11 @@ class ContinuousScheduler(Scheduler):
         self.num_preemptions += 1
 
     def _append_chunk(self, draft: _Draft, sequence: Sequence) -> None:
-        """As much of the sequence as the budget allows."""
+        """As much of the sequence as the budget and the pace allow."""
         count = sequence.num_uncomputed_tokens
-        if count > draft.budget:
-            end = sequence.num_computed_tokens + draft.budget
+        room = draft.room(sequence.num_computed_tokens, self.block_manager.block_size)
+        if count > room:
+            end = sequence.num_computed_tokens + room
             count = end - end % self.block_manager.block_size - sequence.num_computed_tokens
         if count <= 0:
             return
@@ -316,3 +358,7 @@ class ContinuousScheduler(Scheduler):
         digest = self.block_manager.next_block(sequence)
         if digest is not None:
             draft.blocks.add(digest)
+
+
+def _work_of(entries: Iterable[ScheduledSequence]) -> Work:
+    return Work.of((entry.sequence.num_computed_tokens, entry.num_tokens) for entry in entries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .block_manager import BlockManager
+from .pace import Pace
 from .scheduler import Plan, ScheduledSequence, Scheduler
 from .sequence import Sequence, Status
 
@@ -16,12 +17,18 @@ class StaticScheduler(Scheduler):
     """
 
     def __init__(
-        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        pace: Pace | None = None,
     ) -> None:
         super().__init__(
             block_manager,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            pace=pace,
         )
         self._ghosts: list[Sequence] = []
 

@@ -113,6 +113,7 @@ def _prepare(job: Job) -> tuple[Driver, Engine]:
     folder = Path(job.folder)
     model = load_model(folder, settings.dtype, settings.max_model_len)
     engine = build_engine(model, settings)
+    engine.warm_up()
     return Driver(engine, Tokenizer.from_folder(folder), job.concurrency), engine
 
 

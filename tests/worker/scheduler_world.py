@@ -12,6 +12,7 @@ from chairlift.shared.messages import Finish
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.worker import scheduler as scheduler_module
 from chairlift.worker.block_manager import BlockManager
+from chairlift.worker.pace import Pace, Work
 from chairlift.worker.scheduler import ContinuousScheduler, Plan
 from chairlift.worker.sequence import Sequence, Status
 
@@ -48,6 +49,7 @@ class World:
     max_num_seqs: int
     max_num_batched_tokens: int
     has_prefix_cache: bool = True
+    pace: Pace | None = None
     lives: dict[Sequence, Life] = field(default_factory=dict)
     finished: list[Sequence] = field(default_factory=list)
     written: dict[int, tuple[int, int]] = field(default_factory=dict)  # slot: position, prefix
@@ -66,6 +68,7 @@ class World:
             self.manager,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
+            pace=self.pace,
         )
         self.arrivals: list[Sequence] = []
 
@@ -124,6 +127,8 @@ class World:
         if not self.was_lone_step:
             self._check_decodes(plan, decoding)
             self._check_chunks(plan)
+        if self.pace is not None:
+            check_pace(plan, decoding, self.pace)
         computed = Plan(tuple(entry for entry in plan.entries if not fails(entry.sequence)))
         self._compute(computed)
         scheduler.commit(computed)
@@ -267,14 +272,14 @@ class World:
         counts = {entry.sequence: entry.num_tokens for entry in plan.entries}
         for sequence in self.scheduler.running:
             num_tokens = counts.get(sequence, 0)
-            if is_budget_spent and sequence.num_uncomputed_tokens > 1:
+            if is_budget_spent and sequence.num_uncomputed_tokens > 1 and self.pace is None:
                 assert num_tokens < BLOCK_SIZE, "a prompt took what one ahead of it needs"
             if num_tokens < sequence.num_uncomputed_tokens:
                 assert (sequence.num_computed_tokens + num_tokens) % BLOCK_SIZE == 0 or (
                     sequence.num_uncomputed_tokens == 1
                 )
                 is_budget_spent = is_budget_spent or sequence.num_uncomputed_tokens > 1
-        if is_budget_spent:
+        if is_budget_spent and self.pace is None:
             assert plan.num_tokens > self.max_num_batched_tokens - BLOCK_SIZE
 
     def _compute(self, plan: Plan) -> None:
@@ -325,7 +330,17 @@ class World:
             assert self.num_steps - life.arrived <= 2 * life.work_ahead, "starved"
 
 
-def random_run(seed: int, *, classes: int = 1) -> World:
+def check_pace(plan: Plan, decoding: list[Sequence], pace: Pace) -> None:
+    """Beside decodes the chunks take what time is left, or there is one of a block."""
+    spans = {e.sequence: (e.sequence.num_computed_tokens, e.num_tokens) for e in plan.entries}
+    decodes = [span for sequence, span in spans.items() if sequence in decoding]
+    chunks = [span for sequence, span in spans.items() if sequence not in decoding]
+    if len(chunks) > 1 or any(count > BLOCK_SIZE for _, count in chunks):
+        spare_s = pace.spare_s(Work.of(decodes))
+        assert sum(pace.cost_s(*span) for span in chunks) <= spare_s + 1e-9
+
+
+def random_run(seed: int, *, classes: int = 1, pace: Pace | None = None) -> World:
     """One small world from beginning to end."""
     random = Random(seed)
     max_num_seqs = random.randint(1, 8)
@@ -334,6 +349,7 @@ def random_run(seed: int, *, classes: int = 1) -> World:
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_seqs + random.choice([BLOCK_SIZE, 7, 16, 64]),
         has_prefix_cache=random.random() < 0.7,
+        pace=pace,
     )
     arrival_rate = random.choice([0.1, 0.5, 1.5])
     suspect_rate, failure_rate = random.choice([0.0, 0.0, 0.3]), random.choice([0.0, 0.0, 0.05])

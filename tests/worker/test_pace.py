@@ -1,0 +1,150 @@
+"""What steps cost is learned, and prompts leave decodes their time."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chairlift.worker.pace import AUTO_FLOOR_S, AUTO_STRETCH, Pace, StepTimeModel, Work
+from tests.worker.scheduler_world import World, distinct_prompt, random_run
+
+
+def machine_s(work: Work, slowness: float = 1.0) -> float:
+    """A machine that is as linear as the model believes; about the size of a 0.5B model's."""
+    return slowness * (
+        0.030 + 0.0012 * work.num_prompt_tokens + 0.0018 * work.num_decodes + 2e-8 * work.num_keys
+    )
+
+
+def random_work(random: Random) -> Work:
+    decodes = [(random.randrange(1000), 1)] * random.randint(0, 32)
+    chunks = [(random.randrange(8) * 32, random.randint(2, 256))] * random.randint(0, 2)
+    return Work.of([*decodes, *chunks]) if decodes or chunks else Work.of([(0, 1)])
+
+
+def taught(slowness: float = 1.0, *, target_itl_s: float | None = None) -> Pace:
+    """Knows the machine to the last digit."""
+    pace, random = Pace(target_itl_s), Random(0)
+    for _ in range(400):
+        work = random_work(random)
+        pace.model.learn(work, machine_s(work, slowness))
+    return pace
+
+
+def test_a_linear_machine_is_learned_through_noise() -> None:
+    """Within a tenth, from a few hundred steps that took up to a fifth more or less."""
+    model, random = StepTimeModel(), Random(1)
+    for _ in range(500):
+        work = random_work(random)
+        model.learn(work, machine_s(work) * random.uniform(0.8, 1.2))
+    for _ in range(100):
+        work = random_work(random)
+        assert model.seconds(work) == pytest.approx(machine_s(work), rel=0.1)
+
+
+def test_hours_of_decodes_leave_the_price_of_a_prompt_known() -> None:
+    """And the decodes' own price follows the machine."""
+    pace = taught()
+    decodes = Work.of([(500, 1)] * 16)
+    for _ in range(20_000):
+        pace.model.learn(decodes, machine_s(decodes))
+    assert pace.cost_s(0, 64) == pytest.approx(0.0012 * 64, rel=0.15)
+
+
+def test_a_machine_that_slows_down_is_noticed() -> None:
+    """After a hundred steps of each kind at half the speed."""
+    pace, random = taught(), Random(2)
+    for _ in range(1000):
+        work = random_work(random)
+        pace.model.learn(work, machine_s(work, 2.0))
+    work = Work.of([(300, 1)] * 8)
+    assert pace.model.seconds(work) == pytest.approx(machine_s(work, 2.0), rel=0.15)
+
+
+def test_one_hiccup_is_the_machines_doing() -> None:
+    """A step that took a hundred times as long moves what is expected by less than its half."""
+    model, random = StepTimeModel(), Random(3)
+    for _ in range(300):
+        work = random_work(random)
+        model.learn(work, machine_s(work))
+    work = Work.of([(300, 1)] * 8)
+    before = model.seconds(work)
+    model.learn(work, 100 * machine_s(work))
+    assert model.seconds(work) < 1.5 * before
+
+
+def test_nothing_takes_less_than_no_time() -> None:
+    """Whatever nonsense was measured."""
+    model, random = StepTimeModel(), Random(4)
+    for _ in range(200):
+        model.learn(random_work(random), random.choice([0.0, 1e-4, 0.01, 5.0]))
+        assert model.seconds(random_work(random)) >= 0
+        assert model.seconds_more(32, 32 * 500) >= 0
+
+
+@given(
+    st.floats(0, 0.5), st.integers(0, 100_000), st.integers(1, 4096), st.sampled_from([0.1, 1, 9])
+)
+def test_as_many_tokens_as_the_time_allows(
+    spare_s: float, first: int, most: int, slowness: float
+) -> None:
+    """That many fit and one more does not."""
+    pace = taught(slowness)
+    count = pace.num_tokens_in(spare_s, first, most)
+    assert 0 <= count <= most
+    assert pace.cost_s(first, count) <= spare_s * (1 + 1e-6) + 1e-9
+    if count < most:
+        assert pace.cost_s(first, count + 1) >= spare_s * (1 - 1e-6) - 1e-9
+
+
+def test_who_knows_nothing_limits_nothing() -> None:
+    """Nor does one that knows, where nobody decodes."""
+    decodes = Work.of([(100, 1)] * 4)
+    assert math.isinf(Pace().spare_s(decodes))
+    assert math.isinf(taught().spare_s(Work()))
+    assert Pace().num_tokens_in(math.inf, 0, 512) == 512
+
+
+@pytest.mark.parametrize(
+    ("target_s", "slowness", "expected_s"),
+    [(0.2, 1.0, 0.2), (None, 1.0, None), (None, 0.001, AUTO_FLOOR_S), (0.01, 1.0, 0.0)],
+)
+def test_the_target(target_s: float | None, slowness: float, expected_s: float | None) -> None:
+    """As it was set, else a stretch of what the decodes take, or what no reader feels; where
+    the decodes alone take longer, nothing is left."""
+    pace = taught(slowness, target_itl_s=target_s)
+    decodes = Work.of([(500, 1)] * 16)
+    alone_s = machine_s(decodes, slowness)
+    wanted_s = AUTO_STRETCH * alone_s if expected_s is None else expected_s
+    assert pace.spare_s(decodes) == pytest.approx(max(0.0, wanted_s - alone_s), rel=0.05)
+
+
+def test_a_long_prompt_goes_on_beside_decodes_and_whole_without() -> None:
+    """In chunks of blocks as long as there is time, of one block where there is none, and of all
+    that a step may hold where nobody waits."""
+    for target_s, least, most in [(0.2, 100, 136), (0.001, 4, 4)]:
+        pace = taught(target_itl_s=target_s)
+        world = World(num_blocks=256, max_num_seqs=8, max_num_batched_tokens=512, pace=pace)
+        decoding = [world.add(distinct_prompt(n, 8), 100) for n in range(4)]
+        world.step()
+        world.add(distinct_prompt(9, 500), 2)
+        plan = world.step()
+        assert {entry.sequence for entry in plan.entries} > set(decoding)
+        assert least <= plan.num_tokens - 4 <= most
+    world = World(num_blocks=256, max_num_seqs=8, max_num_batched_tokens=512, pace=taught())
+    world.add(distinct_prompt(9, 500), 2)
+    assert world.step().num_tokens == 500
+
+
+def test_random_runs_keep_every_rule() -> None:
+    """The small worlds of the scheduler's tests, on machines of all speeds."""
+    for seed in range(300):
+        pace = taught(10.0 ** (seed % 4 - 2), target_itl_s=None if seed % 3 else 0.05)
+        try:
+            random_run(seed, classes=1 + seed % 2, pace=pace)
+        except AssertionError as error:
+            raise AssertionError(f"random_run({seed}): {error}") from error
