@@ -165,6 +165,7 @@ class FrontendProtocol:
             cache_salt=options.cache_salt,
             priority=options.priority,
             pooling=options.pooling,
+            tenant=options.tenant,
         )
         deadline = now + options.ttl_s if options.ttl_s else float("inf")
         self._open(submit.request_id, _Request(submit, None, True, deadline), now)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..shared.errors import InvalidRequestError
-from ..shared.messages import MAX_CONTEXT_BYTES, MAX_SALT_BYTES, MAX_TTL_MS, Pooling
+from ..shared.messages import (
+    MAX_CONTEXT_BYTES,
+    MAX_SALT_BYTES,
+    MAX_TENANT_BYTES,
+    MAX_TTL_MS,
+    Pooling,
+)
 
 DEFAULT_TTL_S = 600.0
 
@@ -18,7 +24,8 @@ class RequestOptions:
     by the worker for a grace after its owner has gone, finished or not. Cached prefixes are shared
     under equal `cache_salt`s (at most 32 bytes). After `ttl_s` the request ends unfinished; None
     waits for as long as it takes. Of the waiting, those with a lower `priority` (-100 to 100) go
-    first. `pooling`, `last` or `mean`, asks for an embedding instead of tokens. `tokenizer` is the
+    first, and the worker's time is shared among `tenant`s (at most 16 bytes; without, the client is
+    one). `pooling`, `last` or `mean`, asks for an embedding instead of tokens. `tokenizer` is the
     fingerprint of the one that made the token ids; by default the worker's as it is now.
     """
 
@@ -30,6 +37,7 @@ class RequestOptions:
     priority: int = 0
     pooling: Pooling = ""
     tokenizer: bytes = b""
+    tenant: bytes = b""
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError for what can't be sent."""
@@ -41,6 +49,9 @@ class RequestOptions:
         if len(self.cache_salt) > MAX_SALT_BYTES:
             message = f"a cache salt has at most {MAX_SALT_BYTES} bytes"
             raise InvalidRequestError(message, param="cache_salt")
+        if len(self.tenant) > MAX_TENANT_BYTES:
+            message = f"a tenant has at most {MAX_TENANT_BYTES} bytes"
+            raise InvalidRequestError(message, param="tenant")
         if not -100 <= self.priority <= 100:
             raise InvalidRequestError("priority is from -100 to 100", param="priority")
         if self.ttl_s is not None and not 0 < self.ttl_s <= MAX_TTL_MS / 1000:

@@ -21,6 +21,7 @@ MAX_PROMPT_TOKENS = 1 << 20
 MAX_FRAME_ROWS = 4096
 MAX_CONTEXT_BYTES = 16384
 MAX_SALT_BYTES = 32
+MAX_TENANT_BYTES = 16
 MAX_TTL_MS = 86_400_000
 LIVE_RECORD_BYTES = 20  # request_id (16) and the number of tokens held (u32)
 
@@ -66,6 +67,7 @@ class Submit(Message, frozen=True, tag="submit"):
     was_owner: bool = False  # of the request, when it got the output tokens
     priority: Priority = 0  # lower ones go first
     pooling: Pooling = ""  # of an embedding: how the prompt's hidden states become one
+    tenant: Annotated[bytes, Meta(max_length=MAX_TENANT_BYTES)] = b""  # else the frontend is it
 
     def is_same(self, other: Submit) -> bool:
         """Whether the other asks for the same tokens."""

@@ -67,6 +67,7 @@ SUBMIT = Submit(
     was_owner=True,
     priority=-1,
     pooling="last",
+    tenant=b"tenant",
 )
 REQUESTS: dict[str, Message] = {
     "submit": SUBMIT,

@@ -157,6 +157,7 @@ class Intake:
             )
             sequence.is_suspect = self._admission.is_suspect(submit.request_id)
             sequence.priority = submit.priority
+            sequence.tenant = submit.tenant or submit.frontend_id
             sequence.pool = Pool(submit.pooling) if submit.pooling else None
             self._engine.add(sequence, output)
         except Exception:

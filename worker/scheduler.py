@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
 from .block_manager import BlockManager
+from .fair_share import FairShare
 from .pace import Pace, Work
 from .sequence import Sequence, Status
 
-ARRIVALS_PER_CLASS = 4096  # several full queues: what waits at the same time goes by class
+TOKENS_PER_CLASS = 1 << 21  # several full queues: what waits at the same time goes by class
 
 _place = attrgetter("place")
 
@@ -77,9 +78,10 @@ class Scheduler(ABC):
 
     Every sequence is in exactly one of `waiting`, `suspects` and `running` from `add` to `remove`.
     Its `place` is the same as long as it lives, and `waiting` and `running` are sorted by it: the
-    number of its arrival, where a class of priority counts like `ARRIVALS_PER_CLASS` arrivals. So
-    no class starves another: for each class that a request is better by, it has so many arrivals'
-    time to overtake, and no more.
+    time at which FairShare lets it begin, where a class of priority counts like `TOKENS_PER_CLASS`
+    tokens of service, then the number of its arrival. So no class starves another: for each class
+    that a request is better by, it has so many tokens' time to overtake, and no more. The requests
+    of one tenant and one class go in order of arrival.
 
     A suspect, which may have killed a worker, has to run alone until it has caught up and a token
     was sampled; then it is one of the running. Only those whose status is RUNNING hold blocks.
@@ -97,6 +99,7 @@ class Scheduler(ABC):
     ) -> None:
         self.block_manager = block_manager
         self.pace = pace
+        self.fair_share = FairShare()
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_preemptions = 0
@@ -121,8 +124,8 @@ class Scheduler(ABC):
 
     def add(self, sequence: Sequence) -> None:
         self._num_arrivals += 1
-        behind = ARRIVALS_PER_CLASS * sequence.priority
-        sequence.place = (self._num_arrivals + behind, self._num_arrivals)
+        tag = self.fair_share.start(sequence)
+        sequence.place = (tag + TOKENS_PER_CLASS * sequence.priority, self._num_arrivals)
         self._join_queue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -134,12 +137,17 @@ class Scheduler(ABC):
         else:
             self._leave_queue(sequence)
         self.block_manager.release(sequence)
+        self._finish(sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
         sequence.status = Status.FINISHED
+        self.fair_share.settle(sequence)
 
     def commit(self, plan: Plan) -> None:
         """The plan has been computed."""
         for entry in plan.entries:
             entry.sequence.num_computed_tokens += entry.num_tokens
+            entry.sequence.num_served_tokens += entry.num_tokens
             self.block_manager.commit(entry.sequence)
             if entry.is_sampled and entry.sequence.is_suspect:
                 self._acquit(entry.sequence)
@@ -166,6 +174,7 @@ class Scheduler(ABC):
             num_computed, num_prompt = sequence.num_computed_tokens, sequence.num_prompt_tokens
             sequence.num_cached_tokens = min(num_computed, num_prompt)
         sequence.status = Status.RUNNING
+        self.fair_share.boarded(sequence)
         return True
 
     def _join_queue(self, sequence: Sequence) -> None:
@@ -226,6 +235,9 @@ class ContinuousScheduler(Scheduler):
     it is passed over, with its seat and a block kept for it, and finds what it lacked in the
     prefix cache when the next step is planned. So nobody waits for more than a step in the making.
 
+    A tenant that has all the seats that FairShare leaves it is passed over as well, and nothing is
+    kept for it but its turn when one of its own has ended.
+
     When blocks run out, the last running sequence is preempted: it gives up its blocks and waits
     in its old place to be computed again. The first never is, and none twice before it has
     produced a token, so every sequence finishes.
@@ -284,11 +296,15 @@ class ContinuousScheduler(Scheduler):
 
     def _board_ahead_of(self, other: Sequence | None, draft: _Draft) -> None:
         """In order, until one has to wait for room; `None` is behind everybody."""
-        num_passed = 0
-        while self._has_seat(num_passed) and num_passed < len(self.waiting):
-            sequence = self.waiting[num_passed]
+        num_passed, seats = 0, Counter(sequence.tenant for sequence in self.running)
+        max_seats = self.fair_share.max_seats(self.max_num_seqs)
+        for sequence in tuple(self.waiting):
+            if not self._has_seat(num_passed):
+                return
             if other is not None and sequence.place > other.place:
                 return
+            if seats[sequence.tenant] >= max_seats:
+                continue
             if not self._may_board(sequence) or not self._has_first_chunk(sequence, draft):
                 return
             if self._is_in(draft, sequence):
@@ -297,6 +313,7 @@ class ContinuousScheduler(Scheduler):
                 self._append_chunk(draft, sequence)
             else:
                 return
+            seats[sequence.tenant] += 1
 
     def _is_in(self, draft: _Draft, sequence: Sequence) -> bool:
         """Whether the draft has the block already that the sequence would begin with."""

@@ -46,13 +46,15 @@ class Sequence:
         self.scores = Scores(params, len(prompt_token_ids))
         self.pool: Pool | None = None  # where an embedding is wanted
         self.num_computed_tokens = 0
+        self.num_served_tokens = 0  # computed for it in all, once more after a preemption
         self.num_cached_tokens = 0  # of the prompt, found in the prefix cache when first admitted
         self.block_table: list[int] = []
         self.block_digests: list[bytes] = []  # of full blocks, as far as anybody asked
         self.num_known_blocks = 0  # of the table: those that the prefix cache has seen
         self.status = Status.WAITING
         self.priority = 0  # lower goes first
-        self.place: tuple[int, int] = (0, 0)  # the least goes first; written by the Scheduler
+        self.tenant = b""  # on whose account it runs
+        self.place: tuple[float, int] = (0, 0)  # the least goes first; written by the Scheduler
         self.is_suspect = False  # was in a step that killed the worker: first has to run alone
         self.is_protected = False  # preempted, and no new token since: not to be hit again
         self.output_counts: Counter[int] = Counter()

@@ -46,7 +46,7 @@ class StaticScheduler(Scheduler):
             super().remove(sequence)
             return
         self.running.remove(sequence)
-        sequence.status = Status.FINISHED
+        self._finish(sequence)
         self._ghosts.append(_ghost_of(sequence))
         if not self.running:
             for ghost in self._ghosts:
@@ -69,7 +69,7 @@ class StaticScheduler(Scheduler):
         return Plan(tuple(ScheduledSequence(s, 1, 0, is_sampled=s in self.running) for s in rows))
 
     def _board(self) -> None:
-        """In arrival order, as long as a rectangle of their longest prompt and output fits."""
+        """In order, as long as a rectangle of their longest prompt and output fits."""
         manager = self.block_manager
         if self.suspects:
             self._admit(self.suspects[0])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
 from ...shared.errors import WorkerUnavailableError
-from ...shared.messages import Greeting
+from ...shared.messages import MAX_TENANT_BYTES, Greeting
 from ...shared.settings import ServeSettings
 from ...shared.tokenizer import Tokenizer
 from ..client import AsyncClient
@@ -45,6 +45,11 @@ class Context:
         if given is None and not self.settings.isolate_prefix_cache:
             return b""
         return hashlib.sha256(f"{tenant}\0{given or ''}".encode()).digest()
+
+    def worker_tenant(self, tenant: str, user: str | None) -> bytes:
+        """Among whom the worker shares its time: API keys where there are several, else users."""
+        named = f"key\0{tenant}" if self.has_tenants else f"user\0{user}" if user else ""
+        return hashlib.sha256(named.encode()).digest()[:MAX_TENANT_BYTES] if named else b""
 
     def served(self, model: str | None) -> Served:
         """Raises as `greeting`."""

@@ -25,7 +25,6 @@ HARMLESS = frozenset(
         "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
-        "user",
     }
 )
 

@@ -51,6 +51,15 @@ class WorkerRequestBody(RequestBody):
         ),
     ] = None
 
+    user: Annotated[
+        str | None,
+        Field(
+            max_length=512,
+            description="The worker's time is shared among these, or among API keys where there "
+            "are several.",
+        ),
+    ] = None
+
     def options(self, context: Context, tenant: str) -> RequestOptions:
         """How the worker is asked for it."""
         ttl_s = context.settings.request_timeout_s
@@ -58,4 +67,5 @@ class WorkerRequestBody(RequestBody):
             cache_salt=context.cache_salt(tenant, self.cache_salt),
             ttl_s=min(ttl_s, self.deadline_ms / 1000) if self.deadline_ms else ttl_s,
             priority=self.priority,
+            tenant=context.worker_tenant(tenant, self.user),
         )

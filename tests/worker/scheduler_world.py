@@ -10,8 +10,8 @@ from random import Random
 
 from chairlift.shared.messages import Finish
 from chairlift.shared.sampling_params import SamplingParams
-from chairlift.worker import scheduler as scheduler_module
 from chairlift.worker.block_manager import BlockManager
+from chairlift.worker.fair_share import NEWCOMERS_SHARE
 from chairlift.worker.pace import Pace, Work
 from chairlift.worker.scheduler import ContinuousScheduler, Plan
 from chairlift.worker.sequence import Sequence, Status
@@ -33,7 +33,7 @@ def distinct_prompt(number: int, num_tokens: int) -> list[int]:
 class Life:
     """What the world notes of one sequence."""
 
-    place: tuple[int, int]  # with its class, and without
+    place: tuple[float, int]  # never changes
     arrived: int  # step
     computed: int = 0  # tokens since its last admission
     num_preemptions: int = 0
@@ -87,22 +87,27 @@ class World:
         return next((s for s in self.scheduler.suspects if s.status is Status.RUNNING), None)
 
     def add(
-        self, prompt: list[int], max_tokens: int, *, is_suspect: bool = False, priority: int = 0
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        is_suspect: bool = False,
+        priority: int = 0,
+        tenant: bytes = b"",
     ) -> Sequence:
         sequence = make_sequence(prompt, max_tokens)
         sequence.is_suspect, sequence.priority = is_suspect, priority
+        sequence.tenant = tenant
         assert sequence.max_num_tokens <= self.capacity, "intake refuses what can never fit"
-        number = len(self.arrivals)
-        life = Life(
-            (number + scheduler_module.ARRIVALS_PER_CLASS * priority, number), self.num_steps
-        )
-        for other in self.places:  # whoever has to wait for the newcomer
+        others = self.places
+        self.scheduler.add(sequence)
+        life = Life(sequence.place, self.num_steps)
+        for other in others:  # whoever has to wait for the newcomer
             if is_suspect or other.is_suspect or life.place < self.lives[other].place:
                 self.lives[other].work_ahead += sequence.max_num_tokens
-        life.work_ahead = sequence.max_num_tokens + sum(s.max_num_tokens for s in self.places)
+        life.work_ahead = sequence.max_num_tokens + sum(s.max_num_tokens for s in others)
         self.lives[sequence] = life
         self.arrivals.append(sequence)
-        self.scheduler.add(sequence)
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
@@ -201,16 +206,23 @@ class World:
         for sequence in boarded:
             passed = [other for other in self.scheduler.waiting if self._is_ahead(other, sequence)]
             for other in passed:
-                assert self._is_passed_over(other, plan), "boarded before somebody ahead of it"
+                is_capped = self._is_capped(other)
+                assert is_capped or self._is_passed_over(other, plan), "boarded before its turn"
                 self.lives[other].work_ahead += sequence.max_num_tokens
             self.num_passes += len(passed)
-            num_seats = len(self.scheduler.running) + len(passed) + (self.lone is not None)
+            num_kept = sum(not self._is_capped(other) for other in passed)
+            num_seats = len(self.scheduler.running) + num_kept + (self.lone is not None)
             assert num_seats <= self.max_num_seqs, "boarded on the seat of one passed over"
             start = sequence.num_computed_tokens
             for entry in plan.entries:
                 if self._is_ahead(entry.sequence, sequence) and entry.num_tokens > 1:
                     is_same = self._shares_block(sequence, entry.sequence, start + BLOCK_SIZE)
                     assert not is_same or start != entry.sequence.num_computed_tokens, "in vain"
+
+    def _is_capped(self, sequence: Sequence) -> bool:
+        """Whether its tenant has all the seats that one may have."""
+        num_seats = sum(other.tenant == sequence.tenant for other in self.scheduler.running)
+        return num_seats >= self.max_num_seqs - self.max_num_seqs // NEWCOMERS_SHARE
 
     def _is_passed_over(self, sequence: Sequence, plan: Plan) -> bool:
         num_cached_tokens = len(self.manager._cached_prefix(sequence)) * BLOCK_SIZE
@@ -340,7 +352,7 @@ def check_pace(plan: Plan, decoding: list[Sequence], pace: Pace) -> None:
         assert sum(pace.cost_s(*span) for span in chunks) <= spare_s + 1e-9
 
 
-def random_run(seed: int, *, classes: int = 1, pace: Pace | None = None) -> World:
+def random_run(seed: int, *, classes: int = 1, tenants: int = 1, pace: Pace | None = None) -> World:
     """One small world from beginning to end."""
     random = Random(seed)
     max_num_seqs = random.randint(1, 8)
@@ -359,7 +371,8 @@ def random_run(seed: int, *, classes: int = 1, pace: Pace | None = None) -> Worl
             num_prompt_tokens = random.randint(1, min(30, world.capacity - max_tokens))
             prompt = num_prompt_tokens * [random.randint(0, 2)]
             is_suspect, priority = random.random() < suspect_rate, random.randrange(classes)
-            world.add(prompt, max_tokens, is_suspect=is_suspect, priority=priority)
+            tenant = bytes([random.randrange(tenants)])
+            world.add(prompt, max_tokens, is_suspect=is_suspect, priority=priority, tenant=tenant)
         if world.lives and random.random() < 0.1:
             world.cancel(random.choice(list(world.lives)))
         world.step(fails=lambda _: random.random() < failure_rate)

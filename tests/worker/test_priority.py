@@ -9,7 +9,7 @@ import pytest
 
 from chairlift.worker import scheduler as scheduler_module
 from chairlift.worker.block_manager import BlockManager
-from chairlift.worker.scheduler import ARRIVALS_PER_CLASS, ContinuousScheduler
+from chairlift.worker.scheduler import TOKENS_PER_CLASS, ContinuousScheduler
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.static_scheduler import StaticScheduler
 from tests.worker.scheduler_world import (
@@ -19,6 +19,8 @@ from tests.worker.scheduler_world import (
     make_sequence,
     random_run,
 )
+
+ARRIVAL_TOKENS = 1  # served to one that `arrive`s: its prompt; nobody reads its only answer
 
 
 def one_by_one() -> World:
@@ -109,14 +111,14 @@ def test_a_class_is_worth_so_many_arrivals(
 ) -> None:
     """A better one arrives with every step that serves one: the worse one is overtaken by as many
     as its class says, and then it is its turn."""
-    monkeypatch.setattr(scheduler_module, "ARRIVALS_PER_CLASS", 5)
+    monkeypatch.setattr(scheduler_module, "TOKENS_PER_CLASS", 5 * ARRIVAL_TOKENS)
     scheduler = one_by_one().scheduler
     worse = arrive(scheduler, difference)
     served: list[Sequence] = []
     for _ in range(50):
         arrive(scheduler, 0)
         served += serve(scheduler)
-    assert served.index(worse) == 5 * difference - 1
+    assert served.index(worse) == 5 * difference
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -124,22 +126,28 @@ def test_nobody_is_overtaken_by_more_than_the_bound(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever arrives in whatever order, more than can be served: every request is served, and
-    those that came later and went first are no more than its class allows."""
-    monkeypatch.setattr(scheduler_module, "ARRIVALS_PER_CLASS", 4)
+    those of each class that came later and went first are no more than the classes' distance and
+    its own class's queue allow."""
+    monkeypatch.setattr(scheduler_module, "TOKENS_PER_CLASS", 4 * ARRIVAL_TOKENS)
     random, scheduler = Random(seed), one_by_one().scheduler
     arrivals: list[Sequence] = []
     served: list[int] = []
+    backlogs: list[int] = []
     while len(arrivals) < 200 or scheduler.has_work:
         for _ in range(random.choice([0, 0, 1, 3]) if len(arrivals) < 200 else 0):
-            arrivals.append(arrive(scheduler, random.randint(-1, 3)))
+            priority = random.randint(-1, 3)
+            backlogs.append(sum(s.priority == priority for s in scheduler.waiting))
+            arrivals.append(arrive(scheduler, priority))
         served += [arrivals.index(sequence) for sequence in serve(scheduler)]
     assert sorted(served) == list(range(len(arrivals)))
     for place, number in enumerate(served):
         overtaking = [later for later in served[:place] if later > number]
-        classes = [arrivals[later].priority for later in overtaking]
         own = arrivals[number].priority
-        assert all(priority < own for priority in classes), "by an equal or a worse one"
-        assert len(overtaking) <= 4 * (own + 1)
+        num_ahead = backlogs[number]  # of its class, when it came
+        for priority in range(-1, 4):
+            num_later = sum(arrivals[later].priority == priority for later in overtaking)
+            assert num_later <= max(0, 2 * num_ahead + 3 + 4 * (own - priority))
+            assert priority != own or not num_later, "an equal overtook"
 
 
 def test_a_full_queue_goes_by_class() -> None:
@@ -147,17 +155,17 @@ def test_a_full_queue_goes_by_class() -> None:
     scheduler = one_by_one().scheduler
     for _ in range(1024):
         arrive(scheduler, 1)
-    assert scheduler.num_waiting < ARRIVALS_PER_CLASS
+    assert scheduler.num_waiting * ARRIVAL_TOKENS < TOKENS_PER_CLASS
     better = arrive(scheduler, 0)
     assert serve(scheduler) == [better]
 
 
-@pytest.mark.parametrize("arrivals_per_class", [1, 3, ARRIVALS_PER_CLASS])
+@pytest.mark.parametrize("tokens_per_class", [1, 30, TOKENS_PER_CLASS])
 def test_random_runs_with_classes_keep_every_rule(
-    arrivals_per_class: int, monkeypatch: pytest.MonkeyPatch
+    tokens_per_class: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The small worlds of the scheduler's tests, with ageing in the short time that they last."""
-    monkeypatch.setattr(scheduler_module, "ARRIVALS_PER_CLASS", arrivals_per_class)
+    monkeypatch.setattr(scheduler_module, "TOKENS_PER_CLASS", tokens_per_class)
     num_preemptions = 0
     for seed in range(400):
         try:
