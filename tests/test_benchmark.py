@@ -102,6 +102,18 @@ def test_http_measures_real_processes(cache: Path, tmp_path: Path) -> None:
     assert figures["frontend_end_mib"] > 10
 
 
+@pytest.mark.parametrize("scenario", ["attack", "crowd", "prefix"])
+def test_scenarios_run(cache: Path, tmp_path: Path, scenario: str) -> None:
+    """Each tells its ratios and what they must be."""
+    done = _bench(cache, tmp_path, scenario, "--model", "tiny", "--quick", "--num-threads", "1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / f"{scenario}-tiny" / "results.json").read_bytes())
+    (case,) = report["cases"]
+    ratios = [(value, must) for label, value, must in case["rows"] if label == "ratio"]
+    assert ratios and all(value > 0 and must.startswith("<= ") for value, must in ratios)
+    assert "must be" in done.stdout
+
+
 @pytest.mark.parametrize("variant", ["chat", "logprobs", "completions"])
 def test_frontend_is_measured_against_a_paced_worker(
     variant: str, cache: Path, tmp_path: Path

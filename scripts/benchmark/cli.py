@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from . import frontend, over_http
+from . import frontend, over_http, scenarios
 from .errors import BenchmarkError
 from .figures import Run
 from .frontend import FrontendJob, Variant
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    measure = _measure_frontend if options.mode == "frontend" else _measure_all
+    measure = MEASURES.get(options.mode, _measure_all)
     try:
         measure(options, shlex.join(["scripts/bench", *arguments]))
     except BenchmarkError as error:
@@ -89,6 +89,21 @@ def _measure_frontend(options: argparse.Namespace, command: str) -> None:
             )
             files = report.save(options.output / case.title)
     _show(report, files)
+
+
+def _measure_scenario(options: argparse.Namespace, command: str) -> None:
+    job = _job(options, str(model_folder(options.model)), "W1", "continuous")
+    report = Report(command, Machine.this(), [])
+    for _ in range(options.repeats):
+        sizes = scenarios.QUICK if options.quick else scenarios.Sizes()
+        report.cases.append(scenarios.measure(options.mode, job, options.model, sizes))
+    _show(report, report.save(options.output / f"{options.mode}-{Path(options.model).name}"))
+
+
+MEASURES = {
+    "frontend": _measure_frontend,
+    **dict.fromkeys(scenarios.SCENARIOS, _measure_scenario),
+}
 
 
 def _show(report: Report, files: list[Path]) -> None:
@@ -149,6 +164,14 @@ def _parser() -> argparse.ArgumentParser:
         names = ", ".join(SHAPES)
         one.add_argument("--model", default="S", help=f"{names}, or a folder (default: S)")
         one.add_argument("--workload", default="W1", choices=WORKLOADS, help="(default: W1)")
+    for mode, text in {
+        "attack": "long prompts beside streams: what each does to the other",
+        "crowd": "a newcomer beside a tenant with more requests than fit",
+        "prefix": "prompts that begin alike, one after the other",
+    }.items():
+        one = modes.add_parser(mode, help=text, parents=[common, engine])
+        one.add_argument("--model", default="M", help=f"{', '.join(SHAPES)}, or a folder")
+        one.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
     modes.add_parser("all", help="what they show in docs/benchmarks.md", parents=[common, engine])
     text = "a real frontend alone on a core, with a worker that keeps a pace instead of a model"
     _add_frontend_options(modes.add_parser("frontend", help=text, parents=[common]))

@@ -119,10 +119,18 @@ async def exchange(port: int, raw: RawExchange, message: bytes) -> None:
         transport.close()
 
 
-def _message(request: Request) -> bytes:
+async def answer_to(port: int, request: Request, **fields: str) -> Exchange:
+    """To one request, with these fields beside what every one has."""
+    raw = RawExchange(request)
+    await exchange(port, raw, _message(request, **fields))
+    return raw.read()
+
+
+def _message(request: Request, **fields: str) -> bytes:
     return post(
         "/v1/completions",
         {
+            **fields,
             "prompt": request.prompt_token_ids,
             "max_tokens": request.num_output_tokens,
             "temperature": 0,

@@ -36,6 +36,10 @@ class Job:
     def concurrency(self) -> int:
         return self.workload.concurrency
 
+    @property
+    def vocab_size(self) -> int:
+        return int(self._config["vocab_size"])
+
     def requests(self) -> list[Request]:
         """Raises BenchmarkError when the model can't take them."""
         requests = workload.draw(self.workload, self._config["vocab_size"], self.limit)

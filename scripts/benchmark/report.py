@@ -16,6 +16,7 @@ from .frontend_figures import LABELS as FRONTEND_LABELS
 from .frontend_figures import FrontendFigures
 from .machine import Machine
 from .plot import plot_steps
+from .scenarios import Scenario
 
 LABELS = {  # and the decimals to show
     "num_requests": ("requests", 0),
@@ -129,7 +130,7 @@ class Report:
 
     command: str
     machine: Machine
-    cases: list[Case | FrontendCase]
+    cases: list[Case | FrontendCase | Scenario]
 
     def markdown(self) -> str:
         machine = self.machine

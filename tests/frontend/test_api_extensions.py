@@ -128,7 +128,18 @@ def test_passed_on(http: TestClient, fake: Any, path: str) -> None:
     assert (usual.skip_special_tokens, usual.include_stop_str_in_output) == (True, False)
     assert (changed.num_prompt_logprobs, usual.num_prompt_logprobs) == (4, -1)
     assert [options.priority for options in fake.options] == [-7, 0]
+    assert {options.tenant for options in fake.options} == {b""}
     assert {options.tokenizer for options in fake.options} == {fake.tokenizer.fingerprint}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_users_are_tenants(http: TestClient, fake: Any, path: str) -> None:
+    """The same user is the same tenant; their names stay here."""
+    for user in ("ann", "bob", "ann"):
+        assert post(http, path, user=user).status_code == 200
+    ann, bob, again = (options.tenant for options in fake.options)
+    assert ann == again != bob
+    assert len(ann) == len(bob) == 16 and b"ann" not in ann
 
 
 def test_deadline(http: TestClient, fake: Any, settings: Any) -> None:

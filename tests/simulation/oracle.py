@@ -98,14 +98,17 @@ class Oracle:
 
     def _check_logprobs(self, opening: Opening, item: Output) -> None:
         """Each token comes with its own. Only an answer that was all there already when a worker
-        died may lack them."""
+        died may lack some."""
         assert opening.ask is not None, "looked at before"
         prompt, params = opening.ask.prompt, opening.ask.params
         if params.num_logprobs >= 0:
             start = len(prompt) + opening.num_tokens
             wanted = _logprobs(item.token_ids, start, params.num_logprobs)
-            is_missing = item.finish is not None and all(isnan(p.logprob) for p in item.logprobs)
-            if item.logprobs != wanted and not (is_missing and len(item.logprobs) == len(wanted)):
+            if item.finish is not None and len(item.logprobs) == len(wanted):
+                wanted = [
+                    p if isnan(p.logprob) else w for p, w in zip(item.logprobs, wanted, strict=True)
+                ]
+            if item.logprobs != wanted:
                 details = f"{item.logprobs} instead of {wanted}"
                 raise Violation("a token comes with its log probability", details)
         is_first = opening.num_tokens == 0 and item.token_ids
