@@ -82,7 +82,8 @@ class Idempotency:
 
 def body_digest(endpoint: Endpoint, asked: BaseModel) -> str:
     """Of the request as it was understood, so spelling and spaces don't count."""
-    body = orjson.dumps([endpoint, asked.model_dump()], option=orjson.OPT_SORT_KEYS)
+    asks = asked.model_dump(exclude={"user"})  # on whose account makes no other answer
+    body = orjson.dumps([endpoint, asks], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(body).hexdigest()
 
 
