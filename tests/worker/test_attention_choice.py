@@ -11,20 +11,26 @@ import torch
 
 from chairlift.worker.attention import native
 from chairlift.worker.attention.choice import cpu_attention
-from chairlift.worker.attention.compiler import NativeKernelError
 from chairlift.worker.attention.cpu import TorchCpuAttention
 from chairlift.worker.attention.native import NativeCpuAttention
+from chairlift.worker.kernels import compiler
+from chairlift.worker.kernels.compiler import NativeKernelError
 from tests.worker.test_attention import shape_of
 
 SHAPE, DTYPE = shape_of(), torch.float32
 
 
+def forget_kernels() -> None:
+    native.kernel.cache_clear()
+    compiler.load_kernels.cache_clear()
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.kernel.cache_clear()
+    forget_kernels()
     yield tmp_path
-    native.kernel.cache_clear()
+    forget_kernels()
 
 
 def test_the_native_kernel_is_compiled_once(empty_cache: Path) -> None:
@@ -32,17 +38,17 @@ def test_the_native_kernel_is_compiled_once(empty_cache: Path) -> None:
     assert isinstance(cpu_attention("auto", SHAPE, 4, DTYPE), NativeCpuAttention)
     (compiled,) = empty_cache.rglob("*.so")
     made_at = compiled.stat().st_mtime_ns
-    native.kernel.cache_clear()
+    forget_kernels()
     assert isinstance(cpu_attention("native", SHAPE, 4, DTYPE), NativeCpuAttention)
     assert [path.stat().st_mtime_ns for path in empty_cache.rglob("*.so")] == [made_at]
 
 
-@pytest.mark.parametrize("compiler", ["nosuchcompiler", "false"])
+@pytest.mark.parametrize("command", ["nosuchcompiler", "false"])
 def test_without_a_compiler_torch_does_it(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """With one line in the log; asked for by name, the kernel's absence is an error."""
-    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("CC", command)
     with structlog.testing.capture_logs() as lines:
         assert isinstance(cpu_attention("auto", SHAPE, 4, DTYPE), TorchCpuAttention)
     assert len(lines) == 1 and lines[0]["why"]

@@ -8,8 +8,8 @@ import structlog
 import torch
 
 from ..batch import Batch, Segment
+from ..kernels.compiler import NativeKernelError
 from .backend import AttentionBackend, AttentionShape
-from .compiler import NativeKernelError
 from .cpu import TorchCpuAttention
 from .native import DTYPES, MAX_HEAD_DIM, NativeCpuAttention
 from .reference import ReferenceAttention

@@ -1,4 +1,4 @@
-"""Paged attention on the CPU by a kernel of our own: native.c, compiled at the first start.
+"""Paged attention on the CPU by kernels/attention.c, compiled at the first start.
 
 A row's result doesn't depend on how its sequence was cut, so that with it logits are bitwise equal
 alone, batched, chunked, cached, preempted and resumed.
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..batch import Batch
+from ..kernels.compiler import load_kernels
 from .backend import AttentionBackend, AttentionShape
-from .compiler import load_library
 
 BLOCK_SIZE = 32  # the kernel's
 LANES = 16  # to a multiple of which values are padded
@@ -39,7 +39,7 @@ class _Shape(ctypes.Structure):
 @cache
 def kernel() -> ctypes.CDLL:
     """Raises NativeKernelError where there is no compiler, or none that is any good."""
-    library = load_library("native.c")
+    library = load_kernels()
     shape = ctypes.POINTER(_Shape)
     library.attend.argtypes = (
         *(shape, INT, INT, POINTER, POINTER, LONG, INT),

@@ -1,4 +1,4 @@
-"""Compiles a C file of this folder with the system's compiler, once, into the user's cache."""
+"""Compiles this folder's C files with the system's compiler, once, into the user's cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from ...shared.errors import ChairliftError
@@ -15,34 +16,34 @@ from ...shared.errors import ChairliftError
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-w")
 NATIVE_FLAGS = {"aarch64": "-mcpu=native", "arm64": "-mcpu=native"}  # elsewhere -march=native
 TIMEOUT_S = 60.0
+FOLDER = Path(__file__).parent
 
 
 class NativeKernelError(ChairliftError):
     """There is no kernel: torch does without it."""
 
 
-def load_library(name: str) -> ctypes.CDLL:
-    """The compiled file. torch has to be imported before it: the two then share OpenMP's threads.
-
-    Raises NativeKernelError.
+@cache
+def load_kernels() -> ctypes.CDLL:
+    """One library of all of them. torch has to be imported before it: the two then share OpenMP's
+    threads. Raises NativeKernelError.
     """
-    source = Path(__file__).with_name(name)
     command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, _native_flag()]
     try:
-        path = _path(source, command)
+        path = _path(command)
         if not path.exists():
-            _compile(command, source, path)
+            _compile(command, path)
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip() or repr(error)
         raise NativeKernelError(said.splitlines()[0]) from None
 
 
-def _compile(command: list[str], source: Path, path: Path) -> None:
+def _compile(command: list[str], path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
     subprocess.run(
-        [*command, str(source), "-o", str(temporary), "-lm"],
+        [*command, *map(str, sorted(FOLDER.glob("*.c"))), "-o", str(temporary), "-lm"],
         check=True,
         capture_output=True,
         text=True,
@@ -51,12 +52,13 @@ def _compile(command: list[str], source: Path, path: Path) -> None:
     temporary.replace(path)
 
 
-def _path(source: Path, command: list[str]) -> Path:
-    """Named by all that makes it: the source, how it is compiled, and for which processor."""
-    made_of = (source.read_bytes(), shlex.join(command).encode(), _processor())
+def _path(command: list[str]) -> Path:
+    """Named by all that makes it: the sources, how they are compiled, and for which processor."""
+    sources = [source.read_bytes() for source in sorted(FOLDER.glob("*.[ch]"))]
+    made_of = (*sources, shlex.join(command).encode(), _processor())
     digest = hashlib.sha256(b"\0".join(made_of)).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "chairlift" / "kernels" / f"{source.stem}-{digest[:32]}.so"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "chairlift" / "kernels" / f"kernels-{digest[:32]}.so"
 
 
 def _native_flag() -> str:
