@@ -168,9 +168,9 @@ class WorkerSettings(_Settings):
         default=(),
         description="Names, with commas, of installed packages' chairlift.logits_processors.",
     )
-    attention_backend: Literal["auto", "native", "torch"] = Field(
+    kernels: Literal["auto", "native", "torch"] = Field(
         default="auto",
-        description="The kernel of our own, which the first start compiles, or torch's; auto takes "
+        description="Those of our own, which the first start compiles, or torch's; auto takes "
         "torch's where there is no compiler.",
     )
     num_threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(

@@ -44,6 +44,11 @@ class Batch:
     def num_tokens(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def num_rows(self) -> int:
+        """Without the padding."""
+        return self.segments[-1].start + self.segments[-1].num_tokens if self.segments else 0
+
 
 def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device) -> Batch:
     """Lays the plan's sequences end to end; padding comes last and writes to `null_slot`."""

@@ -14,7 +14,6 @@ from ..shared.messages import Greeting
 from ..shared.settings import WorkerSettings
 from ..shared.tokenizer import Tokenizer
 from .admission import Admission, Limits
-from .attention.choice import cpu_attention
 from .attention.cpu import BLOCK_SIZE
 from .block_manager import BlockManager
 from .child import CRASHED, REFUSED
@@ -22,6 +21,7 @@ from .engine import Engine
 from .grammar import GrammarCompiler
 from .grammar_trial import GrammarTrials
 from .intake import Intake
+from .kernels.choice import cpu_kernels
 from .logits_processors import LogitsProcessor, load_logits_processors
 from .loop import Loop
 from .memory import block_bytes, keep_freed_memory, num_cache_blocks
@@ -137,8 +137,8 @@ def build_engine(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         pace=Pace(settings.target_itl_ms / 1000 if settings.target_itl_ms else None),
     )
-    attention = cpu_attention(settings.attention_backend, shape, num_blocks, model.dtype)
-    runner = ModelRunner(model.decoder, attention, torch.device("cpu"))
+    kernels = cpu_kernels(settings.kernels, shape, num_blocks, model.dtype)
+    runner = ModelRunner(model.decoder, kernels, torch.device("cpu"))
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)
     engine = Engine(scheduler, runner, sampler, eos_token_ids, pulse)

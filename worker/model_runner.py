@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .attention.backend import AttentionBackend
 from .batch import Batch, make_batch
+from .kernels.choice import Kernels
 from .models.decoder import Decoder
 from .scheduler import Plan, ScheduledSequence
 from .scoring import SLICE_ROWS, score
@@ -37,21 +37,20 @@ class StepOutput:
 class ModelRunner:
     """Owns the weights and, through the attention backend, the KV cache."""
 
-    def __init__(
-        self, decoder: Decoder, attention: AttentionBackend[Any], device: torch.device
-    ) -> None:
+    def __init__(self, decoder: Decoder, kernels: Kernels, device: torch.device) -> None:
         self._decoder = decoder
-        self._attention = attention
+        self._kernels = kernels
         self._device = device
 
     @property
     def null_block(self) -> int:
         """Nobody's: what is written there is never read for an answer."""
-        return self._attention.null_slot // self._attention.block_size
+        attention = self._kernels.attention
+        return attention.null_slot // attention.block_size
 
     def prepare(self, plan: Plan) -> PreparedStep:
         """Everything that the forward pass reads, laid out."""
-        attention = self._attention
+        attention = self._kernels.attention
         batch = make_batch(plan, attention.block_size, attention.null_slot, self._device)
         return PreparedStep(plan, batch, attention.prepare(batch))
 
@@ -59,7 +58,7 @@ class ModelRunner:
     def run(self, step: PreparedStep) -> StepOutput:
         """The forward pass, and what the plan's sequences want to know of it."""
         decoder = self._decoder
-        hidden = decoder.forward(step.batch, self._attention, step.attention)
+        hidden = decoder.forward(step.batch, self._kernels, step.attention)
         output = StepOutput(decoder.logits(hidden.index_select(0, step.batch.logit_rows)))
         for number, (entry, segment) in enumerate(
             zip(step.plan.entries, step.batch.segments, strict=True)
@@ -68,7 +67,7 @@ class ModelRunner:
             if entry.to_score:
                 output.scores[number] = self._score(own, entry)
             if entry.sequence.pool is not None:
-                output.hidden[number] = decoder.normed(own).cpu().numpy()
+                output.hidden[number] = own.float().cpu().numpy()
         return output
 
     def _score(self, hidden: torch.Tensor, entry: ScheduledSequence) -> list[bytes]:

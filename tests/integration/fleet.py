@@ -109,7 +109,7 @@ class Fleet:
     def start_worker(self, model: Path, address: str, settings: dict[str, Any]) -> None:
         self.address = address
         values = {"max_num_seqs": 128, "dtype": "float32"}
-        values |= {"attention_backend": "native"} | settings  # no bit depends on how it is cut
+        values |= {"kernels": "native"} | settings  # no bit depends on how it is cut
         log = self.folder / "worker.log"
         self.worker = self._stack.enter_context(
             running("worker", log=log, model=model, address=address, **values)

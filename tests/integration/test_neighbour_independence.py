@@ -48,7 +48,7 @@ def engine_for(model: LoadedModel, **settings: object) -> tuple[Engine, Recorder
         "max_num_seqs": 8,
         "max_num_batched_tokens": 4096,
         "prefix_caching": False,
-        "attention_backend": "native",
+        "kernels": "native",
     }
     engine = build_engine(model, WorkerSettings(**{**values, **settings}))  # type: ignore[arg-type]
     recorder = Recorder(engine._runner)
@@ -98,14 +98,14 @@ def are_equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("kernels", ["native", "torch"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_are_bitwise_those_of_a_lonely_run(
-    model: LoadedModel, temperature: float, backend: str
+    model: LoadedModel, temperature: float, kernels: str
 ) -> None:
     """Alone or in a batch of 8, whole prompts: not a bit of the logits differs."""
-    expected, expected_logits = alone(model, temperature, attention_backend=backend)
-    engine, recorder = engine_for(model, attention_backend=backend)
+    expected, expected_logits = alone(model, temperature, kernels=kernels)
+    engine, recorder = engine_for(model, kernels=kernels)
     sequences = riders(temperature)
     run(engine, sequences)
     for rider, lonely in zip(sequences, expected, strict=True):

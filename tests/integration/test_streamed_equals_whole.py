@@ -62,7 +62,7 @@ class Answer:
 @pytest.fixture(scope="module")
 def url(tiny_model: Path, worker_address: str) -> Iterator[str]:
     settings: dict[str, Any] = {"model": tiny_model, "address": worker_address}
-    settings |= {"dtype": "float32", "attention_backend": "native"}  # no bit depends on the batch
+    settings |= {"dtype": "float32", "kernels": "native"}  # no bit depends on the batch
     with chairlift("worker", **settings), serving(worker_address) as address:
         yield address
 

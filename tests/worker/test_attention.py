@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chairlift.worker.attention.backend import AttentionBackend, AttentionShape
+from chairlift.worker.attention.backend import AttentionBackend, AttentionShape, HeadNorm
 from chairlift.worker.attention.cpu import BLOCK_SIZE, TorchCpuAttention
 from chairlift.worker.attention.native import NativeCpuAttention
 from chairlift.worker.attention.reference import ReferenceAttention
 from chairlift.worker.batch import Batch, Segment
+from chairlift.worker.models.rope import Rope, RotaryTable
 
 NUM_BLOCKS = 40
 MakeBackend = Callable[[AttentionShape, int, torch.dtype], AttentionBackend[Any]]
@@ -159,6 +161,44 @@ def test_rows_of_padding_come_back_as_zero(make: MakeBackend) -> None:
     out = backend.attend(0, torch.ones(2, shape.num_heads, shape.head_dim), prepared)
     assert torch.equal(out[0], torch.ones(shape.num_heads, shape.head_dim))
     assert not out[1].any()
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_projections_are_normed_rotated_and_written_as_the_slow_way_does(
+    has_norm: bool, case: Case
+) -> None:
+    """The native kernel's one pass against the contract's own steps: the queries agree, and so does
+    what attention makes of them and the cache."""
+    shape, dtype = case.shape, case.dtype
+    generator = torch.Generator().manual_seed(case.seed)
+    whole = tuple(replace(segment, num_tokens=segment.context_len) for segment in case.segments)
+    starts = itertools.accumulate([0, *(segment.num_tokens for segment in whole)])
+    whole = tuple(replace(s, start=start) for s, start in zip(whole, starts, strict=False))
+    batch = batch_of(whole, [slots_of(segment, 0) for segment in whole])
+    positions = torch.cat([torch.arange(segment.context_len) for segment in whole])
+    num_rotated = shape.num_heads + shape.num_kv_heads
+    qkv = torch.randn(
+        batch.num_tokens, (num_rotated + shape.num_kv_heads) * shape.head_dim, generator=generator
+    ).to(dtype)
+    weight = torch.randn(num_rotated, shape.head_dim, generator=generator).to(dtype)
+    norm = HeadNorm(weight, 1e-6) if has_norm else None
+    rotation = RotaryTable(Rope(10_000.0), shape.head_dim, 5 * BLOCK_SIZE).at(positions)
+    found = []
+    backends: list[AttentionBackend[Any]] = [
+        NativeCpuAttention(shape, NUM_BLOCKS, dtype),
+        ReferenceAttention(shape, NUM_BLOCKS),
+    ]
+    for backend in backends:
+        prepared = backend.prepare(batch)
+        q = backend.write_rotated(1, qkv, norm, rotation, prepared)
+        found.append((q.double(), backend.attend(1, q, prepared).double()))
+    (q, attended), (expected_q, expected) = found
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(q, expected_q, atol=tolerance, rtol=tolerance)
+    if dtype == torch.float32:  # rounded scores of normed heads may differ by more in bfloat16
+        torch.testing.assert_close(attended, expected, atol=1e-4, rtol=1e-4)
 
 
 @st.composite

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from chairlift.shared.sampling_params import SamplingParams
-from chairlift.worker.attention.cpu import TorchCpuAttention
 from chairlift.worker.batch import make_batch
+from chairlift.worker.kernels.choice import Kernels, KernelsName, cpu_kernels
 from chairlift.worker.models.loader import LoadedModel, load_model
 from chairlift.worker.scheduler import Plan, ScheduledSequence
 from chairlift.worker.sequence import Sequence
 from tests.checkpoints import VARIANTS, VOCAB_SIZE, make_checkpoint
 
 NUM_BLOCKS = 64
+KERNELS: tuple[KernelsName, ...] = ("native", "torch")
 PROMPT_LENGTHS = (5, 33, 71, 100)
 NUM_OUTPUT_TOKENS = 64
 
@@ -29,11 +30,12 @@ class Driver:
 
     model: LoadedModel
     free_blocks: list[int]
-    attention: TorchCpuAttention = field(init=False)
+    kernels_name: KernelsName = "torch"
+    kernels: Kernels = field(init=False)
 
     def __post_init__(self) -> None:
         shape = self.model.config.attention_shape
-        self.attention = TorchCpuAttention(shape, NUM_BLOCKS, self.model.dtype)
+        self.kernels = cpu_kernels(self.kernels_name, shape, NUM_BLOCKS, self.model.dtype)
 
     def add(self, prompt: list[int], num_blocks: int = 6) -> Sequence:
         sequence = Sequence(bytes(16), list(prompt), SamplingParams(max_tokens=NUM_OUTPUT_TOKENS))
@@ -44,12 +46,12 @@ class Driver:
     def step(self, counts: list[tuple[Sequence, int]], every_row: bool = False) -> torch.Tensor:
         """Computes so many more tokens of each; logits of the last rows, or of every row."""
         plan = Plan(entries=tuple(ScheduledSequence.next_of(*entry) for entry in counts))
-        attention, cpu = self.attention, torch.device("cpu")
+        attention, cpu = self.kernels.attention, torch.device("cpu")
         batch = make_batch(plan, attention.block_size, attention.null_slot, cpu)
         if every_row:
             batch = replace(batch, logit_rows=torch.arange(plan.num_tokens))
         decoder = self.model.decoder
-        hidden = decoder.forward(batch, attention, attention.prepare(batch))
+        hidden = decoder.forward(batch, self.kernels, attention.prepare(batch))
         logits = decoder.logits(hidden.index_select(0, batch.logit_rows))
         for sequence, count in counts:
             sequence.num_computed_tokens += count
@@ -93,11 +95,14 @@ def oracle_logits(oracle: Any, token_ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_equal_those_of_transformers(variant: str, tmp_path: Path) -> None:
+def test_logits_equal_those_of_transformers(
+    variant: str, kernels: KernelsName, tmp_path: Path
+) -> None:
     """Every prompt token's logits match, chunked, staggered and in shuffled blocks."""
     oracle = make_checkpoint(variant, tmp_path)
-    driver = Driver(load_model(tmp_path), shuffled_blocks())
+    driver = Driver(load_model(tmp_path), shuffled_blocks(), kernels)
     prompts = make_prompts()
     sequences = [driver.add(prompt) for prompt in prompts]
     found: dict[int, list[torch.Tensor]] = {id(sequence): [] for sequence in sequences}
@@ -123,7 +128,7 @@ def test_logits_equal_those_of_transformers(variant: str, tmp_path: Path) -> Non
 def test_greedy_continuations_equal_those_of_transformers(variant: str, tmp_path: Path) -> None:
     """64 tokens of each sequence are what transformers would choose after the same prefix."""
     oracle = make_checkpoint(variant, tmp_path)
-    driver = Driver(load_model(tmp_path), shuffled_blocks())
+    driver = Driver(load_model(tmp_path), shuffled_blocks(), "native")
     sequences = [driver.add(prompt) for prompt in make_prompts()]
     driver.finish(sequences, NUM_OUTPUT_TOKENS)
     for sequence in sequences:
@@ -132,31 +137,35 @@ def test_greedy_continuations_equal_those_of_transformers(variant: str, tmp_path
         assert sequence.token_ids[sequence.num_prompt_tokens :] == expected
 
 
-def assert_same_alone_and_together(model: LoadedModel, num_output_tokens: int) -> None:
+def assert_same_alone_and_together(
+    model: LoadedModel, num_output_tokens: int, kernels: KernelsName
+) -> None:
     prompts = make_prompts((45, 3, 64, 17, 90, 32, 1, 70))
-    together = Driver(model, shuffled_blocks())
+    together = Driver(model, shuffled_blocks(), kernels)
     in_company = together.finish([together.add(p) for p in prompts], num_output_tokens)
     for prompt, expected in zip(prompts, in_company, strict=True):
-        alone = Driver(model, shuffled_blocks())
+        alone = Driver(model, shuffled_blocks(), kernels)
         (logits,) = alone.finish([alone.add(prompt)], num_output_tokens)
         assert torch.equal(logits, expected)
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("variant", ["llama", "mistral_window", "qwen2", "qwen3"])
 def test_a_rows_logits_do_not_depend_on_its_neighbours(
-    variant: str, dtype: Any, tmp_path: Path
+    variant: str, kernels: KernelsName, dtype: Any, tmp_path: Path
 ) -> None:
     """A sequence's logits are bitwise the same alone and in a batch of eight."""
     make_checkpoint(variant, tmp_path)
-    assert_same_alone_and_together(load_model(tmp_path, dtype), num_output_tokens=30)
+    assert_same_alone_and_together(load_model(tmp_path, dtype), 30, kernels)
 
 
-def test_nor_do_they_with_several_threads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_nor_do_they_with_several_threads(kernels: KernelsName, tmp_path: Path) -> None:
     """The same holds when the operations are shared out between all cores."""
     make_checkpoint("llama", tmp_path)
-    assert_same_alone_and_together(load_model(tmp_path), num_output_tokens=4)
+    assert_same_alone_and_together(load_model(tmp_path), 4, kernels)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -87,7 +87,7 @@ def test_rotation_turns_each_pair_by_position_times_frequency() -> None:
     rope, generator = Rope(100.0), torch.Generator().manual_seed(0)
     x = torch.randn(5, 3, HEAD_DIM, generator=generator)
     positions = torch.tensor([0, 1, 7, 7, 63])
-    table = RotaryTable(rope, HEAD_DIM, 64, torch.empty(0))
+    table = RotaryTable(rope, HEAD_DIM, 64)
     turned = table.at(positions).apply(x)
     half = HEAD_DIM // 2
     angles = positions[:, None, None].double() * rope.inverse_frequencies(HEAD_DIM).double()

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..batch import Batch
 from ..kernels.compiler import load_kernels
-from .backend import AttentionBackend, AttentionShape
+from ..models.rope import Rotation
+from .backend import AttentionBackend, AttentionShape, HeadNorm
 
 BLOCK_SIZE = 32  # the kernel's
 LANES = 16  # to a multiple of which values are padded
@@ -49,7 +50,11 @@ def kernel() -> ctypes.CDLL:
         *(shape, INT, POINTER, LONG, POINTER, POINTER, LONG, LONG),
         *(POINTER, POINTER),
     )
-    library.attend.restype = library.write_kv.restype = None
+    library.write_rotated.argtypes = (
+        *(shape, INT, LONG, POINTER, POINTER, ctypes.c_float, POINTER, POINTER),
+        *(POINTER, POINTER, POINTER, POINTER, POINTER),
+    )
+    library.attend.restype = library.write_kv.restype = library.write_rotated.restype = None
     return library
 
 
@@ -61,7 +66,7 @@ class NativeStep:
     segments: NDArray[np.int32]  # [num_segments, 4]: first row, rows, position, place in `tables`
     tables: NDArray[np.int32]  # block ids of all segments
     items: NDArray[np.int32]  # [num_items, 2]: segment and row that a piece of work begins with
-    num_rows: int
+    num_rows: int  # without the padding
 
 
 class NativeCpuAttention(AttentionBackend[NativeStep]):
@@ -73,7 +78,7 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
         self.block_size = BLOCK_SIZE
         self.null_slot = num_blocks * BLOCK_SIZE  # of a block more than there are
         self._kernel = kernel()
-        self._shape = shape
+        self.shape = shape
         self._dtype = dtype
         self._is_bf16 = int(dtype == torch.bfloat16)
         padded = -(-shape.head_dim // LANES) * LANES
@@ -104,7 +109,7 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
             columns,
             np.concatenate(tables).astype(np.int32) if tables else np.zeros(0, np.int32),
             self._items(columns),
-            batch.num_tokens,
+            batch.num_rows,
         )
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: NativeStep) -> None:
@@ -122,13 +127,40 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
             self._values[layer].data_ptr(),
         )
 
+    def write_rotated(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        norm: HeadNorm | None,
+        rotation: Rotation,
+        prepared: NativeStep,
+    ) -> torch.Tensor:
+        q = torch.empty(len(qkv), self.shape.num_heads, self.shape.head_dim, dtype=self._dtype)
+        self._kernel.write_rotated(
+            self._sizes,
+            self._is_bf16,
+            len(qkv),
+            qkv.data_ptr(),
+            norm.weight.data_ptr() if norm is not None else None,
+            norm.eps if norm is not None else 0.0,
+            rotation.table.cos.data_ptr(),
+            rotation.table.sin.data_ptr(),
+            rotation.positions.data_ptr(),
+            prepared.slot_mapping.data_ptr(),
+            q.data_ptr(),
+            self._keys[layer].data_ptr(),
+            self._values[layer].data_ptr(),
+        )
+        return q
+
     def attend(self, layer: int, q: torch.Tensor, prepared: NativeStep) -> torch.Tensor:
         q = _with_plain_rows(q)
-        out = torch.zeros(q.shape, dtype=self._dtype)  # rows of padding stay zero
+        out = torch.empty(q.shape, dtype=self._dtype)
+        out[prepared.num_rows :] = 0  # padding
         self._kernel.attend(
             self._sizes,
             self._is_bf16,
-            self._shape.sliding_windows[layer] or 0,
+            self.shape.sliding_windows[layer] or 0,
             prepared.segments.ctypes.data,
             prepared.items.ctypes.data,
             len(prepared.items),

@@ -13,7 +13,7 @@ class ReferenceAttention(AttentionBackend[Batch]):
 
     def __init__(self, shape: AttentionShape, num_blocks: int, block_size: int = 32) -> None:
         self.block_size = block_size
-        self._shape = shape
+        self.shape = shape
         self.null_slot = num_blocks * block_size
         size = (shape.num_layers, self.null_slot + 1, shape.num_kv_heads, shape.head_dim)
         self._keys = torch.full(size, torch.nan, dtype=torch.float64)  # unwritten rows must show
@@ -39,13 +39,13 @@ class ReferenceAttention(AttentionBackend[Batch]):
         self, layer: int, q: torch.Tensor, segment: Segment, position: int
     ) -> torch.Tensor:
         """q and the result: [num_heads, head_dim]."""
-        window = self._shape.sliding_windows[layer] or position + 1
+        window = self.shape.sliding_windows[layer] or position + 1
         visible = range(max(0, position - window + 1), position + 1)
         slots = torch.tensor([self._slot(segment, token) for token in visible])
-        group = self._shape.num_heads // self._shape.num_kv_heads
+        group = self.shape.num_heads // self.shape.num_kv_heads
         k = self._keys[layer, slots].repeat_interleave(group, dim=1)  # [visible, num_heads, D]
         v = self._values[layer, slots].repeat_interleave(group, dim=1)
-        scores = torch.einsum("hd,thd->ht", q, k) * self._shape.scale
+        scores = torch.einsum("hd,thd->ht", q, k) * self.shape.scale
         return torch.einsum("ht,thd->hd", scores.softmax(dim=-1), v)
 
     def _slot(self, segment: Segment, token: int) -> int:

@@ -145,19 +145,74 @@ void attend(const Shape *shape, int is_bf16, int32_t window, const Segment *segm
     }
 }
 
+/* One row's key of one head, and its value, to a slot of the pools. */
+static inline void write_slot(const Shape *shape, int64_t slot, int head, int64_t bytes, const char *key,
+                              const char *value, char *keys, char *values) {
+    const int dim = shape->head_dim;
+    const int64_t place = slot / BLOCK * shape->num_kv_heads + head;
+    const int offset = slot % BLOCK;
+    char *to = keys + (place * dim * BLOCK + offset) * bytes;
+    for (int d = 0; d < dim; d++) memcpy(to + (int64_t)d * BLOCK * bytes, key + d * bytes, bytes);
+    memcpy(values + (place * BLOCK + offset) * shape->padded_dim * bytes, value, dim * bytes);
+}
+
 /* Keys and values, both [num_rows, num_kv_heads, head_dim] with rows a stride apart, to their slots. */
 void write_kv(const Shape *shape, int is_bf16, const int64_t *slots, int64_t num_rows, const char *k,
               const char *v, int64_t k_stride, int64_t v_stride, char *keys, char *values) {
-    const int dim = shape->head_dim, padded = shape->padded_dim, size = is_bf16 ? 2 : 4;
+    const int64_t bytes = item_bytes(is_bf16);
 #pragma omp parallel for if (num_rows > 32)
     for (int64_t row = 0; row < num_rows; row++)
         for (int head = 0; head < shape->num_kv_heads; head++) {
-            const int64_t place = slots[row] / BLOCK * shape->num_kv_heads + head;
-            const int offset = slots[row] % BLOCK;
-            const char *key = k + (row * k_stride + head * dim) * size;
-            const char *value = v + (row * v_stride + head * dim) * size;
-            char *to = keys + (place * dim * BLOCK + offset) * size;
-            for (int d = 0; d < dim; d++) memcpy(to + (int64_t)d * BLOCK * size, key + d * size, size);
-            memcpy(values + (place * BLOCK + offset) * padded * size, value, (size_t)dim * size);
+            const char *key = k + (row * k_stride + head * shape->head_dim) * bytes;
+            const char *value = v + (row * v_stride + head * shape->head_dim) * bytes;
+            write_slot(shape, slots[row], head, bytes, key, value, keys, values);
         }
+}
+
+/* The head x, normalised if it has a weight, rotated by the angles of its row, into out. */
+static inline __attribute__((always_inline)) void rotate_head(
+    int dim, const char *x, const char *weight, float eps, const float *cosines, const float *sines,
+    char *out, int is_bf16) {
+    float head[MAX_DIM];
+    for (int d = 0; d < dim; d++) head[d] = element(x, d, is_bf16);
+    if (weight) {
+        float squares = 0.0f;
+        for (int d = 0; d < dim; d++) squares += head[d] * head[d];
+        const float factor = 1.0f / sqrtf(squares / dim + eps);
+        for (int d = 0; d < dim; d++) head[d] *= factor * element(weight, d, is_bf16);
+    }
+    const int half = dim / 2;
+    for (int d = 0; d < half; d++) {
+        const float a = head[d], b = head[d + half];
+        put(out, d, a * cosines[d] - b * sines[d], is_bf16);
+        put(out, d + half, b * cosines[d] + a * sines[d], is_bf16);
+    }
+}
+
+/* From a layer's projections [num_rows, num_heads + 2 * num_kv_heads, head_dim]: queries, rotated, into q
+ * [num_rows, num_heads, head_dim]; keys, rotated, and values to their slots. Queries and keys are
+ * normalised before if there is a weight [num_heads + num_kv_heads, head_dim]. `cosines` and `sines` are
+ * of all positions [max_model_len, head_dim / 2]. */
+void write_rotated(const Shape *shape, int is_bf16, int64_t num_rows, const char *qkv, const char *weight,
+                   float eps, const float *cosines, const float *sines, const int64_t *positions,
+                   const int64_t *slots, char *q, char *keys, char *values) {
+    const int dim = shape->head_dim, num_heads = shape->num_heads, num_kv_heads = shape->num_kv_heads;
+    const int64_t bytes = item_bytes(is_bf16), head_bytes = dim * bytes;
+    const int64_t row_heads = num_heads + 2 * num_kv_heads;
+#pragma omp parallel for if (num_rows * row_heads * dim >= SHARED_SIZE)
+    for (int64_t row = 0; row < num_rows; row++) {
+        const char *x = qkv + row * row_heads * head_bytes;
+        const float *c = cosines + positions[row] * (dim / 2), *s = sines + positions[row] * (dim / 2);
+        for (int head = 0; head < num_heads + num_kv_heads; head++) {
+            char key[MAX_DIM * sizeof(float)];
+            const int kv_head = head - num_heads;
+            char *out = kv_head < 0 ? q + (row * num_heads + head) * head_bytes : key;
+            const char *w = weight ? weight + head * head_bytes : 0;
+            if (is_bf16) rotate_head(dim, x + head * head_bytes, w, eps, c, s, out, 1);
+            else rotate_head(dim, x + head * head_bytes, w, eps, c, s, out, 0);
+            const char *value = x + (head + num_kv_heads) * head_bytes;
+            if (kv_head >= 0)
+                write_slot(shape, slots[row], kv_head, bytes, key, value, keys, values);
+        }
+    }
 }

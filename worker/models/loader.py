@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from ...shared.errors import ModelError
+from ..attention.backend import HeadNorm
 from .checkpoint import Checkpoint
 from .config import ModelConfig, read_config
 from .decoder import Decoder, DecoderLayer, DecoderWeights
@@ -165,12 +166,13 @@ class _WeightReader:
                 self.checkpoint.read_into(rows, f"{prefix}.{name}.bias")
         return Linear(weight, bias)
 
-    def _qk_norm(self, attention: str) -> torch.Tensor:
+    def _qk_norm(self, attention: str) -> HeadNorm:
         """Both norms as one, for queries and keys are normalised and rotated together."""
         config = self.config
         q = self._vector(f"{attention}.q_norm.weight", config.head_dim)
         k = self._vector(f"{attention}.k_norm.weight", config.head_dim)
-        return torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
+        weight = torch.cat((q.expand(config.num_heads, -1), k.expand(config.num_kv_heads, -1)))
+        return HeadNorm(weight, config.rms_norm_eps)
 
     def _vector(self, name: str, size: int) -> torch.Tensor:
         return self.checkpoint.read(name, (size,), self.dtype)

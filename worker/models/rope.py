@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -97,31 +98,36 @@ class YarnRope(Rope):
         return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1.0 else 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """One step's rotations, gathered once and shared by all layers."""
-
-    cos: torch.Tensor  # [num_tokens, 1, head_dim]
-    signed_sin: torch.Tensor  # [num_tokens, 1, head_dim], first half negated
-
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
-        """Rotates x [num_tokens, heads, head_dim]; half the cost of splitting and joining."""
-        return torch.addcmul(x * self.cos, x.roll(x.shape[-1] // 2, -1), self.signed_sin)
-
-
 class RotaryTable:
-    """Rotations of every position below `max_model_len`, computed in float32."""
+    """Rotations of every position below `max_model_len`, in float32 whatever the model's dtype."""
 
-    def __init__(self, rope: Rope, head_dim: int, max_model_len: int, like: torch.Tensor) -> None:
+    def __init__(self, rope: Rope, head_dim: int, max_model_len: int) -> None:
         positions = torch.arange(max_model_len, dtype=torch.float32)
         angles = torch.outer(positions, rope.inverse_frequencies(head_dim))
-        cos, sin = angles.cos() * rope.magnitude, angles.sin() * rope.magnitude
-        self._cos = torch.cat((cos, cos), -1).to(like)  # [max_model_len, head_dim]
-        self._signed_sin = torch.cat((-sin, sin), -1).to(like)
+        self.cos = angles.cos() * rope.magnitude  # [max_model_len, head_dim / 2]
+        self.sin = angles.sin() * rope.magnitude
 
     def at(self, positions: torch.Tensor) -> Rotation:
         """The rotations of positions [num_tokens]."""
-        return Rotation(
-            self._cos.index_select(0, positions).unsqueeze(1),
-            self._signed_sin.index_select(0, positions).unsqueeze(1),
-        )
+        return Rotation(self, positions)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """One step's rotations, shared by all layers."""
+
+    table: RotaryTable
+    positions: torch.Tensor  # [num_tokens]
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """Rotates x [num_tokens, heads, head_dim]; half the cost of splitting and joining."""
+        cos, signed_sin = self._factors
+        rotated = torch.addcmul(x * cos, x.float().roll(x.shape[-1] // 2, -1), signed_sin)
+        return rotated.to(x.dtype)
+
+    @cached_property
+    def _factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines, and sines with the first half negated, gathered: [num_tokens, 1, head_dim]."""
+        cos = self.table.cos.index_select(0, self.positions).unsqueeze(1)
+        sin = self.table.sin.index_select(0, self.positions).unsqueeze(1)
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)

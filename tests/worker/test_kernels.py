@@ -1,4 +1,4 @@
-"""Which attention a worker has, and why not the better one."""
+"""Which kernels a worker has, and why not the better ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import structlog
 import torch
 
 from chairlift.worker.attention import native
-from chairlift.worker.attention.choice import cpu_attention
 from chairlift.worker.attention.cpu import TorchCpuAttention
 from chairlift.worker.attention.native import NativeCpuAttention
 from chairlift.worker.kernels import compiler
+from chairlift.worker.kernels.choice import cpu_kernels
 from chairlift.worker.kernels.compiler import NativeKernelError
 from tests.worker.test_attention import shape_of
 
@@ -35,11 +35,11 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 def test_the_native_kernel_is_compiled_once(empty_cache: Path) -> None:
     """Into the user's cache, where the next start finds it."""
-    assert isinstance(cpu_attention("auto", SHAPE, 4, DTYPE), NativeCpuAttention)
+    assert isinstance(cpu_kernels("auto", SHAPE, 4, DTYPE).attention, NativeCpuAttention)
     (compiled,) = empty_cache.rglob("*.so")
     made_at = compiled.stat().st_mtime_ns
     forget_kernels()
-    assert isinstance(cpu_attention("native", SHAPE, 4, DTYPE), NativeCpuAttention)
+    assert isinstance(cpu_kernels("native", SHAPE, 4, DTYPE).attention, NativeCpuAttention)
     assert [path.stat().st_mtime_ns for path in empty_cache.rglob("*.so")] == [made_at]
 
 
@@ -50,10 +50,10 @@ def test_without_a_compiler_torch_does_it(
     """With one line in the log; asked for by name, the kernel's absence is an error."""
     monkeypatch.setenv("CC", command)
     with structlog.testing.capture_logs() as lines:
-        assert isinstance(cpu_attention("auto", SHAPE, 4, DTYPE), TorchCpuAttention)
+        assert isinstance(cpu_kernels("auto", SHAPE, 4, DTYPE).attention, TorchCpuAttention)
     assert len(lines) == 1 and lines[0]["why"]
     with pytest.raises(NativeKernelError):
-        cpu_attention("native", SHAPE, 4, DTYPE)
+        cpu_kernels("native", SHAPE, 4, DTYPE)
 
 
 def test_a_kernel_that_computes_something_else_is_not_used(
@@ -62,15 +62,15 @@ def test_a_kernel_that_computes_something_else_is_not_used(
     """As a broken compiler could make one."""
     monkeypatch.setattr(NativeCpuAttention, "attend", lambda self, layer, q, step: q * 2)
     with structlog.testing.capture_logs() as lines:
-        assert isinstance(cpu_attention("auto", SHAPE, 4, DTYPE), TorchCpuAttention)
+        assert isinstance(cpu_kernels("auto", SHAPE, 4, DTYPE).attention, TorchCpuAttention)
     assert "wrong" in lines[0]["why"]
 
 
 def test_heads_that_it_does_not_know() -> None:
     """Wider ones than the kernel has room for."""
     wide = shape_of(head_dim=1024)
-    assert isinstance(cpu_attention("auto", wide, 4, DTYPE), TorchCpuAttention)
+    assert isinstance(cpu_kernels("auto", wide, 4, DTYPE).attention, TorchCpuAttention)
 
 
 def test_torch_on_request() -> None:
-    assert isinstance(cpu_attention("torch", SHAPE, 4, DTYPE), TorchCpuAttention)
+    assert isinstance(cpu_kernels("torch", SHAPE, 4, DTYPE).attention, TorchCpuAttention)

@@ -1,0 +1,59 @@
+"""The operations between matrix products by kernels of our own (kernels/fusions.c)."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+
+from ..kernels.compiler import load_kernels
+from .operations import Operations
+
+INT, LONG, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+@cache
+def _kernels() -> ctypes.CDLL:
+    """Raises NativeKernelError."""
+    library = load_kernels()
+    library.rms_norm.argtypes = (
+        *(INT, LONG, LONG, POINTER, POINTER, POINTER),
+        *(ctypes.c_float, POINTER),
+    )
+    library.silu_and_multiply.argtypes = (INT, LONG, LONG, POINTER, POINTER)
+    library.rms_norm.restype = library.silu_and_multiply.restype = None
+    return library
+
+
+class NativeOperations(Operations):
+    """One pass over a row where torch takes several. On a CPU, contiguous float32 or bfloat16."""
+
+    def __init__(self) -> None:
+        """Raises NativeKernelError."""
+        self._kernels = _kernels()
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return self._norm(x.contiguous(), None, weight, eps)
+
+    def add_and_norm(
+        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        return self._norm(x, delta.data_ptr(), weight, eps)
+
+    def silu_and_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
+        num_rows, size = len(gate_up), gate_up.shape[1] // 2
+        out = gate_up.new_empty(num_rows, size)
+        is_bf16 = gate_up.dtype == torch.bfloat16
+        self._kernels.silu_and_multiply(is_bf16, num_rows, size, gate_up.data_ptr(), out.data_ptr())
+        return out
+
+    def _norm(
+        self, x: torch.Tensor, delta: int | None, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        out = torch.empty_like(x)
+        is_bf16 = x.dtype == torch.bfloat16
+        self._kernels.rms_norm(
+            is_bf16, *x.shape, x.data_ptr(), delta, weight.data_ptr(), eps, out.data_ptr()
+        )
+        return out
