@@ -174,7 +174,8 @@ class WorkerSettings(_Settings):
         "torch's where there is no compiler.",
     )
     num_threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
-        default=None, description="CPU threads; by default torch's."
+        default=None,
+        description="CPU threads; by default torch's, or as many as a container's limit.",
     )
 
     @property

@@ -37,6 +37,7 @@ from .scheduler import ContinuousScheduler
 from .sockets import WorkerSockets
 from .static_scheduler import StaticScheduler
 from .streams import Streams
+from .threads import quota_cores
 from .waiting_room import WaitingRoom
 
 log = structlog.get_logger(__name__)
@@ -110,8 +111,8 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
 
 def prepare_process(num_threads: int | None) -> None:
     """What torch and the memory allocator do for the whole process."""
-    if num_threads:
-        torch.set_num_threads(num_threads)
+    possible = filter(None, (torch.get_num_threads(), quota_cores()))
+    torch.set_num_threads(num_threads or min(possible))
     torch.set_flush_denormal(True)
     keep_freed_memory()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,3 +75,16 @@ def test_heads_that_it_does_not_know() -> None:
 
 def test_torch_on_request() -> None:
     assert isinstance(cpu_kernels("torch", SHAPE, 4, DTYPE).attention, TorchCpuAttention)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these flags are x86's")
+@pytest.mark.parametrize("flags", ["-mno-avx512f", "-O1 -fno-tree-vectorize"])
+def test_processors_with_narrower_vectors_compute_the_same(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    """The C files suppose no instruction set: compiled for less they pass the same test."""
+    monkeypatch.setenv("CC", f"cc {flags}")
+    for dtype in (torch.float32, torch.bfloat16):
+        shape = shape_of(group=7, head_dim=64)
+        attention = cpu_kernels("native", shape, 4, dtype).attention
+        assert isinstance(attention, NativeCpuAttention)
