@@ -132,13 +132,14 @@ def build_engine(
         settings.max_num_seqs,
         settings.kv_cache_bytes,
     )
+    kernels = cpu_kernels(settings.kernels, shape, num_blocks, model.dtype)
+    target_itl_s = settings.target_itl_ms / 1000 if settings.target_itl_ms else None
     scheduler = POLICIES[settings.policy](
         BlockManager(num_blocks, BLOCK_SIZE, has_prefix_cache=settings.prefix_caching),
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
-        pace=Pace(settings.target_itl_ms / 1000 if settings.target_itl_ms else None),
+        pace=Pace(target_itl_s, kernels.attention.chunk_unit),
     )
-    kernels = cpu_kernels(settings.kernels, shape, num_blocks, model.dtype)
     runner = ModelRunner(model.decoder, kernels, torch.device("cpu"))
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)

@@ -129,11 +129,13 @@ class Pace:
 
     Owns the model of the step's time. With `target_itl_s` a step with decodes shall take no longer
     than that; by default no longer than AUTO_STRETCH times what the decodes take alone, or
-    AUTO_FLOOR_S.
+    AUTO_FLOOR_S. A chunk of `least_chunk` tokens is never too long: however many decode, prompts go
+    on.
     """
 
-    def __init__(self, target_itl_s: float | None = None) -> None:
+    def __init__(self, target_itl_s: float | None = None, least_chunk: int = 8) -> None:
         self.model = StepTimeModel()
+        self.least_chunk = least_chunk
         self._target_itl_s = target_itl_s
 
     def spare_s(self, decodes: Work) -> float:

@@ -204,13 +204,13 @@ class _Draft:
     spare_s: float = math.inf
     has_chunk: bool = False
 
-    def room(self, first: int, least: int) -> int:
-        """How long a chunk may be after `first` tokens. One of `least` tokens is never too slow for
-        the step, unless there is one already: however many decode, prompts go on."""
+    def room(self, first: int) -> int:
+        """How long a chunk may be after `first` tokens. The first in a step may have the least
+        length that the pace knows, however little time there is."""
         if self.pace is None:
             return self.budget
         count = self.pace.num_tokens_in(self.spare_s, first, self.budget)
-        return count if self.has_chunk else max(count, min(least, self.budget))
+        return count if self.has_chunk else max(count, min(self.pace.least_chunk, self.budget))
 
     def append(self, entry: ScheduledSequence) -> None:
         self.entries.append(entry)
@@ -226,10 +226,10 @@ class ContinuousScheduler(Scheduler):
 
     Each step gives every running sequence up to what it has not computed yet, within
     `max_num_batched_tokens`: first those that need one token, so that no prompt holds them up,
-    then chunks of prompts that end on block boundaries, in order of their places and no longer than
-    the pace allows beside the decodes; those that wait board when it is their turn.
-    (Iteration-level scheduling: Yu et al., OSDI 2022; chunked prefill beside decodes: Agrawal et
-    al., OSDI 2024.)
+    then chunks of prompts, in order of their places and no longer than the pace allows beside the
+    decodes; they end where blocks do, unless the pace leaves less than a block; those that wait
+    board when it is their turn. (Iteration-level scheduling: Yu et al., OSDI 2022; chunked prefill
+    beside decodes: Agrawal et al., OSDI 2024.)
 
     Equal prompts are computed once. Whoever lacks a block that the step computes for one ahead of
     it is passed over, with its seat and a block kept for it, and finds what it lacked in the
@@ -329,8 +329,11 @@ class ContinuousScheduler(Scheduler):
     def _has_first_chunk(self, sequence: Sequence, draft: _Draft) -> bool:
         """Whoever boards without a chunk holds blocks for nothing, and has looked up the prefix
         cache before those ahead of it have filled it."""
-        block_size = self.block_manager.block_size
-        return draft.room(0, block_size) >= min(sequence.num_tokens, block_size)
+        return draft.room(0) >= min(sequence.num_tokens, self._least_chunk)
+
+    @property
+    def _least_chunk(self) -> int:
+        return self.pace.least_chunk if self.pace is not None else self.block_manager.block_size
 
     def _decodes(self) -> list[ScheduledSequence]:
         """The sequences that lack one token, each with room for the next; may preempt others."""
@@ -365,16 +368,24 @@ class ContinuousScheduler(Scheduler):
     def _append_chunk(self, draft: _Draft, sequence: Sequence) -> None:
         """As much of the sequence as the budget and the pace allow."""
         count = sequence.num_uncomputed_tokens
-        room = draft.room(sequence.num_computed_tokens, self.block_manager.block_size)
+        room = draft.room(sequence.num_computed_tokens)
         if count > room:
-            end = sequence.num_computed_tokens + room
-            count = end - end % self.block_manager.block_size - sequence.num_computed_tokens
+            count = self._cut(sequence.num_computed_tokens, room)
         if count <= 0:
             return
         draft.append(ScheduledSequence.next_of(sequence, count))
         digest = self.block_manager.next_block(sequence)
         if digest is not None:
             draft.blocks.add(digest)
+
+    def _cut(self, start: int, room: int) -> int:
+        """How many of the tokens from `start` on make a chunk of `room` at most: up to the end of
+        a block if one is in reach."""
+        end = start + room
+        to_block, to_least = (
+            end - end % unit - start for unit in (self.block_manager.block_size, self._least_chunk)
+        )
+        return to_block if to_block > 0 else to_least
 
 
 def _work_of(entries: Iterable[ScheduledSequence]) -> Work:

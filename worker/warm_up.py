@@ -9,7 +9,7 @@ from .scheduler import Plan, ScheduledSequence
 from .sequence import Sequence
 
 DECODES = (1, 2, 4, 8, 16, 32)  # a decode step's rows
-CHUNKS = (32, 64)  # tokens of one prompt
+CHUNKS = (16, 32, 64)  # tokens of one prompt
 MAX_BLOCKS = max(CHUNKS)  # of one token at the least
 
 

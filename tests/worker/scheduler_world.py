@@ -279,17 +279,19 @@ class World:
                 assert all(other.is_protected for other in self.scheduler.running[1:])
 
     def _check_chunks(self, plan: Plan) -> None:
-        """Prompts go in order, in whole blocks but for their ends."""
+        """Prompts go in order, in whole blocks but for their ends and what time leaves less for."""
         is_budget_spent = False
+        unit = BLOCK_SIZE if self.pace is None else self.pace.least_chunk
         counts = {entry.sequence: entry.num_tokens for entry in plan.entries}
         for sequence in self.scheduler.running:
             num_tokens = counts.get(sequence, 0)
             if is_budget_spent and sequence.num_uncomputed_tokens > 1 and self.pace is None:
                 assert num_tokens < BLOCK_SIZE, "a prompt took what one ahead of it needs"
             if num_tokens < sequence.num_uncomputed_tokens:
-                assert (sequence.num_computed_tokens + num_tokens) % BLOCK_SIZE == 0 or (
-                    sequence.num_uncomputed_tokens == 1
-                )
+                end = sequence.num_computed_tokens + num_tokens
+                reaches_no_border = end // BLOCK_SIZE * BLOCK_SIZE <= sequence.num_computed_tokens
+                is_cut_well = end % unit == 0 if reaches_no_border else end % BLOCK_SIZE == 0
+                assert is_cut_well or sequence.num_uncomputed_tokens == 1
                 is_budget_spent = is_budget_spent or sequence.num_uncomputed_tokens > 1
         if is_budget_spent and self.pace is None:
             assert plan.num_tokens > self.max_num_batched_tokens - BLOCK_SIZE
@@ -343,11 +345,11 @@ class World:
 
 
 def check_pace(plan: Plan, decoding: list[Sequence], pace: Pace) -> None:
-    """Beside decodes the chunks take what time is left, or there is one of a block."""
+    """Beside decodes the chunks take what time is left, or there is one of the least length."""
     spans = {e.sequence: (e.sequence.num_computed_tokens, e.num_tokens) for e in plan.entries}
     decodes = [span for sequence, span in spans.items() if sequence in decoding]
     chunks = [span for sequence, span in spans.items() if sequence not in decoding]
-    if len(chunks) > 1 or any(count > BLOCK_SIZE for _, count in chunks):
+    if len(chunks) > 1 or any(count > pace.least_chunk for _, count in chunks):
         spare_s = pace.spare_s(Work.of(decodes))
         assert sum(pace.cost_s(*span) for span in chunks) <= spare_s + 1e-9
 

@@ -26,9 +26,11 @@ def random_work(random: Random) -> Work:
     return Work.of([*decodes, *chunks]) if decodes or chunks else Work.of([(0, 1)])
 
 
-def taught(slowness: float = 1.0, *, target_itl_s: float | None = None) -> Pace:
+def taught(
+    slowness: float = 1.0, *, target_itl_s: float | None = None, least_chunk: int = 2
+) -> Pace:
     """Knows the machine to the last digit."""
-    pace, random = Pace(target_itl_s), Random(0)
+    pace, random = Pace(target_itl_s, least_chunk), Random(0)
     for _ in range(400):
         work = random_work(random)
         pace.model.learn(work, machine_s(work, slowness))
@@ -124,9 +126,9 @@ def test_the_target(target_s: float | None, slowness: float, expected_s: float |
 
 
 def test_a_long_prompt_goes_on_beside_decodes_and_whole_without() -> None:
-    """In chunks of blocks as long as there is time, of one block where there is none, and of all
-    that a step may hold where nobody waits."""
-    for target_s, least, most in [(0.2, 100, 136), (0.001, 4, 4)]:
+    """In chunks of blocks as long as there is time, of the least length where there is none, and of
+    all that a step may hold where nobody waits."""
+    for target_s, least, most in [(0.2, 100, 136), (0.001, 2, 2)]:
         pace = taught(target_itl_s=target_s)
         world = World(num_blocks=256, max_num_seqs=8, max_num_batched_tokens=512, pace=pace)
         decoding = [world.add(distinct_prompt(n, 8), 100) for n in range(4)]
@@ -143,7 +145,8 @@ def test_a_long_prompt_goes_on_beside_decodes_and_whole_without() -> None:
 def test_random_runs_keep_every_rule() -> None:
     """The small worlds of the scheduler's tests, on machines of all speeds."""
     for seed in range(300):
-        pace = taught(10.0 ** (seed % 4 - 2), target_itl_s=None if seed % 3 else 0.05)
+        target_itl_s, least_chunk = None if seed % 3 else 0.05, (1, 2, 4)[seed % 3]
+        pace = taught(10.0 ** (seed % 4 - 2), target_itl_s=target_itl_s, least_chunk=least_chunk)
         try:
             random_run(seed, classes=1 + seed % 2, pace=pace)
         except AssertionError as error:

@@ -47,6 +47,7 @@ class AttentionBackend(ABC, Generic[P]):
 
     shape: AttentionShape
     block_size: int
+    chunk_unit: int  # a sequence that is cut at multiples of it keeps its bits
     null_slot: int  # one that no block has: padding rows write there, nobody reads it
 
     @abstractmethod

@@ -43,7 +43,7 @@ class TorchCpuAttention(AttentionBackend[CpuStep]):
     """
 
     def __init__(self, shape: AttentionShape, num_blocks: int, dtype: torch.dtype) -> None:
-        self.block_size = BLOCK_SIZE
+        self.block_size = self.chunk_unit = BLOCK_SIZE
         self.shape = shape
         self._dtype = dtype
         self._group = shape.num_heads // shape.num_kv_heads

@@ -12,7 +12,7 @@ class ReferenceAttention(AttentionBackend[Batch]):
     """One query row at a time, one key row per token looked up through the block table."""
 
     def __init__(self, shape: AttentionShape, num_blocks: int, block_size: int = 32) -> None:
-        self.block_size = block_size
+        self.block_size, self.chunk_unit = block_size, 1
         self.shape = shape
         self.null_slot = num_blocks * block_size
         size = (shape.num_layers, self.null_slot + 1, shape.num_kv_heads, shape.head_dim)
