@@ -68,8 +68,8 @@ static inline __attribute__((always_inline)) void attend_tile(
             }
             if (begin > 0 || end < BLOCK - 1) {
                 const vec never = splat(-INFINITY);
-                low[i] = select((INDEX >= begin) & (INDEX <= end), low[i], never);
-                high[i] = select((INDEX + LANES >= begin) & (INDEX + LANES <= end), high[i], never);
+                low[i] = choose((INDEX >= begin) & (INDEX <= end), low[i], never);
+                high[i] = choose((INDEX + LANES >= begin) & (INDEX + LANES <= end), high[i], never);
             }
             from = begin < from ? (begin > 0 ? begin : 0) : from;
             to = end > to ? (end < BLOCK ? end : BLOCK - 1) : to;

@@ -49,8 +49,8 @@ void rms_norm(int is_bf16, int64_t num_rows, int64_t size, char *x, const char *
 
 /* x / (1 + e^-x), by way of e^-|x| */
 static inline vec silu(vec x) {
-    const vec e = exponential(select(x < 0.0f, x, -x));
-    const vec gate = select(x < 0.0f, e, splat(1.0f)) / (1.0f + e);
+    const vec e = exponential(choose(x < 0.0f, x, -x));
+    const vec gate = choose(x < 0.0f, e, splat(1.0f)) / (1.0f + e);
     return x * gate;
 }
 

@@ -3,6 +3,8 @@
  * Everything here is the same order of operations wherever a row lies: nothing depends on neighbours.
  */
 
+#pragma once
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -24,11 +26,11 @@ static inline vec load_bf16(const uint16_t *p) {
 
 static inline vec splat(float x) { return x - (vec){}; }
 
-static inline vec select(ivec mask, vec a, vec b) {
+static inline vec choose(ivec mask, vec a, vec b) {
     return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
 }
 
-static inline vec maximum(vec a, vec b) { return select(a > b, a, b); }
+static inline vec maximum(vec a, vec b) { return choose(a > b, a, b); }
 
 #ifdef __clang__
 #define SHUFFLED(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
@@ -70,7 +72,7 @@ static inline vec exponential(vec x) {
     p = p * r * r + r + 1.0f;
     ivec power = (__builtin_convertvector(rounded, ivec) + 127) << 23;
     vec result = p * (vec)power;
-    return select(x > -87.0f, result, splat(0.0f));
+    return choose(x > -87.0f, result, splat(0.0f));
 }
 
 static inline __attribute__((always_inline)) vec load(const char *p, int64_t i, int is_bf16) {
@@ -105,7 +107,7 @@ static inline __attribute__((always_inline)) void store(char *p, int64_t i, vec 
     }
     uvec bits = (uvec)x;
     bits += 0x7fffu + ((bits >> 16) & 1);
-    bits = (uvec)select(x == x, (vec)bits, (vec)((uvec){} + 0x7fc00000u));
+    bits = (uvec)choose(x == x, (vec)bits, (vec)((uvec){} + 0x7fc00000u));
     *(hvec *)((uint16_t *)p + i) = __builtin_convertvector(bits >> 16, hvec);
 }
 
