@@ -18,7 +18,9 @@ from .response_id import ResponseId
 from .shapes import SHAPES
 from .usage import Usage
 
-KEEP_ALIVE = b": keep-alive\n\n"
+# A comment is one line. An empty one behind it is the end of an event without data to the official
+# Python client, once it has seen an id; and it fails.
+KEEP_ALIVE = b": keep-alive\n"
 DONE = b"[DONE]"
 
 

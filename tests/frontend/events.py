@@ -28,9 +28,10 @@ def events_of(text: str | bytes) -> list[Event]:
     """Whole events only; every one must have an id, as all of ours do."""
     if isinstance(text, bytes):
         text = text.decode()
-    blocks = [block for block in text.split("\n\n")[:-1] if not block.startswith(":")]
+    lines = text.split("\n")
+    bare = "\n".join(line for line in lines if not line.startswith(":"))
     events = []
-    for block in blocks:
+    for block in bare.split("\n\n")[:-1]:
         fields = dict(line.split(": ", 1) for line in block.split("\n"))
         assert fields.keys() <= {"id", "event", "data"}
         events.append(Event(fields["id"], fields["data"], fields.get("event", "")))

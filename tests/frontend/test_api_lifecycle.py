@@ -145,6 +145,19 @@ class TestQuietStream:
         text = [json.loads(x[6:])["choices"][0]["text"] for x in lines if x.startswith("data: {")]
         assert "".join(text) == " 0 1 2 3 4"
 
+    @pytest.mark.anyio
+    async def test_the_official_client_goes_on(self, api: openai.AsyncOpenAI, fake: Any) -> None:
+        """Signs of life between two chunks are no events to it."""
+        fake.gate = asyncio.Semaphore(0)
+        text = ""
+        async with asyncio.timeout(10):
+            stream = await api.completions.create(model="lift/tiny", prompt="a", stream=True)
+            async for chunk in stream:
+                text += chunk.choices[0].text
+                await asyncio.sleep(0.05)
+                fake.gate.release()
+        assert text == " 0 1 2 3 4"
+
 
 class TestLimits:
     """Sizes and times of bodies, and how much may be in flight."""
