@@ -11,6 +11,7 @@ ESTIMATED_OUTPUT = 128  # tokens of output that a request counts for until it en
 MAX_FLOWS = 64  # the clock goes as fast as if no more shared the service
 ALONE_AFTER = 1 << 20  # tokens of service without another tenant's request
 NEWCOMERS_SHARE = 4  # one seat in so many is not for a tenant that has all the others
+HEAD_START = 1 << 12  # tokens: some ten requests; a newcomer may wait for so many of a flow
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class _Account:
     tag: float
     cost: int  # estimated
     has_boarded: bool = False
+    head_start: int = 0
 
 
 class FairShare:
@@ -44,6 +46,11 @@ class FairShare:
 
     A flow is one tenant's requests of one class, so that what a tenant has of a better class does
     not wait for its own of a worse one. The clock is common to all classes: it is how they age.
+
+    A request that is short of time has its tag put back, once and by HEAD_START. What its flow pays
+    and the tags behind it stay as they are, so all that a flow gains by deadlines, on all of its
+    requests, is to be ahead of its share by that much; and the clock goes by the tag that was put
+    back, so newcomers don't stand behind what the hurried overtook.
 
     However many tenants there are, each served token moves the clock by a 64th of one at least:
     whoever waits is not overtaken for ever by tenants that nobody has heard of before.
@@ -69,13 +76,22 @@ class FairShare:
         self._accounts[sequence] = _Account(flow, tag, cost)
         return tag
 
+    def hurry(self, sequence: Sequence) -> int:
+        """The tokens by which its tag is put back: none when it began or had them before."""
+        account = self._accounts[sequence]
+        if account.has_boarded or account.head_start:
+            return 0
+        account.head_start = HEAD_START
+        return HEAD_START
+
     def boarded(self, sequence: Sequence) -> None:
         """Its service begins; nothing when it began before."""
         account = self._accounts[sequence]
         if not account.has_boarded:
             self._leave_waiting(account)
             account.has_boarded = True
-            self._clock = max(account.tag, self._clock + account.cost / MAX_FLOWS)
+            begins = account.tag - account.head_start
+            self._clock = max(begins, self._clock + account.cost / MAX_FLOWS)
 
     def settle(self, sequence: Sequence) -> None:
         """It has ended: its flow pays what it took. Cancelled while it waited it took nothing."""

@@ -77,11 +77,11 @@ class Scheduler(ABC):
     """Owns the waiting and the running sequences.
 
     Every sequence is in exactly one of `waiting`, `suspects` and `running` from `add` to `remove`.
-    Its `place` is the same as long as it lives, and `waiting` and `running` are sorted by it: the
-    time at which FairShare lets it begin, where a class of priority counts like `TOKENS_PER_CLASS`
+    `waiting` and `running` are sorted by its `place`, which only `hurry` changes: the time at which
+    FairShare lets it begin, where a class of priority counts like `TOKENS_PER_CLASS`
     tokens of service, then the number of its arrival. So no class starves another: for each class
     that a request is better by, it has so many tokens' time to overtake, and no more. The requests
-    of one tenant and one class go in order of arrival.
+    of one tenant and one class go in order of arrival, but for those that are short of time.
 
     A suspect, which may have killed a worker, has to run alone until it has caught up and a token
     was sampled; then it is one of the running. Only those whose status is RUNNING hold blocks.
@@ -127,6 +127,24 @@ class Scheduler(ABC):
         tag = self.fair_share.start(sequence)
         sequence.place = (tag + TOKENS_PER_CLASS * sequence.priority, self._num_arrivals)
         self._join_queue(sequence)
+
+    def hurry(self, sequence: Sequence) -> None:
+        """It is short of time: where it waits for its first step it goes ahead, once, by what
+        FairShare grants it. Nothing otherwise; a suspect's turn is another matter."""
+        if sequence.status is not Status.WAITING or sequence.is_suspect:
+            return
+        head_start = self.fair_share.hurry(sequence)
+        if head_start:
+            tag, number = sequence.place
+            self._leave_queue(sequence)
+            sequence.place = (tag - head_start, number)
+            self._join_queue(sequence)
+
+    def num_ahead(self, sequence: Sequence) -> int:
+        """How many of the waiting stand before this one, suspects included."""
+        if sequence.is_suspect:
+            return self.suspects.index(sequence)
+        return len(self.suspects) + bisect_left(self.waiting, sequence.place, key=_place)
 
     def remove(self, sequence: Sequence) -> None:
         """Finished or cancelled: at once and whole, whatever it was doing."""

@@ -10,8 +10,8 @@ from random import Random
 
 from chairlift.shared.messages import Finish
 from chairlift.shared.sampling_params import SamplingParams
+from chairlift.worker import fair_share
 from chairlift.worker.block_manager import BlockManager
-from chairlift.worker.fair_share import NEWCOMERS_SHARE
 from chairlift.worker.pace import Pace, Work
 from chairlift.worker.scheduler import ContinuousScheduler, Plan
 from chairlift.worker.sequence import Sequence, Status
@@ -33,11 +33,13 @@ def distinct_prompt(number: int, num_tokens: int) -> list[int]:
 class Life:
     """What the world notes of one sequence."""
 
-    place: tuple[float, int]  # never changes
+    place: tuple[float, int]  # changes when it is hurried, and only then
     arrived: int  # step
     computed: int = 0  # tokens since its last admission
     num_preemptions: int = 0
     outputs_at_preemption: int = -1
+    has_begun: bool = False
+    is_hurried: bool = False
     work_ahead: int = 0  # tokens that it and all before it may need
 
 
@@ -57,6 +59,7 @@ class World:
     num_passes: int = 0  # over those that wait for a block
     num_waits: int = 0  # steps that the oldest sat out
     num_lone_steps: int = 0
+    num_hurried: int = 0
     was_lone_step: bool = False
 
     def __post_init__(self) -> None:
@@ -109,6 +112,23 @@ class World:
         self.lives[sequence] = life
         self.arrivals.append(sequence)
         return sequence
+
+    def hurry(self, sequence: Sequence) -> None:
+        """Whatever it is doing; it overtakes once at most, and only from where it waits."""
+        life, was_new = self.lives[sequence], sequence in self.scheduler.waiting
+        was_new = was_new and not (life.is_hurried or life.has_begun)
+        former, queue = life.place, self.scheduler.num_waiting_tokens
+        self.scheduler.hurry(sequence)
+        assert self.scheduler.num_waiting_tokens == queue
+        assert (sequence.place != former) == was_new, "not once, or not from where it waits"
+        if was_new:
+            assert sequence.place == (former[0] - fair_share.HEAD_START, former[1])
+            life.place, life.is_hurried = sequence.place, True
+            self.num_hurried += 1
+            for other in self.places:
+                if life.place < self.lives[other].place < former:
+                    self.lives[other].work_ahead += sequence.max_num_tokens
+        self.check_places()
 
     def cancel(self, sequence: Sequence) -> None:
         self._end(sequence)
@@ -195,8 +215,10 @@ class World:
     def _note_admissions(self, before: list[Sequence], lone: Sequence | None) -> None:
         if self.lone is not None and self.lone is not lone:
             self.lives[self.lone].computed = self.lone.num_computed_tokens
+            self.lives[self.lone].has_begun = True
         for sequence in self.scheduler.running:
             if sequence not in before:
+                self.lives[sequence].has_begun = True
                 self.lives[sequence].computed = sequence.num_computed_tokens  # what the cache had
 
     def _check_order(self, before: list[Sequence], plan: Plan) -> None:
@@ -222,7 +244,7 @@ class World:
     def _is_capped(self, sequence: Sequence) -> bool:
         """Whether its tenant has all the seats that one may have."""
         num_seats = sum(other.tenant == sequence.tenant for other in self.scheduler.running)
-        return num_seats >= self.max_num_seqs - self.max_num_seqs // NEWCOMERS_SHARE
+        return num_seats >= self.max_num_seqs - self.max_num_seqs // fair_share.NEWCOMERS_SHARE
 
     def _is_passed_over(self, sequence: Sequence, plan: Plan) -> bool:
         num_cached_tokens = len(self.manager._cached_prefix(sequence)) * BLOCK_SIZE
@@ -329,6 +351,9 @@ class World:
         assert scheduler.num_waiting_tokens == sum(s.num_tokens for s in queues)
         assert scheduler.num_waiting == len(queues)
         assert all(s.is_suspect == (s in scheduler.suspects) for s in places)
+        assert all(s.place == self.lives[s].place for s in places)
+        for number, sequence in enumerate([*scheduler.suspects, *scheduler.waiting]):
+            assert scheduler.num_ahead(sequence) == number
         for line in (scheduler.running, scheduler.waiting):
             assert line == sorted(line, key=lambda s: self.lives[s].place)
         waiting = [s for s in queues if s is not self.lone]
@@ -354,7 +379,14 @@ def check_pace(plan: Plan, decoding: list[Sequence], pace: Pace) -> None:
         assert sum(pace.cost_s(*span) for span in chunks) <= spare_s + 1e-9
 
 
-def random_run(seed: int, *, classes: int = 1, tenants: int = 1, pace: Pace | None = None) -> World:
+def random_run(
+    seed: int,
+    *,
+    classes: int = 1,
+    tenants: int = 1,
+    pace: Pace | None = None,
+    hurry_rate: float = 0.0,
+) -> World:
     """One small world from beginning to end."""
     random = Random(seed)
     max_num_seqs = random.randint(1, 8)
@@ -375,6 +407,8 @@ def random_run(seed: int, *, classes: int = 1, tenants: int = 1, pace: Pace | No
             is_suspect, priority = random.random() < suspect_rate, random.randrange(classes)
             tenant = bytes([random.randrange(tenants)])
             world.add(prompt, max_tokens, is_suspect=is_suspect, priority=priority, tenant=tenant)
+        while random.random() < hurry_rate and world.lives:
+            world.hurry(random.choice(list(world.lives)))
         if world.lives and random.random() < 0.1:
             world.cancel(random.choice(list(world.lives)))
         world.step(fails=lambda _: random.random() < failure_rate)
