@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .frontend.token_stream import TokenStream
     from .shared.curve import FrontendCurve
     from .shared.errors import ChairliftError
+    from .shared.queue_place import QueuePlace
     from .shared.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "Delta",
     "Embedding",
     "FrontendCurve",
+    "QueuePlace",
     "RequestOptions",
     "SamplingParams",
     "TokenStream",
@@ -49,6 +51,7 @@ _HOMES = {
     "Delta": "frontend.results",
     "Embedding": "frontend.embedding",
     "FrontendCurve": "shared.curve",
+    "QueuePlace": "shared.queue_place",
     "RequestOptions": "frontend.request_options",
     "SamplingParams": "shared.sampling_params",
     "TokenStream": "frontend.token_stream",

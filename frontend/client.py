@@ -20,6 +20,7 @@ from ..shared.errors import (
     WorkerUnavailableError,
 )
 from ..shared.messages import Finish, Greeting, TokenizerFiles, WorkerStats
+from ..shared.queue_place import QueuePlace
 from ..shared.sampling_params import MAX_SEED, SamplingParams, checked, checked_sampling_params
 from ..shared.tokenizer import Tokenizer
 from . import tokenizer_cache
@@ -214,15 +215,24 @@ class AsyncClient:
             raise
         return stream
 
-    async def stream(self, prompt: Prompt, **params: Any) -> AsyncGenerator[Delta, None]:
+    def stream(
+        self, prompt: Prompt, *, wants_queue_news: bool = False, **params: Any
+    ) -> AsyncGenerator[Delta, None]:
         """The answer to a text, token ids, or chat messages, piece by piece.
 
         `params` are SamplingParams by name; `max_tokens` is by default what fits, and a `seed` is
-        drawn. Leaving the loop cancels. Raises what `exception_for` gives for a failed request.
+        drawn. With `wants_queue_news` there are Deltas with a `queue` while it waits. Leaving the
+        loop cancels. Raises what `exception_for` gives for a failed request.
         """
+        return self._stream(prompt, params, RequestOptions(wants_queue_news=wants_queue_news))
+
+    async def _stream(
+        self, prompt: Prompt, params: dict[str, Any], options: RequestOptions = DEFAULT_OPTIONS
+    ) -> AsyncGenerator[Delta, None]:
         await self.connect()
         token_ids = encode(prompt, self.tokenizer)
-        async with self.generate(token_ids, self._params(len(token_ids), params)) as stream:
+        checked_params = self._params(len(token_ids), params)
+        async with self.generate(token_ids, checked_params, options) as stream:
             async for delta in stream:
                 error = exception_for(delta.finish) if delta.finish else None
                 if error is not None:
@@ -234,7 +244,7 @@ class AsyncClient:
         await self.connect()
         token_ids = encode(prompt, self.tokenizer)
         whole = Delta([], "")
-        async for delta in self.stream(token_ids, **params):
+        async for delta in self._stream(token_ids, params):
             whole += delta
         finish = whole.finish or Finish("stop")
         return Completion(
@@ -358,9 +368,12 @@ class AsyncClient:
         if self.condition == "draining":
             raise OverloadedError("the worker is shutting down", retry_after_s=5)
         if 0 < stats.max_waiting <= stats.num_waiting:
+            seconds = stats.retry_after_ms / 1000
             raise OverloadedError(
-                f"{stats.num_waiting} requests are waiting already: try again later",
-                retry_after_s=stats.retry_after_ms / 1000,
+                f"{stats.num_waiting} requests are waiting already, which takes about "
+                f"{seconds:.0f} s: try again later",
+                retry_after_s=seconds,
+                queue=QueuePlace(stats.num_waiting, stats.retry_after_ms),
             )
         if self._connection and len(self._connection.protocol.outgoing) >= MAX_UNSENT:
             raise OverloadedError("the worker takes no messages just now", retry_after_s=1)

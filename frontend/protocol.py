@@ -37,6 +37,7 @@ from ..shared.messages import (
     split_ids,
     unpack_token_ids,
 )
+from ..shared.queue_place import QueuePlace
 from ..shared.sampling_params import SamplingParams
 from .request_options import RequestOptions
 
@@ -58,6 +59,7 @@ class Output(Struct, frozen=True, gc=False):
     logprobs: list[TokenLogprob] = []  # of the tokens, if wanted
     prompt_logprobs: list[TokenLogprob] = []  # with the first
     embedding: bytes = b""  # float32, little-endian; with the last
+    queue: QueuePlace | None = None  # instead of all else, as long as it waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class _Request:
     text_length: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    queue: QueuePlace | None = None  # as it was told last
 
     @property
     def is_attaching(self) -> bool:
@@ -166,6 +169,7 @@ class FrontendProtocol:
             priority=options.priority,
             pooling=options.pooling,
             tenant=options.tenant,
+            wants_queue_news=options.wants_queue_news,
         )
         deadline = now + options.ttl_s if options.ttl_s else float("inf")
         self._open(submit.request_id, _Request(submit, None, True, deadline), now)
@@ -319,6 +323,8 @@ class FrontendProtocol:
             events += self._take_joined(joined.request, now, is_owner=joined.is_owner)
         for row in rows:
             events += self._take_row(row, now)
+        for request_id, place in frame.queued:
+            events += self._take_place(request_id, place)
         for request_id in split_ids(frame.unknown):
             if request_id in self._requests:
                 self._send_opening(request_id, now)
@@ -376,6 +382,16 @@ class FrontendProtocol:
         if row.extras is not None and request.submit is not None:
             output = request.with_extras(output, row.extras, num_known)
         return [output]
+
+    def _take_place(self, request_id: bytes, place: QueuePlace) -> list[News]:
+        """Only what has changed, and of what is known to wait."""
+        request = self._requests.get(request_id)
+        if request is None or request.submit is None or request.output_token_ids:
+            return []
+        if place == request.queue:
+            return []
+        request.queue = place
+        return [Output(request_id, [], "", queue=place)]
 
     def _send_opening(self, request_id: bytes, now: float) -> None:
         """Asks for the request, with what is held of it."""

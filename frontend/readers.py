@@ -103,4 +103,5 @@ def _delta(output: Output) -> Delta:
         output.logprobs,
         output.prompt_logprobs,
         output.embedding,
+        output.queue,
     )

@@ -26,7 +26,9 @@ class RequestOptions:
     waits for as long as it takes. Of the waiting, those with a lower `priority` (-100 to 100) go
     first, and the worker's time is shared among `tenant`s (at most 16 bytes; without, the client is
     one). `pooling`, `last` or `mean`, asks for an embedding instead of tokens. `tokenizer` is the
-    fingerprint of the one that made the token ids; by default the worker's as it is now.
+    fingerprint of the one that made the token ids; by default the worker's as it is now. With
+    `wants_queue_news` there are Deltas with a `queue` as long as the request waits to begin: at
+    once, then at most once a second, when it has changed.
     """
 
     request_id: bytes | None = None
@@ -38,6 +40,7 @@ class RequestOptions:
     pooling: Pooling = ""
     tokenizer: bytes = b""
     tenant: bytes = b""
+    wants_queue_news: bool = False
 
     def __post_init__(self) -> None:
         """Raises InvalidRequestError for what can't be sent."""

@@ -18,10 +18,12 @@ from ..shared.errors import (
 from ..shared.finishes import CONFLICT, NOT_FOUND
 from ..shared.logprobs import TokenLogprob
 from ..shared.messages import Finish, FinishReason
+from ..shared.queue_place import QueuePlace
 
 
 class Delta(Struct, frozen=True, gc=False):
-    """What a step added to one request; `text` never ends within a character."""
+    """What a step added to one request; `text` never ends within a character. Before the first step
+    it may tell where the request waits instead, if that is wanted."""
 
     token_ids: list[int]
     text: str
@@ -29,6 +31,7 @@ class Delta(Struct, frozen=True, gc=False):
     logprobs: list[TokenLogprob] = []  # of the tokens, if wanted
     prompt_logprobs: list[TokenLogprob] = []  # less the first; once
     embedding: bytes = b""  # float32, little-endian; of the last one
+    queue: QueuePlace | None = None  # then there is nothing else
 
     def __add__(self, other: Delta) -> Delta:
         """This one, then the other."""
@@ -39,6 +42,7 @@ class Delta(Struct, frozen=True, gc=False):
             self.logprobs + other.logprobs,
             self.prompt_logprobs or other.prompt_logprobs,
             other.embedding,
+            other.queue,
         )
 
 
@@ -65,7 +69,9 @@ def exception_for(finish: Finish) -> ChairliftError | None:
         return None
     if finish.code in ("overloaded", "queue_timeout", "draining", "shutting_down"):
         seconds = finish.retry_after_ms / 1000
-        return OverloadedError(finish.message, retry_after_s=seconds, code=finish.code)
+        return OverloadedError(
+            finish.message, retry_after_s=seconds, code=finish.code, queue=finish.queue
+        )
     if finish.code == "context_length_exceeded":
         return ContextLengthError(finish.message)
     if finish.code == "invalid_request":

@@ -53,9 +53,11 @@ class Client:
         """See AsyncClient.connect."""
         self._run(self._client.connect(timeout_s))
 
-    def stream(self, prompt: Prompt, **params: Any) -> Iterator[Delta]:
+    def stream(
+        self, prompt: Prompt, *, wants_queue_news: bool = False, **params: Any
+    ) -> Iterator[Delta]:
         """See AsyncClient.stream; leaving the loop cancels."""
-        deltas = self._client.stream(prompt, **params)
+        deltas = self._client.stream(prompt, wants_queue_news=wants_queue_news, **params)
         try:
             while (delta := self._run(_next(deltas))) is not None:
                 yield delta

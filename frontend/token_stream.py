@@ -19,7 +19,8 @@ class TokenStream:
 
     A reader that is slower than the model gets fewer, longer Deltas. `async with` cancels what is
     unfinished on leaving. `context` is that of the request as it was first submitted; it is right
-    from the first Delta on. Of several readers of one request, one is its owner.
+    from the first Delta on that is no place in the queue. Of several readers of one request, one is
+    its owner.
     """
 
     def __init__(self, request_id: bytes, leave: Leave, context: bytes, *, may_own: bool) -> None:
@@ -105,6 +106,6 @@ class TokenStream:
         """For the client: news, joined to what the reader has not taken yet."""
         self._pending = delta if self._pending is None else self._pending + delta
         self.is_ended |= delta.finish is not None
-        if not self._opened.is_set():
+        if delta.queue is None and not self._opened.is_set():
             self._opened.set()
         self._on_news()

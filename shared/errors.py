@@ -17,6 +17,8 @@ ChairliftError
 
 from __future__ import annotations
 
+from .queue_place import QueuePlace
+
 
 class ChairliftError(Exception):
     """Base of all; its text says what to change."""
@@ -41,12 +43,21 @@ class ContextLengthError(InvalidRequestError):
 
 
 class OverloadedError(ChairliftError):
-    """Refused to protect those already served; worth another try after `retry_after_s`."""
+    """Refused to protect those already served; worth another try after `retry_after_s`. `queue` is
+    where it stood, or would have stood, if the queue was the reason."""
 
-    def __init__(self, message: str, *, retry_after_s: float, code: str = "overloaded") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float,
+        code: str = "overloaded",
+        queue: QueuePlace | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.retry_after_s = retry_after_s
+        self.queue = queue
 
 
 class WorkerUnavailableError(ChairliftError):

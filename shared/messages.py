@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from .queue_place import QueuePlace
 from .sampling_params import SamplingParams
 
 MAX_PROMPT_TOKENS = 1 << 20
@@ -68,6 +69,7 @@ class Submit(Message, frozen=True, tag="submit"):
     priority: Priority = 0  # lower ones go first
     pooling: Pooling = ""  # of an embedding: how the prompt's hidden states become one
     tenant: Annotated[bytes, Meta(max_length=MAX_TENANT_BYTES)] = b""  # else the frontend is it
+    wants_queue_news: bool = False  # where it stands, once a second while it waits
 
     def is_same(self, other: Submit) -> bool:
         """Whether the other asks for the same tokens."""
@@ -172,6 +174,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     code: str = ""
     message: str = ""
     retry_after_ms: Count = 0
+    queue: QueuePlace | None = None  # that it was refused at
 
 
 class Extras(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -205,7 +208,8 @@ class Frame(Message, frozen=True, tag="frame"):
     """All news for one frontend of one step, in columns; without any it is a heartbeat.
 
     A frame with news carries the number after its predecessor's, a heartbeat the number of the
-    last frame before it.
+    last frame before it. Places in the queue come along with either and don't count as news: lost,
+    they are told anew a second later.
     """
 
     epoch: Count
@@ -222,6 +226,7 @@ class Frame(Message, frozen=True, tag="frame"):
     texts: list[str]
     finishes: list[tuple[Count, Finish]]  # (row, how it ended)
     extras: list[tuple[Count, Extras]] = []  # (row, what it has besides)
+    queued: list[tuple[RequestId, QueuePlace]] = []  # of those that wait and want to know
 
     @property
     def is_heartbeat(self) -> bool:

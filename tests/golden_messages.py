@@ -26,6 +26,7 @@ from chairlift.shared.messages import (
     pack_live,
     pack_token_ids,
 )
+from chairlift.shared.queue_place import QueuePlace
 from chairlift.shared.sampling_params import Grammar, SamplingParams
 
 FOLDER = Path(__file__).parent / "golden"
@@ -68,6 +69,7 @@ SUBMIT = Submit(
     priority=-1,
     pooling="last",
     tenant=b"tenant",
+    wants_queue_news=True,
 )
 REQUESTS: dict[str, Message] = {
     "submit": SUBMIT,
@@ -93,8 +95,9 @@ REPLIES: dict[str, Message] = {
         token_ids=pack_token_ids([5, 6]),
         text_offsets=[0, 9],
         texts=["hé", ""],
-        finishes=[(1, Finish("stop", "\n", num_cached_tokens=32))],
+        finishes=[(1, Finish("stop", "\n", num_cached_tokens=32, queue=QueuePlace(1, 1000)))],
         extras=[(0, Extras(bytes(24), bytes(4), bytes(8)))],
+        queued=[(OTHER, QueuePlace(3, 1200))],
     ),
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..shared.logprobs import record_bytes
 from ..shared.messages import Finish, Submit, unpack_token_ids
+from ..shared.queue_place import QueuePlace
 from ..shared.sampling_params import SamplingParams
 from .engine import Engine
 from .quarantine import Quarantine
@@ -69,8 +70,9 @@ class Admission:
             queue = f"requests with {num_tokens} tokens are waiting already"
         else:
             return None
-        wait_ms = engine.estimated_wait_ms()
-        return failure("overloaded", f"{queue}: try again later", retry_after_ms=wait_ms)
+        place = QueuePlace(num_waiting, engine.estimated_wait_ms(num_waiting))
+        message = f"{queue}, which takes about {in_seconds(place)}: try again later"
+        return failure("overloaded", message, place.expected_wait_ms, place)
 
     def _unknown_token(self, submit: Submit) -> Finish | None:
         params, vocab_size = submit.params, self.limits.vocab_size
@@ -122,5 +124,11 @@ def _contradiction(submit: Submit) -> Finish | None:
     return None
 
 
-def failure(code: str, message: str, *, retry_after_ms: int = 0) -> Finish:
-    return Finish("error", code=code, message=message, retry_after_ms=retry_after_ms)
+def in_seconds(place: QueuePlace) -> str:
+    return f"{place.expected_wait_ms / 1000:.0f} s"
+
+
+def failure(
+    code: str, message: str, retry_after_ms: int = 0, queue: QueuePlace | None = None
+) -> Finish:
+    return Finish("error", code=code, message=message, retry_after_ms=retry_after_ms, queue=queue)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..shared.logs import short_hash
 from ..shared.messages import Finish
+from ..shared.queue_place import QueuePlace
 from .faults import Outcome, error_of, finish_of, run_in_halves
 from .model_runner import ModelRunner, StepOutput
 from .pulse import Pulse
@@ -128,6 +129,18 @@ class Engine:
         error = error_of(sequence.detokenizer.flush)
         if error is not None:
             log.error("text lost", request=short_hash(sequence.request_id), exc_info=error)
+
+    def hurry(self, sequence: Sequence) -> None:
+        """It is short of time. Nothing as long as its grammar is compiled: say it again."""
+        if sequence not in self.waiting_room:
+            self.scheduler.hurry(sequence)
+
+    def queue_place(self, sequence: Sequence) -> QueuePlace:
+        """Of one that waits; behind all others as long as its grammar is compiled."""
+        is_compiling = sequence in self.waiting_room
+        scheduler = self.scheduler
+        num_ahead = scheduler.num_waiting if is_compiling else scheduler.num_ahead(sequence)
+        return QueuePlace(num_ahead, self.estimated_wait_ms(num_ahead))
 
     def step(self) -> list[Sequence]:
         """Runs one step; the sequences that have a new token or have ended."""
@@ -265,8 +278,9 @@ class Engine:
             del sequence.token_ids[num_tokens:]
             sequence.finish = finish_of(sequence, error)
 
-    def estimated_wait_ms(self) -> int:
-        """Until today's queue is through, at the rate of the last finishes; a second at least.
+    def estimated_wait_ms(self, num_ahead: int | None = None) -> int:
+        """Until so many are through, by default all that wait, at the rate of the last finishes; a
+        second at least.
 
         The rate is one of busy time: an idle hour makes nobody wait longer.
         """
@@ -274,7 +288,8 @@ class Engine:
         if len(finished) < 2:
             return 1000
         seconds_each = (self.times.total_s - finished[0]) / (len(finished) - 1)
-        return max(1000, round(1000 * seconds_each * self.scheduler.num_waiting))
+        count = self.scheduler.num_waiting if num_ahead is None else num_ahead
+        return max(1000, round(1000 * seconds_each * count))
 
 
 def _take_along(entry: ScheduledSequence, computed: Computed) -> None:

@@ -25,12 +25,12 @@ from ..shared.messages import (
     unpack_token_ids,
 )
 from ..shared.tokenizer import Tokenizer
-from .admission import Admission, Limits, failure
+from .admission import Admission, Limits, failure, in_seconds
 from .detokenizer import Detokenizer
 from .engine import Engine
 from .pool import Pool
 from .publisher import Publisher
-from .sequence import Sequence, Status
+from .sequence import Sequence
 from .stream import Frontend, Stream
 from .streams import Streams
 
@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 COMPLAINT_INTERVAL_S = 1.0
 EXPIRY_INTERVAL_S = 0.1
+QUEUE_NEWS_INTERVAL_S = 1.0
 
 
 class Intake:
@@ -190,6 +191,16 @@ class Intake:
             finish = self._overdue(stream, now)
             if finish is not None:
                 self.end(stream.sequence, finish)
+            elif stream.sequence.waits_to_begin:
+                self._attend(stream, now)
+
+    def _attend(self, stream: Stream, now: float) -> None:
+        """It waits: time may run short for it, and it may want to know where it stands."""
+        if stream.is_short_of_time(now):
+            self._engine.hurry(stream.sequence)
+        if stream.request.wants_queue_news and now >= stream.next_queue_news:
+            stream.next_queue_news = now + QUEUE_NEWS_INTERVAL_S
+            stream.tell_place(self._engine.queue_place(stream.sequence))
 
     def _overdue(self, stream: Stream, now: float) -> Finish | None:
         sequence = stream.sequence
@@ -197,11 +208,12 @@ class Intake:
             return None
         if now >= stream.deadline:
             return OUT_OF_TIME
-        if sequence.status is not Status.WAITING or sequence.is_protected:
+        if not sequence.waits_to_begin:
             stream.queue_deadline = float("inf")
             return None
-        return failure(
-            "queue_timeout",
-            f"no place for the request within {self.limits.queue_timeout_s:g} s",
-            retry_after_ms=self._engine.estimated_wait_ms(),
+        place = self._engine.queue_place(sequence)
+        message = (
+            f"no place for the request within {self.limits.queue_timeout_s:g} s: {place.num_ahead} "
+            f"are still ahead of it, which takes about {in_seconds(place)}"
         )
+        return failure("queue_timeout", message, self._engine.estimated_wait_ms(), place)

@@ -27,6 +27,7 @@ from ..shared.messages import (
     WorkerStats,
     pack_token_ids,
 )
+from ..shared.queue_place import QueuePlace
 from .stream import Frontend, Reading, Stream
 
 HEARTBEAT_S = 0.25
@@ -44,6 +45,7 @@ class _News:
     verdicts: list[bytes] = field(default_factory=list)  # request ids of the first rows
     readings: list[Reading] = field(default_factory=list)
     joined: list[Joined] = field(default_factory=list)
+    queued: list[tuple[bytes, QueuePlace]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     num_bytes: int = 0  # about
 
@@ -155,9 +157,11 @@ class Publisher:
         if frontend.has_news and not is_stalled:
             self._send_news(frontend, send, stats, now)
         elif now - frontend.last_sent >= HEARTBEAT_S:
-            heartbeat = self._frame(frontend.frame_number, stats, _News(), [])
+            news = _News(queued=_queued(frontend))
+            heartbeat = self._frame(frontend.frame_number, stats, news, [])
             if send(topic, encode(heartbeat)):
                 frontend.last_sent = now
+                frontend.queued.clear()
 
     def _send_news(self, frontend: Frontend, send: Send, stats: WorkerStats, now: float) -> None:
         news = _news_of(frontend, now)
@@ -168,6 +172,7 @@ class Publisher:
             frontend.frame_number += 1
             frontend.last_sent = now
             frontend.unknown = []
+            frontend.queued.clear()
         for reading in news.readings:
             del frontend.news[reading.stream.request_id]
         for request_id in news.verdicts:
@@ -196,6 +201,7 @@ class Publisher:
             texts=[row.text for row in rows],
             finishes=[(i, row.finish) for i, row in enumerate(rows) if row.finish is not None],
             extras=[(i, row.extras) for i, row in enumerate(rows) if row.extras is not None],
+            queued=news.queued,
         )
 
     def _frontend(self, frontend_id: bytes, now: float) -> Frontend:
@@ -206,7 +212,7 @@ class Publisher:
 
 def _news_of(frontend: Frontend, now: float) -> _News:
     """As much as fits into a frame; a Joined goes with the first row."""
-    news = _News()
+    news = _News(queued=_queued(frontend))
     for request_id, finish in islice(frontend.unsaid.items(), MAX_FRAME_ROWS // 2):
         news.verdicts.append(request_id)
         news.rows.append(Row(request_id, 0, [], 0, "", finish))
@@ -215,3 +221,12 @@ def _news_of(frontend: Frontend, now: float) -> _News:
             break
         news.add(reading, now)
     return news
+
+
+def _queued(frontend: Frontend) -> list[tuple[bytes, QueuePlace]]:
+    """Of those that still wait: what began meanwhile has no place any more."""
+    return [
+        (request_id, place)
+        for request_id, place in islice(frontend.queued.items(), MAX_FRAME_ROWS)
+        if frontend.readings[request_id].stream.sequence.waits_to_begin
+    ]

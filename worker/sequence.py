@@ -65,6 +65,12 @@ class Sequence:
         return len(self.token_ids)
 
     @property
+    def waits_to_begin(self) -> bool:
+        """Whether nothing was computed for it yet; one that was preempted has begun."""
+        is_waiting = self.status is Status.WAITING and not self.is_protected
+        return is_waiting and self.finish is None
+
+    @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from ..shared.messages import Finish, Joined, Row, Submit
+from ..shared.queue_place import QueuePlace
 from .ownership import Ownership
 from .sequence import Sequence
 
@@ -24,6 +25,7 @@ class Stream:
     ownership: Ownership
     deadline: float = float("inf")
     queue_deadline: float = float("inf")
+    next_queue_news: float = float("-inf")  # if any is wanted
     readings: dict[bytes, Reading] = field(default_factory=dict)  # by frontend id
     unread_since: float = 0.0
 
@@ -60,6 +62,14 @@ class Stream:
         """Then it may be tried again under its id."""
         finish = self.sequence.finish
         return finish is not None and finish.reason not in ("stop", "length")
+
+    def is_short_of_time(self, now: float) -> bool:
+        """Whether half of the time that it has is over."""
+        return now >= self.deadline - self.request.ttl_ms / 2000
+
+    def tell_place(self, place: QueuePlace) -> None:
+        for reading in self.readings.values():
+            reading.frontend.queued[self.request_id] = place
 
     @property
     def is_kept(self) -> bool:
@@ -144,6 +154,7 @@ class Frontend:
     news: dict[bytes, Reading] = field(default_factory=dict)  # have something to hand out
     verdicts: dict[bytes, Finish] = field(default_factory=dict)
     unsaid: dict[bytes, Finish] = field(default_factory=dict)  # verdicts to hand out
+    queued: dict[bytes, QueuePlace] = field(default_factory=dict)  # of readings, to hand out
     unknown: list[bytes] = field(default_factory=list)
     frame_number: int = 0
     acknowledged: int = 0

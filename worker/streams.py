@@ -151,6 +151,7 @@ class Streams:
         del stream.readings[frontend.frontend_id]
         del frontend.readings[stream.request_id]
         frontend.news.pop(stream.request_id, None)
+        frontend.queued.pop(stream.request_id, None)
 
     def _follow(self, stream: Stream, former: Reading | None) -> None:
         """Another owns the stream now, and all have to know; the `former` owner and who was one

@@ -32,6 +32,9 @@ class WaitingRoom:
     def __len__(self) -> int:
         return len(self._guests)
 
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._guests
+
     @property
     def patience_s(self) -> float:
         """How long nobody need look at what is compiled."""

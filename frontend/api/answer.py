@@ -14,7 +14,7 @@ from ...shared.tokenizer import Tokenizer
 from ..results import Delta
 from .context import Context
 from .errors import request_id_of, shutting_down
-from .event_stream import KEEP_ALIVE
+from .event_stream import KEEP_ALIVE, queue_comment
 from .generation import Event, Failed, Generation, HungUp, Pause, Progress
 from .opening import Attachment, Submission
 from .position import Position
@@ -153,10 +153,16 @@ class _Passage:
 
     def __init__(self, stream: StreamWriter, send: ImpatientSend) -> None:
         self.is_free: Callable[[], bool] = partial(send.put, b"")
-        self._put, self._write = send.put, stream.write
+        self._put, self._stream = send.put, stream
 
     def pass_on(self, index: int, delta: Delta) -> None:
-        self._put(self._write(index, delta))
+        self._put(_written(self._stream, index, delta))
+
+
+def _written(stream: StreamWriter, index: int, delta: Delta) -> bytes:
+    if delta.queue is not None:
+        return queue_comment(index, delta.queue)
+    return stream.write(index, delta)
 
 
 def _encode(stream: StreamWriter, events: list[Event], request_id: str) -> bytes:
@@ -165,7 +171,7 @@ def _encode(stream: StreamWriter, events: list[Event], request_id: str) -> bytes
     for event in events:
         match event:
             case Progress(index, delta):
-                parts.append(stream.write(index, delta))
+                parts.append(_written(stream, index, delta))
             case Pause():
                 parts.append(KEEP_ALIVE)
             case Failed(error):

@@ -10,6 +10,13 @@ FinishReason = Literal["stop", "length"]
 ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
+class Queue(BaseModel):
+    """The place in the queue that a request had, or would have had, when it was refused."""
+
+    position: int  # requests ahead
+    expected_wait_ms: int
+
+
 class Problem(BaseModel):
     """What is wrong, for people and for programs."""
 
@@ -17,6 +24,7 @@ class Problem(BaseModel):
     type: str
     param: str | None
     code: str | None
+    queue: Queue | None = None
 
 
 class ErrorBody(BaseModel):

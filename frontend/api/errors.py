@@ -23,6 +23,7 @@ from ...shared.errors import (
     StreamNotFoundError,
     WorkerUnavailableError,
 )
+from ...shared.queue_place import QueuePlace
 
 AWAY_RETRY_S = 1.0
 CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -51,12 +52,21 @@ class ErrorAnswer:
     code: str | None
     param: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    queue: QueuePlace | None = None  # that it was refused at
 
     @property
     def type(self) -> str:
         if self.status == 429:
             return "rate_limit_error"
         return "server_error" if self.status >= 500 else "invalid_request_error"
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """In every shape of an error; nothing where the queue was not the reason."""
+        if self.queue is None:
+            return {}
+        position, wait_ms = self.queue.num_ahead, self.queue.expected_wait_ms
+        return {"queue": {"position": position, "expected_wait_ms": wait_ms}}
 
     @property
     def body(self) -> bytes:
@@ -66,7 +76,7 @@ class ErrorAnswer:
             "param": self.param,
             "code": self.code,
         }
-        return orjson.dumps({"error": error})
+        return orjson.dumps({"error": error | self.place})
 
     def response(self) -> Response:
         return Response(self.body, self.status, self.headers, "application/json")
@@ -81,7 +91,8 @@ def answer_for(error: Exception, request_id: str) -> ErrorAnswer:
         case InvalidRequestError():
             return ErrorAnswer(400, message, error.code, error.param)
         case OverloadedError():
-            return ErrorAnswer(503, message, error.code, headers=retry_in(error.retry_after_s))
+            headers = retry_in(error.retry_after_s)
+            return ErrorAnswer(503, message, error.code, headers=headers, queue=error.queue)
         case WorkerUnavailableError() | ClientClosedError():
             headers = retry_in(AWAY_RETRY_S)
             return ErrorAnswer(503, message, "worker_unavailable", headers=headers)

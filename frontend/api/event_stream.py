@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import orjson
 
+from ...shared.queue_place import QueuePlace
 from ..results import Delta
 from .answer_form import AnswerForm, Json
 from .errors import answer_for
@@ -22,6 +23,13 @@ from .usage import Usage
 # Python client, once it has seen an id; and it fails.
 KEEP_ALIVE = b": keep-alive\n"
 DONE = b"[DONE]"
+
+
+def queue_comment(index: int, place: QueuePlace) -> bytes:
+    """Where one choice waits; to whoever reads events alone it is nothing."""
+    position, wait_ms = place.num_ahead, place.expected_wait_ms
+    told = f": queue choice={index} position={position} expected_wait_ms={wait_ms}\n"
+    return told.encode()
 
 
 class Cursor:

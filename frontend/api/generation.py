@@ -190,8 +190,7 @@ class Generation:
             self._news.ring()
         elif (delta := stream.take()) is not None:
             try:
-                self._recognise(stream)
-                self._stopwatches[index].saw(delta)
+                self._saw(index, delta)
                 self._last_event_at = self._loop.time()
                 passage.pass_on(index, delta)
             except Exception as failure:
@@ -204,10 +203,8 @@ class Generation:
         delta = stream.take()
         if delta is None:
             return []
-        stopwatch = self._stopwatches[index]
         try:
-            self._recognise(stream)
-            stopwatch.saw(delta)
+            self._saw(index, delta)
             if delta.finish is None:
                 return [Progress(index, delta)]
             del self._stopwatches[index]
@@ -220,6 +217,12 @@ class Generation:
             if not isinstance(error, ChairliftError):
                 log.exception("a stream failed")
             return [Failed(error)]
+
+    def _saw(self, index: int, delta: Delta) -> None:
+        """A place in the queue says nothing of whose request it is."""
+        if delta.queue is None:
+            self._recognise(self.opened.streams[index])
+            self._stopwatches[index].saw(delta)
 
     def _recognise(self, stream: TokenStream) -> None:
         """Whose request it is, which is known by its first news; HttpError if another's."""

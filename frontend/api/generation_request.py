@@ -120,8 +120,19 @@ class GenerationRequest(WorkerRequestBody):
         ),
     ] = False
 
+    queue_updates: Annotated[
+        bool,
+        Field(
+            description="In a stream: tell its place in the queue while it waits, in comments "
+            "(`: queue ...`)."
+        ),
+    ] = False
+
     @model_validator(mode="after")
     def _is_stream_where_needed(self) -> Self:
+        if self.queue_updates and not self.stream:
+            message = "queue_updates is for streams: set stream to true, or leave it out"
+            raise InvalidRequestError(message, param="queue_updates")
         if self.resumable and not self.stream:
             message = "resumable is for streams: set stream to true, or send an Idempotency-Key"
             raise InvalidRequestError(message, param="resumable")

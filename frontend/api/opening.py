@@ -121,6 +121,7 @@ def submission(
         context=form.encode(),
         is_resumable=asked.stream or form.survives_hangup,
         tokenizer=tokenizer.fingerprint,
+        wants_queue_news=asked.queue_updates,
     )
     return Submission(response_id, form, choices, options, asked.stream, asked.repeated, tokenizer)
 

@@ -40,7 +40,13 @@ class WorkerRequestBody(RequestBody):
 
     priority: Annotated[int, Field(ge=-100, le=100, description="Lower ones go first.")] = 0
     deadline_ms: Annotated[
-        int | None, Field(ge=1, le=U31, description="To finish in, else the answer is an error.")
+        int | None,
+        Field(
+            ge=1,
+            le=U31,
+            description="To finish in, else the answer is an error. Half of it over, it goes ahead "
+            "of some that wait.",
+        ),
     ] = None
     cache_salt: Annotated[
         str | None,

@@ -68,7 +68,7 @@ class ResponseStream:
         self.is_complete = True
         answer = answer_for(error, request_id)
         told = {"code": answer.code, "message": answer.message, "param": answer.param}
-        events = self._event({"type": "error", **told})
+        events = self._event({"type": "error", **told, **answer.place})
         if answer.code not in OVER_FOR_THE_READER and answer.param != HEADER:
             body = self._response.fail(_official_code(answer), answer.message)
             events += self._event(self._lifecycle(body))

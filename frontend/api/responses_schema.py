@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from .answer_schemas import TokenLogprob, Told
+from .answer_schemas import Queue, TokenLogprob, Told
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Json = dict[str, Any]
@@ -185,6 +185,7 @@ class ErrorEvent(_Event):
     code: str | None
     message: str
     param: str | None
+    queue: Queue | None = None
 
 
 RESPONSE_EVENTS: tuple[type[BaseModel], ...] = (

@@ -43,6 +43,7 @@ BESIDE: dict[str, Json] = {
         "messages": [{"role": "assistant", "content": "a", "tool_calls": [CALL]}]
     },
     f"{CHAT} parallel_tool_calls": {"tools": [B, C]},
+    "queue_updates": {"stream": True},
     "resumable": {"stream": True},
     "response_format.json_schema": {
         "response_format": {"type": "json_schema", "json_schema": {"name": "a"}}

@@ -104,6 +104,13 @@ MUTANTS = (
         ("resets", "frame_loss"),
     ),
     Mutant(
+        "a place in the queue for what has begun",
+        FRONTEND,
+        "if request is None or request.submit is None or request.output_token_ids:",
+        "if request is None or request.submit is None:",
+        ("crashes",),
+    ),
+    Mutant(
         "the lease forgets the subscription",
         PUBLISHER,
         "if not frontend.is_subscribed:  # else",

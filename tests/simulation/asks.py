@@ -77,6 +77,7 @@ class Asks:
             context=len(self.by_context).to_bytes(4, "big"),
             is_resumable=draw.random() < 0.5,
             ttl_s=draw.uniform(0.05, 3) if self.may_have_ttl and draw.random() < 0.2 else None,
+            wants_queue_news=len(self.by_context) % 2 == 0,
         )
         ask = Ask(prompt, params, options, answer_to(self.language, prompt, params), is_poison)
         self.by_context[options.context] = ask

@@ -36,6 +36,7 @@ class Oracle:
         self.forgotten: set[bytes] = set()  # ids of which a stream was lost with its generation
         self.cancelled: list[Opening] = []  # and the worker may not know yet
         self.num_ended: dict[str, int] = {}
+        self.num_places = 0
         self._asks = asks
         self._note = note
 
@@ -63,6 +64,8 @@ class Oracle:
 
     def _take_output(self, frontend: SimulatedFrontend, item: Output, now: float) -> None:
         opening = self._opening(frontend, item.request_id)
+        if item.queue is not None:
+            self._check_place(opening, item)
         if item.token_ids or item.text:
             self._take_tokens(opening, item)
         if item.finish is not None:
@@ -77,6 +80,14 @@ class Oracle:
         if opening is None:
             raise Violation("one end, and nothing after it", f"{frontend.name} hears more")
         return opening
+
+    def _check_place(self, opening: Opening, item: Output) -> None:
+        """Of the queue: who asked is told, before anything of its answer."""
+        self.num_places += 1
+        if opening.ask is None or not opening.ask.options.wants_queue_news:
+            raise Violation("who asked hears of the queue, and nobody else", f"{opening}")
+        if opening.num_tokens or item.token_ids or item.text or item.finish:
+            raise Violation("what has begun is in no queue", f"{item}")
 
     def _take_tokens(self, opening: Opening, item: Output) -> None:
         if opening.ask is None:

@@ -148,6 +148,7 @@ class Simulation:
         self.counts["turns"] = self.host.num_turns
         self.counts["lost_messages"] = sum(pipe.num_lost for pipe in self._pipes)
         self.counts["streams"] = sum(map(len, self.oracle.openings.values()))
+        self.counts["places"] = self.oracle.num_places
         for name, count in self.oracle.num_ended.items():
             self.counts[name] = count
 
