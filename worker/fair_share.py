@@ -77,9 +77,9 @@ class FairShare:
         return tag
 
     def hurry(self, sequence: Sequence) -> int:
-        """The tokens by which its tag is put back: none when it began or had them before."""
+        """The tokens by which the tag of one that waits is put back: none the second time."""
         account = self._accounts[sequence]
-        if account.has_boarded or account.head_start:
+        if account.head_start:
             return 0
         account.head_start = HEAD_START
         return HEAD_START

@@ -131,7 +131,7 @@ class Scheduler(ABC):
     def hurry(self, sequence: Sequence) -> None:
         """It is short of time: where it waits for its first step it goes ahead, once, by what
         FairShare grants it. Nothing otherwise; a suspect's turn is another matter."""
-        if sequence.status is not Status.WAITING or sequence.is_suspect:
+        if sequence.is_suspect or not sequence.waits_to_begin:
             return
         head_start = self.fair_share.hurry(sequence)
         if head_start:

@@ -60,7 +60,7 @@ class FragileText(NoText):
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Arrivals, resumptions, suspects, cancels, faults of one or of all, and both policies."""
+    """Arrivals, resumptions, suspects, haste, cancels, faults of one or all, and both policies."""
 
     @initialize(
         num_blocks=st.integers(6, 24),
@@ -130,6 +130,12 @@ class EngineMachine(RuleBasedStateMachine):
             assert isinstance(sequence.detokenizer, FragileText)
             sequence.detokenizer.is_broken = True
 
+    @rule(data=st.data())
+    def hurry(self, data: st.DataObject) -> None:
+        """Whoever it is, and whatever it is doing."""
+        if self.wishes:
+            self.engine.hurry(data.draw(st.sampled_from(list(self.wishes))))
+
     @rule(max_num_tokens=st.sampled_from([5, 12, 1_000_000, 1_000_000]))
     def change_memory(self, max_num_tokens: int) -> None:
         """So many tokens are the most that a step can have."""
@@ -155,6 +161,13 @@ class EngineMachine(RuleBasedStateMachine):
         assert not any(s.block_table for s in self.wishes if s.status is Status.FINISHED)
         for sequence in self.wishes:
             assert len(sequence.detokenizer.released_ends) == sequence.num_output_tokens
+
+    @invariant()
+    def each_that_waits_has_a_place_of_its_own(self) -> None:
+        waiting = [s for s in self.live if s.waits_to_begin]
+        places = {self.engine.queue_place(sequence).num_ahead for sequence in waiting}
+        assert len(places) == len(waiting)
+        assert all(place < self.engine.scheduler.num_waiting for place in places)
 
     @invariant()
     def answers_are_right_as_far_as_they_go(self) -> None:
