@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,37 @@ def test_offline_compares_both_policies(cache: Path, tmp_path: Path) -> None:
     assert table in done.stdout
     assert "`scripts/bench offline --model tiny" in table
     assert "continuous / static" in table
+
+
+def test_any_setting_of_the_worker_can_be_given(cache: Path, tmp_path: Path) -> None:
+    """`--set` reaches the engine: two seats are two running sequences at most."""
+    options = ("--policies", "continuous", "--set", "max-num-seqs=2", "--set", "prefix_caching=no")
+    done = _bench(cache, tmp_path, "offline", *TINY, "--limit", str(LIMIT), *options)
+    assert done.returncode == 0, done.stderr
+    runs = _results(tmp_path, "offline-tiny-tiny")
+    assert max(runs["continuous"]["steps"]["num_running"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("max_num_seq=3", "did you mean max_num_seqs"),
+        ("address=ipc:///tmp", "no such setting"),
+        ("dtype=float32", "use --dtype"),
+        ("policy=static", "use --policies"),
+        ("max_num_seqs=none", "valid integer"),
+        ("max_num_seqs=64", "at least"),
+        ("max_num_seqs", "NAME=VALUE"),
+    ],
+)
+def test_a_setting_that_can_not_be_is_refused(
+    given: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unknown name, one that has an option of its own and a bad value, before anything runs."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    options = importlib.import_module("benchmark.options")
+    with pytest.raises(Exception, match=complaint):
+        options.settings_given([given], {"max_num_batched_tokens": 64})
 
 
 def _figures(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -184,9 +216,9 @@ def _read(monkeypatch: pytest.MonkeyPatch, *pieces: bytes) -> Any:
     return asyncio.run(receive())
 
 
-def _event(text: str, num_tokens: int | None = None) -> bytes:
+def _event(text: str, num_tokens: int | None = None, token_ids: list[int] | None = None) -> bytes:
     usage = None if num_tokens is None else {"completion_tokens": num_tokens}
-    choices = [{"text": text}] if num_tokens is None else []
+    choices = [{"text": text, "token_ids": token_ids}] if num_tokens is None else []
     return b"data: " + json.dumps({"choices": choices, "usage": usage}).encode() + b"\n\n"
 
 
@@ -206,6 +238,19 @@ def test_an_event_counts_when_its_last_byte_is_there(monkeypatch: pytest.MonkeyP
     assert exchange.num_output_tokens == 2
 
 
+def test_tokens_that_come_at_once_share_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inter-token latency counts tokens, not events: of one event, or of several in one read."""
+    exchange = _read(
+        monkeypatch,
+        STREAM_HEAD + b"\n" + _event("a", token_ids=[1]),
+        _event("bcd", token_ids=[2, 3, 4]) + _event("e", token_ids=[5]),
+        _event("f", token_ids=[6]) + _event("", 6) + b"data: [DONE]\n\n",
+    )
+    assert exchange.num_arrived == [1, 4, 1]
+    assert exchange.pauses_ms == [1000, 1000]
+    assert exchange.gaps_ms == [250, 250, 250, 250, 1000]
+
+
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
@@ -221,3 +266,13 @@ def test_a_broken_answer_is_no_measurement(
     """A refusal, a stream without its end and an error within one stop the benchmark."""
     with pytest.raises(Exception, match=complaint):
         _read(monkeypatch, answer)
+
+
+def test_all_measures_what_the_documentation_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/benchmarks.md names each command of `scripts/bench all`, and each can be parsed."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    cli = importlib.import_module("benchmark.cli")
+    documented = (ROOT / "docs" / "benchmarks.md").read_text("utf-8").splitlines()
+    for line in cli.ALL:
+        assert cli.parser().parse_args(shlex.split(line)).measure
+        assert f"scripts/bench {line}" in documented
