@@ -268,6 +268,20 @@ def test_a_broken_answer_is_no_measurement(
         _read(monkeypatch, answer)
 
 
+def test_load_rises(cache: Path, tmp_path: Path) -> None:
+    """Each policy has a point for each number of requests at a time, and a picture shows them."""
+    options = ("--concurrency", "3,1", "--limit", "6")
+    done = _bench(cache, tmp_path, "load", *TINY, *options)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "load-tiny-tiny"
+    (case,) = json.loads((folder / "results.json").read_bytes())["cases"]
+    points = [(point["policy"], point["concurrency"]) for point in case["points"]]
+    assert points == [(p, c) for p in ("continuous", "static") for c in (1, 3)]
+    assert all(point["figures"]["num_requests"] == 6 for point in case["points"])
+    assert (folder / "load-tiny-tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert "inter-token latency" in done.stdout
+
+
 def test_all_measures_what_the_documentation_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/benchmarks.md names each command of `scripts/bench all`, and each can be parsed."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))

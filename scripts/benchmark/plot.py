@@ -11,10 +11,16 @@ matplotlib.use("Agg")  # files only, no display
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from .figures import Run, Steps, medians
+from .figures import Figures, Run, Steps, medians
 
 COLORS = {"static": "#b0703c", "continuous": "#2f6f8f"}
+LATENCIES = {
+    "ttft_p50_ms": "time to first token p50, ms",
+    "itl_p50_ms": "inter-token latency p50, ms",
+    "itl_p99_ms": "inter-token latency p99, ms",
+}
 
 
 def plot_steps(title: str, by_policy: Mapping[str, Sequence[Run]], file: Path) -> None:
@@ -58,6 +64,35 @@ def _draw_tokens(axes: Axes, policy: str, steps: Steps) -> None:
     axes.set_yscale("log", base=2)
     axes.set_ylim(0.8, 1.25 * max(steps.num_tokens))
     axes.yaxis.set_major_formatter("{x:,g}")
+
+
+def plot_load(title: str, by_policy: Mapping[str, Mapping[int, Figures]], file: Path) -> None:
+    """Throughput to the right, a latency upwards; each point is a number of requests at a time."""
+    figure, panels = plt.subplots(1, len(LATENCIES), figsize=(13, 4.2), layout="constrained")
+    for axes, (name, label) in zip(panels, LATENCIES.items(), strict=True):
+        for policy, by_load in by_policy.items():
+            _draw_latency(axes, policy, by_load, name)
+        axes.set_xlabel("output tokens/s")
+        axes.margins(x=0.08)
+        axes.set_xlim(left=0)
+        axes.set_ylabel(label)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    panels[0].legend(loc="upper left", frameon=False)
+    _save(figure, title, file)
+
+
+def _draw_latency(axes: Axes, policy: str, by_load: Mapping[int, Figures], name: str) -> None:
+    rates = [figures.output_tokens_per_s for figures in by_load.values()]
+    latencies = [getattr(figures, name) for figures in by_load.values()]
+    color = COLORS[policy]
+    axes.plot(rates, latencies, "o-", color=color, label=policy, markersize=4)
+    for load, place in zip(by_load, zip(rates, latencies, strict=True), strict=True):
+        axes.annotate(
+            str(load), place, (4, -9), textcoords="offset points", fontsize=8, color=color
+        )
 
 
 def _draw_bars(axes: Axes, by_policy: Mapping[str, Sequence[Run]]) -> None:
