@@ -10,19 +10,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import frontend, load, options, policies, scenarios
+from . import frontend, load, options, peers, policies, scenarios
 from .errors import BenchmarkError
 from .machine import Machine
 from .report import Report, Section
 
 # Each has `add_parser(modes)`, which names `measure(options)`: what it yields is saved at once.
-MODES = (policies, scenarios, load, frontend)
+MODES = (policies, scenarios, load, peers, frontend)
 ALL = (  # what docs/benchmarks.md shows
     "offline --model S --workload W1 --repeats 3",
     "offline --model S --workload decode-heavy --repeats 3",
     "offline --model M --workload W1",
     "http --model S --workload W1 --repeats 3",
     "http --model M --workload W1",
+    "peers --model S --workload W1 --repeats 3",
+    "peers --model M --workload W1",
+    "peers --model S --workload W3",
+    "peers --model M --workload W3",
     "load --model S",
     "load --model M",
     "attack --model M",
