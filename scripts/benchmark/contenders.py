@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
@@ -94,7 +95,7 @@ class RunningServer:
         """Some servers want the name in each request."""
         try:
             return str(json.loads(fetch(self.port, "/v1/models"))["data"][0]["id"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
             raise BenchmarkError(
                 f"no server tells its model at http://127.0.0.1:{self.port}/v1/models: {error}"
             ) from None

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ def measure_in_process(program: str, job: Job, environment: Mapping[str, str] | 
                     f"not done after {job.timeout_s:g} s: raise --timeout or lower --limit"
                 ) from None
         if status:
-            raise BenchmarkError(f"the measurement failed:\n{tail(log)}")
+            raise _failure("the measurement failed", [log])
         return msgspec.json.decode(result_file.read_bytes(), type=Run)
 
 
@@ -92,10 +92,14 @@ def wait_until_healthy(
     deadline = time.monotonic() + timeout_s
     while not _is_healthy(port):
         if any(process.poll() is not None for process in logs):
-            raise BenchmarkError(f"the server can't start:\n{''.join(map(tail, logs.values()))}")
+            raise _failure("the server can't start", logs.values())
         if time.monotonic() > deadline:
-            raise BenchmarkError(f"the server is not ready after {timeout_s:g} s")
+            raise _failure(f"the server is not ready after {timeout_s:g} s", logs.values())
         time.sleep(POLL_S)
+
+
+def _failure(what: str, logs: Iterable[Path]) -> BenchmarkError:
+    return BenchmarkError(f"{what}:\n{''.join(map(_tail, logs))}")
 
 
 def _child_of(pid: int) -> int:
@@ -208,5 +212,5 @@ def free_port() -> int:
     return port
 
 
-def tail(log: Path) -> str:
+def _tail(log: Path) -> str:
     return log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
