@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import zmq
@@ -24,6 +25,12 @@ settings.register_profile("ci", deadline=None, print_blob=True, derandomize=Fals
 settings.register_profile("fuzz", deadline=None, print_blob=True, max_examples=20_000)
 settings.register_profile("quick", deadline=None, print_blob=True, max_examples=10)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
+
+
+@pytest.fixture(scope="session")
+def bench_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the synthetic model of scripts/bench goes, made once for all tests."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture

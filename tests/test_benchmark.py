@@ -5,37 +5,17 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import os
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bench import LIMIT, ROOT, TINY, bench, event
+
 pytestmark = pytest.mark.checkout
 
-ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--model", "tiny", "--workload", "tiny", "--num-threads", "1")
-LIMIT = 4
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the synthetic model goes, made once for all tests here."""
-    return tmp_path_factory.mktemp("cache")
-
-
-def _bench(cache: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmark", *arguments, "--output", str(output)],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "XDG_CACHE_HOME": str(cache)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def _results(output: Path, case: str) -> dict[str, dict[str, Any]]:
@@ -60,9 +40,9 @@ def _check(figures: dict[str, Any]) -> None:
     assert 50 < figures["worker_end_mib"] <= figures["worker_peak_mib"]
 
 
-def test_offline_compares_both_policies(cache: Path, tmp_path: Path) -> None:
+def test_offline_compares_both_policies(bench_cache: Path, tmp_path: Path) -> None:
     """Both do the same work, step by step, and a table, JSON and a picture tell of it."""
-    done = _bench(cache, tmp_path, "offline", *TINY, "--limit", str(LIMIT))
+    done = bench(bench_cache, tmp_path, "offline", *TINY, "--limit", str(LIMIT))
     assert done.returncode == 0, done.stderr
     runs = _results(tmp_path, "offline-tiny-tiny")
     assert runs.keys() == {"continuous", "static"}
@@ -86,13 +66,44 @@ def test_offline_compares_both_policies(cache: Path, tmp_path: Path) -> None:
     assert "continuous / static" in table
 
 
+def test_any_setting_of_the_worker_can_be_given(bench_cache: Path, tmp_path: Path) -> None:
+    """`--set` reaches the engine: two seats are two running sequences at most."""
+    options = ("--policies", "continuous", "--set", "max-num-seqs=2", "--set", "prefix_caching=no")
+    done = bench(bench_cache, tmp_path, "offline", *TINY, "--limit", str(LIMIT), *options)
+    assert done.returncode == 0, done.stderr
+    runs = _results(tmp_path, "offline-tiny-tiny")
+    assert max(runs["continuous"]["steps"]["num_running"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("max_num_seq=3", "did you mean max_num_seqs"),
+        ("address=ipc:///tmp", "no such setting"),
+        ("dtype=float32", "use --dtype"),
+        ("policy=static", "use --policies"),
+        ("max_num_seqs=none", "valid integer"),
+        ("max_num_seqs=64", "at least"),
+        ("max_num_seqs", "NAME=VALUE"),
+    ],
+)
+def test_a_setting_that_can_not_be_is_refused(
+    given: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unknown name, one that has an option of its own and a bad value, before anything runs."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    options = importlib.import_module("benchmark.options")
+    with pytest.raises(Exception, match=complaint):
+        options.settings_given([given], {"max_num_batched_tokens": 64})
+
+
 def _figures(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [run["figures"] for run in runs.values()]
 
 
-def test_http_measures_real_processes(cache: Path, tmp_path: Path) -> None:
+def test_http_measures_real_processes(bench_cache: Path, tmp_path: Path) -> None:
     """A worker and a frontend answer the client, which counts the same tokens as they do."""
-    done = _bench(cache, tmp_path, "http", *TINY, "--limit", str(LIMIT))
+    done = bench(bench_cache, tmp_path, "http", *TINY, "--limit", str(LIMIT))
     assert done.returncode == 0, done.stderr
     runs = _results(tmp_path, "http-tiny-tiny")
     assert runs.keys() == {"continuous"}
@@ -103,9 +114,11 @@ def test_http_measures_real_processes(cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scenario", ["attack", "crowd", "prefix"])
-def test_scenarios_run(cache: Path, tmp_path: Path, scenario: str) -> None:
+def test_scenarios_run(bench_cache: Path, tmp_path: Path, scenario: str) -> None:
     """Each tells its ratios and what they must be."""
-    done = _bench(cache, tmp_path, scenario, "--model", "tiny", "--quick", "--num-threads", "1")
+    done = bench(
+        bench_cache, tmp_path, scenario, "--model", "tiny", "--quick", "--num-threads", "1"
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / f"{scenario}-tiny" / "results.json").read_bytes())
     (case,) = report["cases"]
@@ -116,11 +129,11 @@ def test_scenarios_run(cache: Path, tmp_path: Path, scenario: str) -> None:
 
 @pytest.mark.parametrize("variant", ["chat", "logprobs", "completions"])
 def test_frontend_is_measured_against_a_paced_worker(
-    variant: str, cache: Path, tmp_path: Path
+    variant: str, bench_cache: Path, tmp_path: Path
 ) -> None:
     """Every stream comes whole, a token for each step, and the figures agree with each other."""
     options = ("--streams", "3", "--seconds", "0.5", "--step-ms", "10", "--variants", variant)
-    done = _bench(cache, tmp_path, "frontend", *options)
+    done = bench(bench_cache, tmp_path, "frontend", *options)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "frontend-3" / "results.json").read_bytes())
     (only,) = results["cases"]
@@ -158,9 +171,9 @@ def test_a_lost_token_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None
         tally.take(_paced(), 4)
 
 
-def test_requests_that_do_not_fit_are_refused(cache: Path, tmp_path: Path) -> None:
+def test_requests_that_do_not_fit_are_refused(bench_cache: Path, tmp_path: Path) -> None:
     """The complaint names the option to change, and nothing is written."""
-    done = _bench(cache, tmp_path, "offline", *TINY, "--max-model-len", "16")
+    done = bench(bench_cache, tmp_path, "offline", *TINY, "--max-model-len", "16")
     assert done.returncode == 1
     assert "raise --max-model-len" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -184,16 +197,10 @@ def _read(monkeypatch: pytest.MonkeyPatch, *pieces: bytes) -> Any:
     return asyncio.run(receive())
 
 
-def _event(text: str, num_tokens: int | None = None) -> bytes:
-    usage = None if num_tokens is None else {"completion_tokens": num_tokens}
-    choices = [{"text": text}] if num_tokens is None else []
-    return b"data: " + json.dumps({"choices": choices, "usage": usage}).encode() + b"\n\n"
-
-
 def test_an_event_counts_when_its_last_byte_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of the answer end where they like; text may look like the start of an event."""
-    first, second = _event("data: a\n\n"), _event("b")
-    ending = _event("", 2) + b"data: [DONE]\n\n"
+    first, second = event("data: a\n\n"), event("b")
+    ending = event("", 2) + b"data: [DONE]\n\n"
     cut = len(second) // 2
     exchange = _read(
         monkeypatch,
@@ -206,11 +213,24 @@ def test_an_event_counts_when_its_last_byte_is_there(monkeypatch: pytest.MonkeyP
     assert exchange.num_output_tokens == 2
 
 
+def test_tokens_that_come_at_once_share_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inter-token latency counts tokens, not events: of one event, or of several in one read."""
+    exchange = _read(
+        monkeypatch,
+        STREAM_HEAD + b"\n" + event("a", token_ids=[1]),
+        event("bcd", token_ids=[2, 3, 4]) + event("e", token_ids=[5]),
+        event("f", token_ids=[6]) + event("", 6) + b"data: [DONE]\n\n",
+    )
+    assert exchange.num_arrived == [1, 4, 1]
+    assert exchange.pauses_ms == [1000, 1000]
+    assert exchange.gaps_ms == [250, 250, 250, 250, 1000]
+
+
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\nno", "refused"),
-        (STREAM_HEAD + b"20\r\n" + _event("a"), "broke off"),
+        (STREAM_HEAD + b"20\r\n" + event("a"), "broke off"),
         (STREAM_HEAD + b'20\r\ndata: {"error": "ill"}\n\ndata: [DONE]\n\n', "failed"),
         (b"", "refused"),
     ],
@@ -221,3 +241,27 @@ def test_a_broken_answer_is_no_measurement(
     """A refusal, a stream without its end and an error within one stop the benchmark."""
     with pytest.raises(Exception, match=complaint):
         _read(monkeypatch, answer)
+
+
+def test_load_rises(bench_cache: Path, tmp_path: Path) -> None:
+    """Each policy has a point for each number of requests at a time, and a picture shows them."""
+    options = ("--concurrency", "3,1", "--limit", "6")
+    done = bench(bench_cache, tmp_path, "load", *TINY, *options)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "load-tiny-tiny"
+    (case,) = json.loads((folder / "results.json").read_bytes())["cases"]
+    points = [(point["policy"], point["concurrency"]) for point in case["points"]]
+    assert points == [(p, c) for p in ("continuous", "static") for c in (1, 3)]
+    assert all(point["figures"]["num_requests"] == 6 for point in case["points"])
+    assert (folder / "load-tiny-tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert "inter-token latency" in done.stdout
+
+
+def test_all_measures_what_the_documentation_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/benchmarks.md names each command of `scripts/bench all`, and each can be parsed."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    cli = importlib.import_module("benchmark.cli")
+    documented = (ROOT / "docs" / "benchmarks.md").read_text("utf-8").splitlines()
+    for line in cli.ALL:
+        assert cli.parser().parse_args(shlex.split(line)).measure
+        assert f"scripts/bench {line}" in documented

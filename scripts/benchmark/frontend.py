@@ -6,25 +6,32 @@ share the others.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import uvloop
 
+from . import options as shared
 from .course import Course
 from .errors import BenchmarkError
-from .frontend_figures import FrontendFigures, Tally, Window
+from .figures import medians
+from .frontend_figures import LABELS, FrontendFigures, Tally, Window
 from .http_client import RawExchange, exchange, post
 from .machine import LoadMeter, Memory, cpu_s
+from .options import Modes, positive, some_of
 from .processes import flags, free_port, running, wait_until_healthy
+from .report import repeats, table_of
 
 Variant = Literal["chat", "logprobs", "completions"]
 NUM_LOGPROBS = 5
@@ -63,7 +70,67 @@ class FrontendRun:
     figures: FrontendFigures
 
 
-def measure(job: FrontendJob) -> FrontendRun:
+@dataclass(frozen=True, slots=True)
+class FrontendCase:
+    """Every run of every variant."""
+
+    title: str
+    runs: list[FrontendRun]
+
+    def table(self) -> list[list[str]]:
+        by_variant: dict[str, list[FrontendFigures]] = {}
+        for run in self.runs:
+            by_variant.setdefault(run.job.variant, []).append(run.figures)
+        columns = {variant: medians(figures) for variant, figures in by_variant.items()}
+        return table_of(columns, LABELS)
+
+    @property
+    def about(self) -> str:
+        num_runs = len(self.runs) // len({run.job.variant for run in self.runs})
+        return (
+            f"A token a stream every {self.runs[0].job.step_ms:g} ms, the frontend alone on its "
+            f"core{repeats(num_runs)}."
+        )
+
+    def save(self, folder: Path) -> list[Path]:
+        return []
+
+
+def add_parser(modes: Modes) -> None:
+    text = "a real frontend alone on a core, with a worker that keeps a pace instead of a model"
+    parser = modes.add_parser("frontend", help=text, parents=[shared.common()])
+    variants = get_args(Variant)
+    add = parser.add_argument
+    add(
+        "--variants",
+        type=partial(some_of, variants),
+        default=variants,
+        help=f"{','.join(variants)} or some of them (default: all)",
+    )
+    add("--streams", type=positive, default=256, help="(default: 256)")
+    add("--step-ms", type=float, default=20.0, help="between two tokens (default: 20)")
+    add("--seconds", type=float, default=10.0, help="of steady state (default: 10)")
+    parser.set_defaults(measure=measure)
+
+
+def measure(options: argparse.Namespace) -> Iterator[FrontendCase]:
+    case = FrontendCase(f"frontend-{options.streams}", [])
+    for _ in range(options.repeats):
+        for variant in options.variants:
+            job = FrontendJob(
+                variant, options.streams, options.step_ms, options.seconds, options.timeout
+            )
+            run = _measure(job)
+            case.runs.append(run)
+            print(
+                f"bench:   {variant}: {run.figures.cpu_us_per_token:.1f} µs of CPU per token, "
+                f"others used {run.figures.foreign_cpu_percent:.1f} % of the CPU",
+                file=sys.stderr,
+            )
+            yield case
+
+
+def _measure(job: FrontendJob) -> FrontendRun:
     """Raises BenchmarkError unless every stream comes whole."""
     with tempfile.TemporaryDirectory(prefix="chairlift-bench-") as name:
         course_file = Path(name) / "course.json"

@@ -83,17 +83,21 @@ class RawExchange(asyncio.Protocol):
 
 
 def _take(exchange: Exchange, event: dict[str, Any], arrived_s: float) -> None:
-    if any(choice["text"] for choice in event["choices"]):
-        exchange.arrivals_s.append(arrived_s)
-    if event["usage"]:
+    """Text whose token ids aren't told counts as one token: `tokens_per_arrival` shows what that
+    hides."""
+    for choice in event["choices"]:
+        token_ids = choice.get("token_ids") or []
+        if choice["text"] or token_ids:
+            exchange.arrive(arrived_s, len(token_ids) or 1)
+    if event.get("usage"):
         exchange.num_output_tokens = event["usage"]["completion_tokens"]
 
 
 async def exchange_all(
-    port: int, requests: Sequence[Request], concurrency: int
+    port: int, requests: Sequence[Request], concurrency: int, **fields: str
 ) -> list[RawExchange]:
     """All requests, `concurrency` at a time; what is answered is replaced at once."""
-    waiting = [(request, _message(request)) for request in reversed(requests)]
+    waiting = [(request, _message(request, **fields)) for request in reversed(requests)]
     answers: list[RawExchange] = []
 
     async def client() -> None:
@@ -137,6 +141,7 @@ def _message(request: Request, **fields: str) -> bytes:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            "return_token_ids": True,
         },
     )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from . import workload
 from .workload import Request, Workload
@@ -27,10 +28,17 @@ class Job:
     num_threads: int | None
     dtype: Dtype
     timeout_s: float
+    given: Mapping[str, str | bool] = field(default_factory=dict)  # more WorkerSettings, by name
+    load: int | None = None  # requests at a time instead of the workload's own number
+
+    def under(self, load: int) -> Self:
+        """The same with so many requests at a time."""
+        return replace(self, load=load)
 
     @property
     def workload(self) -> Workload:
-        return workload.WORKLOADS[self.workload_name]
+        named = workload.WORKLOADS[self.workload_name]
+        return named.under(self.load) if self.load else named
 
     @property
     def concurrency(self) -> int:
@@ -40,10 +48,16 @@ class Job:
     def vocab_size(self) -> int:
         return int(self._config["vocab_size"])
 
+    @property
+    def dtype_of_weights(self) -> str:
+        """The checkpoint's own, unless another was asked for."""
+        own = self._config.get("dtype") or self._config.get("torch_dtype", "float32")
+        return str(own) if self.dtype == "auto" else self.dtype
+
     def requests(self) -> list[Request]:
         """Raises BenchmarkError when the model can't take them."""
         requests = workload.draw(self.workload, self._config["vocab_size"], self.limit)
-        workload.check_fits(requests, self._model_len)
+        workload.check_fits(requests, self.model_len)
         return requests
 
     def warm_up(self) -> list[Request]:
@@ -57,13 +71,13 @@ class Job:
             "dtype": self.dtype,
             "max_num_seqs": self.concurrency,
             "max_num_batched_tokens": self.max_num_batched_tokens,
-            "max_model_len": self._model_len,
+            "max_model_len": self.model_len,
             "num_threads": self.num_threads,
         }
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None} | {**self.given}
 
     @property
-    def _model_len(self) -> int:
+    def model_len(self) -> int:
         return min(self.max_model_len, int(self._config["max_position_embeddings"]))
 
     @property

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 IDLE_COLUMNS = (3, 4)  # idle and waiting for disks
+LISTENING = re.compile(r"^ *\d+: [0-9A-F]*:([0-9A-F]{4}) [0-9A-F:]+ 0A .* (\d+) 1 ", re.MULTILINE)
 NUM_COLUMNS = 8  # what follows, guests' time, is contained in the first two
 
 
@@ -104,3 +106,35 @@ class Memory:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
         return cls(int(sizes["VmHWM"]) / 1024, int(sizes["VmRSS"]) / 1024)
+
+    @classmethod
+    def of_all(cls, pids: Sequence[int]) -> Memory:
+        """Their sum, so what they share counts for each; the peaks may be of different moments."""
+        each = [cls.of(pid) for pid in pids]
+        return cls(sum(one.peak_mib for one in each), sum(one.now_mib for one in each))
+
+
+def with_descendants(pid: int) -> list[int]:
+    """The process, its children, theirs, and so on."""
+    found = [pid]
+    for parent in found:  # grows meanwhile
+        for task in Path(f"/proc/{parent}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def listeners(port: int) -> list[int]:
+    """Who accepts connections at this port, as far as this user may see."""
+    tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]
+    text = "".join(table.read_text() for table in tables if table.exists())
+    sockets = {f"socket:[{inode}]" for at, inode in LISTENING.findall(text) if int(at, 16) == port}
+    pids = (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdecimal())
+    return [pid for pid in pids if sockets & set(_open_files(pid))]
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    try:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            yield os.readlink(link)
+    except OSError:  # another user's, or gone
+        return

@@ -77,7 +77,7 @@ class Driver:
         steps.num_tokens.append(self._num_tokens - num_tokens)
         for sequence in sampled:
             exchange = self._live[sequence.request_id]
-            exchange.arrivals_s.append(now)
+            exchange.arrive(now, sequence.num_output_tokens - exchange.num_output_tokens)
             exchange.num_output_tokens = sequence.num_output_tokens
         for sequence in ended:
             del self._live[sequence.request_id]
@@ -98,8 +98,8 @@ def measure(job: Job) -> Run:
     exchanges = driver.run(requests)
     measured = Measured(
         exchanges,
-        engine.num_steps - num_steps,
         meter.read(),
+        engine.num_steps - num_steps,
         Memory.of(os.getpid()),
         outside_forward_percent=_outside_forward_percent(engine.times, times),
     )

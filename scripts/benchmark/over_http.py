@@ -6,12 +6,14 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import uvloop
 
 from .errors import BenchmarkError
-from .figures import Measured, Run
+from .figures import Figures, Measured, Run
 from .http_client import RawExchange, exchange_all
 from .job import Job
 from .machine import LoadMeter, Memory
@@ -26,28 +28,56 @@ def measure(job: Job) -> Run:
     """Starts the processes, warms up, and times the workload."""
     requests = job.requests()
     with servers(job) as running:
-        _drive(running, job, job.warm_up())
+        drive(running.port, job, job.warm_up())
         num_steps = _num_steps(running)
         meter = LoadMeter([os.getpid(), running.worker_pid, running.frontend_pid])
-        answers = _drive(running, job, requests)
+        answers = drive(running.port, job, requests)
         load = meter.read()
         measured = Measured(
             [answer.read() for answer in answers],
-            _num_steps(running) - num_steps,
             load,
+            _num_steps(running) - num_steps,
             Memory.of(running.worker_pid),
             Memory.of(running.frontend_pid),
         )
     return Run(job.policy, measured.figures(), job.num_threads, None)
 
 
-def _drive(running: Servers, job: Job, requests: Sequence[Request]) -> list[RawExchange]:
-    async def drive() -> list[RawExchange]:
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Any server that answers /v1/completions as OpenAI's does."""
+
+    port: int
+    pids: Sequence[int]  # all of its processes that can be seen
+    fields: Mapping[str, str] = field(default_factory=dict)  # of each request, beside our own
+
+
+def measure_served(served: Served, job: Job) -> Figures:
+    """What a client can see of a server that runs: warms up, and times the workload."""
+    requests = job.requests()
+    drive(served.port, job, job.warm_up(), served.fields)
+    meter = LoadMeter([os.getpid(), *served.pids])
+    answers = drive(served.port, job, requests, served.fields)
+    load = meter.read()
+    exchanges = [answer.read() for answer in answers]
+    together = Memory.of_all(served.pids) if served.pids else None
+    return Measured(exchanges, load, together=together).figures()
+
+
+def drive(
+    port: int,
+    job: Job,
+    requests: Sequence[Request],
+    fields: Mapping[str, str] = MappingProxyType({}),
+) -> list[RawExchange]:
+    """As many at a time as the job says. Raises BenchmarkError."""
+
+    async def exchanges() -> list[RawExchange]:
         async with asyncio.timeout(job.timeout_s):
-            return await exchange_all(running.port, requests, job.concurrency)
+            return await exchange_all(port, requests, job.concurrency, **fields)
 
     try:
-        return uvloop.run(drive())
+        return uvloop.run(exchanges())
     except TimeoutError:
         raise BenchmarkError(
             f"not done after {job.timeout_s:g} s: raise --timeout or lower --limit"

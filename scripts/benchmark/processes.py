@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,20 @@ from .figures import Run
 from .job import Job
 
 STOP_S = 10.0
+FAMILY_STOP_S = 20.0
 POLL_S = 0.1
 LOG_TAIL_BYTES = 3000
 
 
-def measure_offline(job: Job) -> Run:
-    """In a process of its own; raises BenchmarkError when it fails or takes too long."""
+def measure_in_process(program: str, job: Job, environment: Mapping[str, str] | None = None) -> Run:
+    """By this module of the package, in a process of its own; raises BenchmarkError when it fails
+    or takes too long."""
     job.requests()  # refuses here what it would refuse there
     with tempfile.TemporaryDirectory(prefix="chairlift-bench-") as name:
         job_file, result_file, log = (Path(name) / n for n in ("job.json", "run.json", "log"))
         job_file.write_bytes(msgspec.json.encode(job))
-        command = ["-m", f"{__package__}.offline", str(job_file), str(result_file)]
-        with running(command, log) as process:
+        command = ["-m", f"{__package__}.{program}", str(job_file), str(result_file)]
+        with running(command, log, environment) as process:
             try:
                 status = process.wait(job.timeout_s)
             except subprocess.TimeoutExpired:
@@ -44,7 +47,7 @@ def measure_offline(job: Job) -> Run:
                     f"not done after {job.timeout_s:g} s: raise --timeout or lower --limit"
                 ) from None
         if status:
-            raise BenchmarkError(f"the measurement failed:\n{_tail(log)}")
+            raise _failure("the measurement failed", [log])
         return msgspec.json.decode(result_file.read_bytes(), type=Run)
 
 
@@ -53,8 +56,13 @@ class Servers:
     """A worker and a frontend that answer."""
 
     port: int
+    supervisor_pid: int
     worker_pid: int
     frontend_pid: int
+
+    @property
+    def pids(self) -> list[int]:
+        return [self.supervisor_pid, self.worker_pid, self.frontend_pid]
 
 
 @contextmanager
@@ -74,7 +82,7 @@ def servers(job: Job) -> Iterator[Servers]:
         )
         processes = {worker: logs["worker"], frontend: logs["serve"]}
         wait_until_healthy(port, processes, job.timeout_s)
-        yield Servers(port, _child_of(worker.pid), frontend.pid)
+        yield Servers(port, worker.pid, _child_of(worker.pid), frontend.pid)
 
 
 def wait_until_healthy(
@@ -84,10 +92,14 @@ def wait_until_healthy(
     deadline = time.monotonic() + timeout_s
     while not _is_healthy(port):
         if any(process.poll() is not None for process in logs):
-            raise BenchmarkError(f"the server can't start:\n{''.join(map(_tail, logs.values()))}")
+            raise _failure("the server can't start", logs.values())
         if time.monotonic() > deadline:
-            raise BenchmarkError(f"the server is not ready after {timeout_s:g} s")
+            raise _failure(f"the server is not ready after {timeout_s:g} s", logs.values())
         time.sleep(POLL_S)
+
+
+def _failure(what: str, logs: Iterable[Path]) -> BenchmarkError:
+    return BenchmarkError(f"{what}:\n{''.join(map(_tail, logs))}")
 
 
 def _child_of(pid: int) -> int:
@@ -111,21 +123,47 @@ def _is_healthy(port: int) -> bool:
 
 
 @contextmanager
-def running(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs in the log's folder, away from any `.env`."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=log.parent,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+def running(
+    arguments: list[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """This Python in the log's folder, away from any `.env`."""
+    process = _start([sys.executable, *arguments], log, environment or _environment())
     try:
         yield process
     finally:
         _stop(process)
+
+
+@contextmanager
+def running_family(
+    command: list[str], log: Path, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Somebody else's program, whose children may outlive it: they are stopped with it."""
+    process = _start(command, log, environment, is_apart=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(FAMILY_STOP_S)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _start(
+    command: list[str], log: Path, environment: Mapping[str, str], is_apart: bool = False
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            cwd=log.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=is_apart,
+        )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -147,12 +185,25 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": f"{scripts}{os.pathsep}{scripts.parent}"}
 
 
+def foreign_environment() -> dict[str, str]:
+    """For an engine that isn't ours: how its threads wait is its own choice, and nothing is to be
+    downloaded during a measurement."""
+    kept = {name: value for name, value in _environment().items() if name != "GOMP_SPINCOUNT"}
+    return kept | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
 def _is_setting(name: str) -> bool:
     return name == "PORT" or name.upper().startswith("CHAIRLIFT_")
 
 
 def flags(settings: Mapping[str, Any]) -> list[str]:
-    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    return [_flag(name.replace("_", "-"), value) for name, value in settings.items()]
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
 
 
 def free_port() -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import random
 import statistics
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 
+from . import options as shared
 from .figures import Exchange, percentile
 from .http_client import answer_to
 from .job import Job
 from .machine import LoadMeter
+from .options import Modes, job_of
 from .processes import servers
 from .workload import Request
 
@@ -95,7 +98,7 @@ async def attack(caller: Caller) -> Rows:
     """Streams decode; a long prompt comes again and again."""
     sizes = caller.sizes
     alone_ms = await caller.median_ttft_ms(sizes.long_prompt)
-    quiet = _gaps_ms(await caller.streams())
+    quiet = _pauses_ms(await caller.streams())
     streams = asyncio.create_task(caller.streams())
     ttfts: list[float] = []
     while True:
@@ -104,7 +107,7 @@ async def attack(caller: Caller) -> Rows:
             break
         ttfts.append((await caller.ask(caller.prompt(sizes.long_prompt), 4)).ttft_ms)
         await asyncio.wait({streams}, timeout=max(0.0, sizes.interval_s - ttfts[-1] / 1000))
-    beside = _gaps_ms(await streams)
+    beside = _pauses_ms(await streams)
     calm_ms, beside_ms = percentile(quiet, 50), percentile(beside, 99)
     long_ms = statistics.median(ttfts)
     return [
@@ -162,7 +165,27 @@ SCENARIOS: dict[str, Callable[[Caller], Awaitable[Rows]]] = {
 }
 
 
-def measure(name: str, job: Job, model: str, sizes: Sizes) -> Scenario:
+def add_parser(modes: Modes) -> None:
+    for mode, text in {
+        "attack": "long prompts beside streams: what each does to the other",
+        "crowd": "a newcomer beside a tenant with more requests than fit",
+        "prefix": "prompts that begin alike, one after the other",
+    }.items():
+        one = modes.add_parser(mode, help=text, parents=[shared.common(), shared.engine("M")])
+        one.add_argument("--quick", action="store_true", help="tiny, to see that it runs")
+        one.set_defaults(measure=measure)
+
+
+def measure(options: argparse.Namespace) -> Iterator[Scenario]:
+    """Each time with processes of its own."""
+    sizes = QUICK if options.quick else Sizes()
+    title = f"{options.mode}-{Path(options.model).name}"
+    for repeat in range(options.repeats):
+        numbered = f"{title}-{repeat + 1}" if options.repeats > 1 else title
+        yield _play(options.mode, job_of(options, "W1"), numbered, sizes)
+
+
+def _play(name: str, job: Job, title: str, sizes: Sizes) -> Scenario:
     """Starts the processes, warms up and plays the scenario."""
     with servers(job) as running:
         caller = Caller(running.port, job.vocab_size, sizes)
@@ -170,10 +193,8 @@ def measure(name: str, job: Job, model: str, sizes: Sizes) -> Scenario:
         meter = LoadMeter([os.getpid(), running.worker_pid, running.frontend_pid])
         rows = uvloop.run(_within(job.timeout_s, SCENARIOS[name](caller)))
         foreign = meter.read().foreign_cpu_percent
-    about = (
-        f"Model {model}, {job.concurrency} seats; other programs used {foreign:.1f} % of the CPU."
-    )
-    return Scenario(f"{name}-{Path(model).name}", about, rows)
+    about = f"{job.concurrency} seats; other programs used {foreign:.1f} % of the CPU."
+    return Scenario(title, about, rows)
 
 
 async def _warm_up(caller: Caller) -> None:
@@ -186,5 +207,5 @@ async def _within(timeout_s: float, rows: Awaitable[Rows]) -> Rows:
         return await rows
 
 
-def _gaps_ms(answers: list[Exchange]) -> list[float]:
-    return [gap for answer in answers for gap in answer.gaps_ms]
+def _pauses_ms(answers: list[Exchange]) -> list[float]:
+    return [pause for answer in answers for pause in answer.pauses_ms]

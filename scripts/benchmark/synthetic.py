@@ -24,12 +24,18 @@ from .errors import BenchmarkError
 if TYPE_CHECKING:
     import torch
 
-RECIPE = 1  # raise it when the files would come out differently
+RECIPE = 2  # raise it when the files would come out differently
 SEED = 20
 MAX_LENGTH = 2048
 INIT_STD = 0.05
 END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_ID = 0
 CORPUS_BYTES_PER_TOKEN = 1000
+TOKENIZER_CONFIG = {  # for the peers; chairlift needs tokenizer.json alone
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": END_OF_TEXT,
+    "model_max_length": MAX_LENGTH,
+}
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "lib2to3"}
 
 
@@ -69,11 +75,16 @@ def model_folder(name: str) -> Path:
         if (Path(name) / "config.json").is_file():
             return Path(name).resolve()
         raise BenchmarkError(f"{name} is no checkpoint folder and none of {', '.join(SHAPES)}")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "chairlift" / "benchmark" / f"{name}-{RECIPE}"
+    folder = cache_folder() / f"{name}-{RECIPE}"
     if not folder.is_dir():
         _make(SHAPES[name], folder)
     return folder
+
+
+def cache_folder() -> Path:
+    """Where what takes long to make is kept, for this user."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "chairlift" / "benchmark"
 
 
 def _make(shape: Shape, folder: Path) -> None:
@@ -83,7 +94,12 @@ def _make(shape: Shape, folder: Path) -> None:
     try:
         tokenizer = train_tokenizer(shape.vocab_size)
         tokenizer.save(str(work / "tokenizer.json"))
-        (work / "config.json").write_text(json.dumps(_config(shape), indent=2))
+        for name, fields in {
+            "config.json": _config(shape),
+            "tokenizer_config.json": TOKENIZER_CONFIG,
+            "generation_config.json": {"eos_token_id": END_OF_TEXT_ID},
+        }.items():
+            (work / name).write_text(json.dumps(fields, indent=2))
         _save_weights(shape, silent_token_ids(tokenizer), work / "model.safetensors")
         if not folder.is_dir():  # somebody else may have been faster
             work.rename(folder)
@@ -134,6 +150,7 @@ def _sources(library: Path) -> Iterator[Path]:
 def _config(shape: Shape) -> dict[str, Any]:
     return {
         "architectures": [shape.architecture],
+        "model_type": shape.architecture.removesuffix("ForCausalLM").lower(),
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size,
         "num_hidden_layers": shape.num_layers,
@@ -145,7 +162,8 @@ def _config(shape: Shape) -> dict[str, Any]:
         "rms_norm_eps": 1e-6,
         "rope_theta": 10_000.0,
         "hidden_act": "silu",
-        "eos_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": END_OF_TEXT_ID,
         "torch_dtype": shape.dtype,
     }
 

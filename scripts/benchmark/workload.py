@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 
 from .errors import BenchmarkError
 
 FIRST_ORDINARY_ID = 1  # 0 is the synthetic models' end of text
 MAX_WARM_UP_LEN = 32
+REQUESTS_PER_SEAT = 4
+MIN_REQUESTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,11 @@ class Workload:
     prompt: Range
     output: Range
     concurrency: int
+
+    def under(self, load: int) -> Workload:
+        """Its lengths, `load` requests at a time and enough of them for each."""
+        num_requests = max(MIN_REQUESTS, REQUESTS_PER_SEAT * load)
+        return replace(self, num_requests=num_requests, concurrency=load)
 
 
 @dataclass(frozen=True, slots=True)
