@@ -212,7 +212,7 @@ class Scheduler(ABC):
 
 
 @dataclass(slots=True)
-class _Draft:
+class _Sketch:
     """A step in the making, within what is left of its tokens and of its time."""
 
     budget: int
@@ -296,23 +296,23 @@ class ContinuousScheduler(Scheduler):
         return bool(self.suspects) and self.suspects[0].status is Status.RUNNING
 
     def _lone_step(self) -> list[ScheduledSequence]:
-        draft = _Draft(self.max_num_batched_tokens)
+        sketch = _Sketch(self.max_num_batched_tokens)
         if self._has_lone:
-            self._append_chunk(draft, self.suspects[0])
-        return draft.entries
+            self._append_chunk(sketch, self.suspects[0])
+        return sketch.entries
 
     def _common_step(self) -> list[ScheduledSequence]:
         decodes = self._decodes()
-        draft = _Draft(self.max_num_batched_tokens - len(decodes), decodes, pace=self.pace)
+        sketch = _Sketch(self.max_num_batched_tokens - len(decodes), decodes, pace=self.pace)
         if self.pace is not None:
-            draft.spare_s = self.pace.spare_s(_work_of(decodes))
+            sketch.spare_s = self.pace.spare_s(_work_of(decodes))
         for sequence in [s for s in self.running if s.num_uncomputed_tokens > 1]:
-            self._board_ahead_of(sequence, draft)
-            self._append_chunk(draft, sequence)
-        self._board_ahead_of(None, draft)
-        return draft.entries
+            self._board_ahead_of(sequence, sketch)
+            self._append_chunk(sketch, sequence)
+        self._board_ahead_of(None, sketch)
+        return sketch.entries
 
-    def _board_ahead_of(self, other: Sequence | None, draft: _Draft) -> None:
+    def _board_ahead_of(self, other: Sequence | None, sketch: _Sketch) -> None:
         """In order, until one has to wait for room; `None` is behind everybody."""
         num_passed, seats = 0, Counter(sequence.tenant for sequence in self.running)
         max_seats = self.fair_share.max_seats(self.max_num_seqs)
@@ -323,19 +323,19 @@ class ContinuousScheduler(Scheduler):
                 return
             if seats[sequence.tenant] >= max_seats:
                 continue
-            if not self._may_board(sequence) or not self._has_first_chunk(sequence, draft):
+            if not self._may_board(sequence) or not self._has_first_chunk(sequence, sketch):
                 return
-            if self._is_in(draft, sequence):
+            if self._is_in(sketch, sequence):
                 num_passed += 1
             elif self._admit(sequence, num_passed):
-                self._append_chunk(draft, sequence)
+                self._append_chunk(sketch, sequence)
             else:
                 return
             seats[sequence.tenant] += 1
 
-    def _is_in(self, draft: _Draft, sequence: Sequence) -> bool:
-        """Whether the draft has the block already that the sequence would begin with."""
-        return bool(draft.blocks) and self.block_manager.missing_block(sequence) in draft.blocks
+    def _is_in(self, sketch: _Sketch, sequence: Sequence) -> bool:
+        """Whether the sketch has the block already that the sequence would begin with."""
+        return bool(sketch.blocks) and self.block_manager.missing_block(sequence) in sketch.blocks
 
     def _has_seat(self, num_passed: int) -> bool:
         return len(self.running) + self._has_lone + num_passed < self.max_num_seqs
@@ -344,10 +344,10 @@ class ContinuousScheduler(Scheduler):
         """Ahead of a suspect that lacks room, only those board that gave theirs up."""
         return not self.suspects or self._has_lone or sequence.is_protected
 
-    def _has_first_chunk(self, sequence: Sequence, draft: _Draft) -> bool:
+    def _has_first_chunk(self, sequence: Sequence, sketch: _Sketch) -> bool:
         """Whoever boards without a chunk holds blocks for nothing, and has looked up the prefix
         cache before those ahead of it have filled it."""
-        return draft.room(0) >= min(sequence.num_tokens, self._least_chunk)
+        return sketch.room(0) >= min(sequence.num_tokens, self._least_chunk)
 
     @property
     def _least_chunk(self) -> int:
@@ -383,18 +383,18 @@ class ContinuousScheduler(Scheduler):
         self._join_queue(sequence)
         self.num_preemptions += 1
 
-    def _append_chunk(self, draft: _Draft, sequence: Sequence) -> None:
+    def _append_chunk(self, sketch: _Sketch, sequence: Sequence) -> None:
         """As much of the sequence as the budget and the pace allow."""
         count = sequence.num_uncomputed_tokens
-        room = draft.room(sequence.num_computed_tokens)
+        room = sketch.room(sequence.num_computed_tokens)
         if count > room:
             count = self._cut(sequence.num_computed_tokens, room)
         if count <= 0:
             return
-        draft.append(ScheduledSequence.next_of(sequence, count))
+        sketch.append(ScheduledSequence.next_of(sequence, count))
         digest = self.block_manager.next_block(sequence)
         if digest is not None:
-            draft.blocks.add(digest)
+            sketch.blocks.add(digest)
 
     def _cut(self, start: int, room: int) -> int:
         """How many of the tokens from `start` on make a chunk of `room` at most: up to the end of
