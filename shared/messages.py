@@ -163,6 +163,8 @@ class WorkerStats(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     max_waiting_tokens: Count = 0
     retry_after_ms: Count = 0  # until the queue of now is through, at the measured rate
     num_orphans: Count = 0  # requests without an owner that may still be attached to
+    num_draft_tokens: Count = 0  # guessed, and computed with the step
+    num_accepted_tokens: Count = 0  # of them, those that were right
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -138,6 +138,11 @@ class WorkerSettings(_Settings):
     policy: Literal["continuous", "static"] = Field(
         default="continuous", description="'static' is the measuring stick, not for serving."
     )
+    speculation: Literal["auto", "off"] = Field(
+        default="auto",
+        description="Verify tokens that are guessed from the text so far in rows that a small "
+        "batch has to spare; answers stay the same.",
+    )
     kv_cache_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
         default=None,
         description="Memory for keys and values, like 2GiB; by default what is sensible.",

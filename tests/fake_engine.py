@@ -13,10 +13,12 @@ from chairlift.shared.sampling_params import SamplingParams
 from chairlift.worker.block_manager import BlockManager
 from chairlift.worker.detokenizer import Detokenizer, NoText
 from chairlift.worker.engine import Engine
+from chairlift.worker.pace import Pace, Work
 from chairlift.worker.pulse import Pulse
 from chairlift.worker.sampler import Sampler
 from chairlift.worker.scheduler import ContinuousScheduler, Scheduler
 from chairlift.worker.sequence import Sequence
+from chairlift.worker.speculation import Speculation
 from tests.fake_model import FakeModelRunner, digest
 
 BLOCK_SIZE = 4
@@ -41,6 +43,8 @@ def make_engine(
     policy: type[Scheduler] = ContinuousScheduler,
     next_token: Callable[..., int] = digest,
     pulse: Pulse | None = None,
+    *,
+    speculates: bool = False,
 ) -> Engine:
     size = size or Size()
     scheduler = policy(
@@ -48,8 +52,18 @@ def make_engine(
         max_num_seqs=size.max_num_seqs,
         max_num_batched_tokens=size.budget,
     )
+    if speculates and isinstance(scheduler, ContinuousScheduler):
+        scheduler.speculation = Speculation(pace_of_free_rows())
     runner = FakeModelRunner(size.num_blocks, BLOCK_SIZE, VOCAB_SIZE, next_token)
     return Engine(scheduler, runner, Sampler(EOS), EOS, pulse)
+
+
+def pace_of_free_rows() -> Pace:
+    """Every draft is worth it, however unlikely."""
+    pace = Pace()
+    for num_decodes in (1, 64):
+        pace.model.learn(Work(num_decodes=num_decodes), 1.0)
+    return pace
 
 
 def runner_of(engine: Engine) -> FakeModelRunner:
@@ -92,9 +106,9 @@ def run_to_the_end(engine: Engine) -> list[Sequence]:
     raise AssertionError("it never ends")
 
 
-def run_alone(wish: Wish) -> Sequence:
-    """The oracle: nobody else, the prompt in one piece, no cache."""
-    engine = make_engine(Size(budget=4096, has_prefix_cache=False))
+def run_alone(wish: Wish, next_token: Callable[..., int] = digest) -> Sequence:
+    """The oracle: nobody else, the prompt in one piece, no cache, nothing guessed."""
+    engine = make_engine(Size(budget=4096, has_prefix_cache=False), next_token=next_token)
     sequence = wish.sequence()
     engine.add(sequence)
     run_to_the_end(engine)

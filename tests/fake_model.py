@@ -33,6 +33,12 @@ def digest(token_ids: Sequence[int]) -> int:
     return state
 
 
+def stuttering(token_ids: Sequence[int]) -> int:
+    """Few different ones, which mostly come again in the order that they came in."""
+    context = token_ids if len(token_ids) % 7 == 0 else token_ids[-2:]
+    return 1 + digest(context) % 6
+
+
 class FakeModelRunner(ModelRunner):
     """`next_token` of all that came before has the highest logit, modulo `vocab_size`.
 
@@ -70,11 +76,15 @@ class FakeModelRunner(ModelRunner):
         error = self.error_in(plan)
         if error is not None:
             raise error
-        ends = {segment.start + segment.num_tokens - 1: segment for segment in batch.segments}
-        rows = []
-        for row in batch.logit_rows.tolist():
-            segment = ends[row]
-            rows.append(self._logits(self._read(segment.block_table, segment.context_len)))
+        contexts = {
+            segment.start + segment.num_tokens - n: (
+                segment.block_table,
+                segment.context_len - n + 1,
+            )
+            for segment in batch.segments
+            for n in range(1, segment.num_tokens + 1)
+        }
+        rows = [self._logits(self._read(*contexts[row])) for row in batch.logit_rows.tolist()]
         output = StepOutput(torch.stack(rows) if rows else torch.empty(0, self.vocab_size))
         for number, entry in enumerate(plan.entries):
             if entry.to_score:

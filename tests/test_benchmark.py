@@ -127,6 +127,16 @@ def test_scenarios_run(bench_cache: Path, tmp_path: Path, scenario: str) -> None
     assert "must be" in done.stdout
 
 
+def test_speculation_is_compared_with_none(bench_cache: Path, tmp_path: Path) -> None:
+    """The same answers, at two rates."""
+    done = bench(bench_cache, tmp_path, "speculation", "--quick", "--num-threads", "1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "speculation" / "results.json").read_bytes())
+    (case,) = report["cases"]
+    ratios = [value for label, value, _ in case["rows"] if label == "ratio"]
+    assert len(ratios) == 8 and min(ratios) > 0
+
+
 @pytest.mark.parametrize("variant", ["chat", "logprobs", "completions"])
 def test_frontend_is_measured_against_a_paced_worker(
     variant: str, bench_cache: Path, tmp_path: Path

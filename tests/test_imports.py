@@ -46,6 +46,7 @@ TORCH_FREE = {
     "worker/pool.py",
     "worker/pace.py",
     "worker/scheduler.py",
+    "worker/speculation.py",
     "worker/static_scheduler.py",
     "worker/block_manager.py",
 }

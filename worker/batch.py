@@ -20,8 +20,8 @@ from .scheduler import Plan
 class Segment:
     """One sequence's rows of the batch: rows `start` to `start + num_tokens`.
 
-    Its queries are the last `num_tokens` of `context_len` tokens; the keys and values of token i
-    live in block `block_table[i // block_size]`.
+    Its queries are the last `num_tokens` of `context_len` tokens, drafts included; the keys and
+    values of token i live in block `block_table[i // block_size]`.
     """
 
     start: int
@@ -37,7 +37,7 @@ class Batch:
     input_ids: torch.Tensor  # [num_tokens]
     positions: torch.Tensor  # [num_tokens]
     slot_mapping: torch.Tensor  # [num_tokens], block id * block_size + offset in the block
-    logit_rows: torch.Tensor  # [num_sampled], rows after which a token is sampled
+    logit_rows: torch.Tensor  # [num_logit_rows], those after which a token is sampled
     segments: tuple[Segment, ...]
 
     @property
@@ -52,21 +52,22 @@ class Batch:
 
 def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device) -> Batch:
     """Lays the plan's sequences end to end; padding comes last and writes to `null_slot`."""
-    segments, ids, positions, slots, logit_rows = [], [], [], [], []
+    segments, ids, positions, slots = [], [], [], []
+    logit_rows: list[int] = []
     start = 0
     for entry in plan.entries:
-        sequence, count = entry.sequence, entry.num_tokens
+        sequence, count = entry.sequence, entry.num_rows
         first = sequence.num_computed_tokens
         last = first + count
         segments.append(Segment(start, count, last, sequence.block_table))
-        ids.append(np.asarray(sequence.token_ids[first:last]))
+        own = sequence.token_ids[first : first + entry.num_tokens]
+        ids.append(np.asarray([*own, *entry.drafts]))
         span = np.arange(first, last)
         positions.append(span)
         blocks = np.asarray(sequence.block_table)[span // block_size]
         slots.append(blocks * block_size + span % block_size)
         start += count
-        if entry.is_sampled:
-            logit_rows.append(start - 1)
+        logit_rows.extend(range(start - entry.num_sampled, start))
 
     num_tokens = rounded_up(start + plan.num_padding_tokens)
     padding = np.zeros(num_tokens - start, dtype=np.int64)

@@ -72,7 +72,11 @@ class BlockManager:
 
     def has_room(self, sequence: Sequence) -> bool:
         """Whether all its tokens have a place in its blocks."""
-        return len(sequence.block_table) * self.block_size >= sequence.num_tokens
+        return self.room(sequence) >= 0
+
+    def room(self, sequence: Sequence) -> int:
+        """For how many more tokens its blocks have a place; below 0 where they lack one."""
+        return len(sequence.block_table) * self.block_size - sequence.num_tokens
 
     def grow(self, sequence: Sequence) -> bool:
         """Makes room for the sequence's last token; False when no block is free."""

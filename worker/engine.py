@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import structlog
+import torch
 from numpy.typing import NDArray
 
 from ..shared.logs import short_hash
@@ -17,7 +18,7 @@ from ..shared.queue_place import QueuePlace
 from .faults import Outcome, error_of, finish_of, run_in_halves
 from .model_runner import ModelRunner, StepOutput
 from .pulse import Pulse
-from .sampler import Sampler
+from .sampler import LogitRow, Sampler
 from .scheduler import Plan, ScheduledSequence, Scheduler
 from .scoring import score
 from .sequence import Sequence
@@ -47,12 +48,20 @@ class StepTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The token that was sampled of one row."""
+
+    # None where the model's numbers are no numbers; or why there is none.
+    token_id: int | BaseException | None
+    score: bytes = b""  # its record, if it wants one
+
+
+@dataclass(frozen=True, slots=True)
 class Computed:
     """What a step yields for one entry of its plan. Nothing of it is the sequence's yet."""
 
-    # None also where the model's numbers are no numbers; or why there is none.
-    token_id: int | BaseException | None = None
-    scores: tuple[bytes, ...] = ()  # records of the tokens to score, and of the new one
+    choices: tuple[Choice, ...] = ()  # the next token, and one after each draft that was right
+    scores: tuple[bytes, ...] = ()  # records of the tokens to score
     hidden: NDArray[np.float32] | None = None  # to pool
 
 
@@ -77,6 +86,8 @@ class Engine:
         self.num_steps = 0
         self.num_prompt_tokens = 0
         self.num_generation_tokens = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0  # of the drafts
         self._runner = runner
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
@@ -202,17 +213,21 @@ class Engine:
         return results
 
     def _sample(self, plan: Plan, output: StepOutput) -> list[Computed]:
-        sampled = plan.sampled
-        # The sampler writes over the logits.
-        kept = {s: output.logits[row].clone() for row, s in enumerate(sampled) if s.wants_score}
-        tokens = dict(zip(sampled, self._sampler.sample(output.logits, sampled), strict=True))
-        results = []
+        rows = [
+            LogitRow(e.sequence, number) for e in plan.entries for number in range(e.num_sampled)
+        ]
+        kept = [  # since the sampler writes over the logits
+            output.logits[number].clone() if row.sequence.wants_score else None
+            for number, row in enumerate(rows)
+        ]
+        tokens = self._sampler.sample(output.logits, rows)
+        results, start = [], 0
         for number, entry in enumerate(plan.entries):
-            sequence, token_id = entry.sequence, tokens.get(entry.sequence)
-            scores = output.scores.get(number, [])
-            if sequence in kept and isinstance(token_id, int):
-                scores = [*scores, score(kept[sequence], token_id, sequence.params.num_logprobs)]
-            results.append(Computed(token_id, tuple(scores), output.hidden.get(number)))
+            stop = start + entry.num_sampled
+            choices = _choices(entry, tokens[start:stop], kept[start:stop])
+            scores = tuple(output.scores.get(number, ()))
+            results.append(Computed(choices, scores, output.hidden.get(number)))
+            start = stop
         return results
 
     def _begin(self, plan: Plan) -> None:
@@ -223,6 +238,7 @@ class Engine:
         plan, failures = outcome.plan, [f for f in outcome.failures if f.sequence.finish is None]
         suspects = [entry.sequence for entry in plan.entries if entry.sequence.is_suspect]
         self.num_prompt_tokens += sum(entry.num_prompt_tokens for entry in plan.entries)
+        self.num_draft_tokens += sum(len(entry.drafts) for entry in plan.entries)
         for entry, computed in zip(plan.entries, outcome.results, strict=True):
             _take_along(entry, computed)
         self.scheduler.commit(plan)
@@ -233,7 +249,7 @@ class Engine:
             if sequence.finish is not None:  # a ghost of static batching
                 continue
             if entry.is_sampled:
-                self._take_sampled(sequence, computed)
+                self._take_sampled(sequence, computed.choices)
             elif sequence.is_prompt_all and not sequence.num_uncomputed_tokens:
                 self._end_prompt(sequence)
             if entry.is_sampled or computed.scores or sequence.finish is not None:
@@ -245,20 +261,29 @@ class Engine:
                 self._pulse.clear(suspect.request_id)
         return [*changed, *(failure.sequence for failure in failures)]
 
-    def _take_sampled(self, sequence: Sequence, computed: Computed) -> None:
-        if computed.token_id is None:
+    def _take_sampled(self, sequence: Sequence, choices: tuple[Choice, ...]) -> None:
+        """One after the other, until the sequence ends."""
+        for number, choice in enumerate(choices):
+            if number:  # it comes after a draft that was right
+                self.scheduler.confirm_draft(sequence)
+                self.num_accepted_tokens += 1
+            self._take_choice(sequence, choice)
+            if sequence.finish is not None:
+                self.scheduler.remove(sequence)
+                return
+
+    def _take_choice(self, sequence: Sequence, choice: Choice) -> None:
+        if choice.token_id is None:
             self.end(sequence, _NOT_A_NUMBER)
             return
-        if isinstance(computed.token_id, BaseException):
-            self.end(sequence, finish_of(sequence, computed.token_id))
+        if isinstance(choice.token_id, BaseException):
+            self.end(sequence, finish_of(sequence, choice.token_id))
             return
         num_tokens = sequence.num_tokens
-        self._take(sequence, computed.token_id)
+        self._take(sequence, choice.token_id)
         self.num_generation_tokens += sequence.num_tokens - num_tokens
-        if computed.scores and sequence.num_tokens > num_tokens:
-            sequence.scores.take(num_tokens, computed.scores[-1])
-        if sequence.finish is not None:
-            self.scheduler.remove(sequence)
+        if choice.score and sequence.num_tokens > num_tokens:
+            sequence.scores.take(num_tokens, choice.score)
 
     def _end_prompt(self, sequence: Sequence) -> None:
         """Of a request that wants no tokens: its prompt has been read to the end."""
@@ -292,11 +317,28 @@ class Engine:
         return max(1000, round(1000 * seconds_each * count))
 
 
+def _choices(
+    entry: ScheduledSequence,
+    tokens: list[int | BaseException | None],
+    kept: list[torch.Tensor | None],
+) -> tuple[Choice, ...]:
+    """Of the entry's rows with nothing wrong before them: the first, and the next as long as the
+    draft is what was sampled in its place."""
+    choices = []
+    for token, logits, draft in zip(tokens, kept, (*entry.drafts, None), strict=False):
+        record = b""
+        if logits is not None and isinstance(token, int):
+            record = score(logits, token, entry.sequence.params.num_logprobs)
+        choices.append(Choice(token, record))
+        if token != draft:
+            break
+    return tuple(choices)
+
+
 def _take_along(entry: ScheduledSequence, computed: Computed) -> None:
-    """All but the new token, before the entry's tokens count as computed."""
+    """All but the new tokens, before the entry's tokens count as computed."""
     sequence = entry.sequence
-    known = computed.scores[: len(entry.to_score)]  # after them comes the new token's
-    for index, record in zip(entry.to_score, known, strict=True):
+    for index, record in zip(entry.to_score, computed.scores, strict=True):
         sequence.scores.take(index, record)
     if sequence.pool is not None and computed.hidden is not None:
         sequence.pool.add(sequence.num_computed_tokens, computed.hidden)

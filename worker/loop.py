@@ -122,4 +122,6 @@ class Loop:
             max_waiting_tokens=self._intake.limits.max_waiting_tokens,
             retry_after_ms=self._engine.estimated_wait_ms(),
             num_orphans=self._intake.num_orphans,
+            num_draft_tokens=self._engine.num_draft_tokens,
+            num_accepted_tokens=self._engine.num_accepted_tokens,
         )

@@ -35,6 +35,7 @@ from .quarantine import Quarantine
 from .sampler import Sampler
 from .scheduler import ContinuousScheduler
 from .sockets import WorkerSockets
+from .speculation import Speculation
 from .static_scheduler import StaticScheduler
 from .streams import Streams
 from .threads import quota_cores
@@ -134,12 +135,17 @@ def build_engine(
     )
     kernels = cpu_kernels(settings.kernels, shape, num_blocks, model.dtype)
     target_itl_s = settings.target_itl_ms / 1000 if settings.target_itl_ms else None
+    pace = Pace(target_itl_s, kernels.attention.chunk_unit)
     scheduler = POLICIES[settings.policy](
         BlockManager(num_blocks, BLOCK_SIZE, has_prefix_cache=settings.prefix_caching),
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
-        pace=Pace(target_itl_s, kernels.attention.chunk_unit),
+        pace=pace,
     )
+    # A draft is a row of a longer cut; and a processor may look at all output before the row.
+    is_safe = kernels.attention.is_cut_invariant and not processors
+    if settings.speculation == "auto" and is_safe and isinstance(scheduler, ContinuousScheduler):
+        scheduler.speculation = Speculation(pace)
     runner = ModelRunner(model.decoder, kernels, torch.device("cpu"))
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)

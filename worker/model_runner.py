@@ -29,7 +29,7 @@ class PreparedStep:
 class StepOutput:
     """What the forward pass yields. The maps have only entries of the plan that want such."""
 
-    logits: torch.Tensor  # float32 [num_sampled, vocab_size], in the plan's order
+    logits: torch.Tensor  # float32 [num_logit_rows, vocab_size], in the plan's order
     scores: dict[int, list[bytes]] = field(default_factory=dict)  # by number of the entry
     hidden: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # to pool, by the same
 

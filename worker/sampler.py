@@ -8,11 +8,13 @@ again, by any process, at any time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
+from ..shared.sampling_params import SamplingParams
 from .faults import error_of
 from .grammar import Constraint
 from .logits_processors import LogitsProcessor, process
@@ -43,6 +45,22 @@ def _mix(state: int) -> int:
     return state ^ (state >> 31)
 
 
+@dataclass(frozen=True, slots=True)
+class LogitRow:
+    """Whose row it is: it predicts the token after the sequence's own and `num_drafts` drafts."""
+
+    sequence: Sequence
+    num_drafts: int = 0
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.sequence.params
+
+    @property
+    def output_index(self) -> int:
+        return self.sequence.num_output_tokens + self.num_drafts
+
+
 class Sampler:
     """Chooses tokens; `eos_token_ids` are what min_tokens keeps away, and the processors are the
     operator's."""
@@ -55,27 +73,27 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(
-        self, logits: torch.Tensor, sequences: list[Sequence]
+        self, logits: torch.Tensor, rows: list[LogitRow]
     ) -> list[int | BaseException | None]:
-        """The next token of each sequence; None where the model's numbers are no numbers, and what
+        """The token that each row predicts; None where the model's numbers are no numbers, and what
         a row's grammar or parameters raise instead of it.
 
-        `logits` is float32 [len(sequences), vocab_size] and is overwritten. The sequences are as
-        they were before, so that it may be called again.
+        `logits` is float32 [len(rows), vocab_size] and is overwritten. The sequences are as they
+        were before, so that it may be called again.
         """
         errors = [
-            error_of(partial(self._adjust, row, sequence))
-            for row, sequence in zip(logits, sequences, strict=True)
+            error_of(partial(self._adjust, values, row.sequence))
+            for values, row in zip(logits, rows, strict=True)
         ]
         is_number = torch.isfinite(logits.amax(dim=-1)).tolist()
         buckets: dict[Callable[..., torch.Tensor], list[int]] = {}
-        for row, sequence in enumerate(sequences):
-            buckets.setdefault(_method(sequence), []).append(row)
-        tokens = np.zeros(len(sequences), dtype=np.int64)
-        for method, rows in buckets.items():
-            is_all = len(rows) == len(sequences)
-            chosen = method(logits if is_all else logits[rows], [sequences[row] for row in rows])
-            tokens[rows] = chosen.cpu().numpy()
+        for number, row in enumerate(rows):
+            buckets.setdefault(_method(row.params), []).append(number)
+        tokens = np.zeros(len(rows), dtype=np.int64)
+        for method, numbers in buckets.items():
+            is_all = len(numbers) == len(rows)
+            chosen = method(logits if is_all else logits[numbers], [rows[n] for n in numbers])
+            tokens[numbers] = chosen.cpu().numpy()
         return [
             error if error is not None else int(token) if ok else None
             for token, ok, error in zip(tokens, is_number, errors, strict=True)
@@ -89,8 +107,7 @@ class Sampler:
         adjust_logits(row, sequence, self._eos_token_ids)
 
 
-def _method(sequence: Sequence) -> Callable[..., torch.Tensor]:
-    params = sequence.params
+def _method(params: SamplingParams) -> Callable[..., torch.Tensor]:
     if params.is_greedy:
         return pick_greedy
     return pick_among_top if params.top_k or params.top_p < 1 else pick_from_all
@@ -146,7 +163,7 @@ def _penalise(row: torch.Tensor, sequence: Sequence) -> None:
         row[ids] -= params.frequency_penalty * counts + params.presence_penalty
 
 
-def pick_greedy(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+def pick_greedy(logits: torch.Tensor, rows: list[LogitRow]) -> torch.Tensor:
     """The highest logit of each row [num_rows]; block maxima first, as argmax is slow."""
     num_rows, vocab_size = logits.shape
     if vocab_size % TOP_BLOCK:
@@ -157,32 +174,32 @@ def pick_greedy(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor
     return best * TOP_BLOCK + inside
 
 
-def pick_from_all(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+def pick_from_all(logits: torch.Tensor, rows: list[LogitRow]) -> torch.Tensor:
     """Temperature and min_p alone [num_rows]: inverse CDF over the vocabulary, in two levels."""
-    weights = _weights(_scaled(logits, sequences), sequences)
-    rows = torch.arange(len(weights))
+    weights = _weights(_scaled(logits, rows), rows)
+    every = torch.arange(len(weights))
     sums = weights.sum(dim=-1).double().cumsum(dim=-1)  # [num_rows, num_blocks]
-    target = _uniforms(sequences) * sums[:, -1]
+    target = _uniforms(rows) * sums[:, -1]
     block = _first_above(sums, target)
-    inside = weights[rows, block].double()  # [num_rows, BLOCK]
-    before = torch.where(block > 0, sums[rows, block - 1], 0.0)
-    share = (target - before) / (sums[rows, block] - before)
+    inside = weights[every, block].double()  # [num_rows, BLOCK]
+    before = torch.where(block > 0, sums[every, block - 1], 0.0)
+    share = (target - before) / (sums[every, block] - before)
     cumulative = inside.cumsum(dim=-1)
     index = _first_above(cumulative, share * cumulative[:, -1])
     last = (torch.arange(BLOCK) * (inside > 0)).amax(dim=-1)
     return block * BLOCK + torch.minimum(index, last)
 
 
-def pick_among_top(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+def pick_among_top(logits: torch.Tensor, rows: list[LogitRow]) -> torch.Tensor:
     """Rows with top_k or top_p [num_rows]: sorts as few candidates as decide the row."""
-    scaled = _scaled(logits, sequences)
-    mass = _weights(scaled, sequences).sum(dim=-1).double().sum(dim=-1)  # [num_rows]
-    chosen = torch.zeros(len(sequences), dtype=torch.int64)
-    undecided = torch.arange(len(sequences))
+    scaled = _scaled(logits, rows)
+    mass = _weights(scaled, rows).sum(dim=-1).double().sum(dim=-1)  # [num_rows]
+    chosen = torch.zeros(len(rows), dtype=torch.int64)
+    undecided = torch.arange(len(rows))
     vocab_size = scaled.shape[-1]
     for num_candidates in (*(c for c in CANDIDATES if c < vocab_size), vocab_size):
         values, ids = _top(scaled[undecided], num_candidates)
-        group = [sequences[row] for row in undecided.tolist()]
+        group = [rows[number] for number in undecided.tolist()]
         index, is_decided = _pick_sorted(values, mass[undecided], group)
         is_decided |= num_candidates == vocab_size
         picked = ids.gather(1, index[:, None])[:, 0]
@@ -194,13 +211,13 @@ def pick_among_top(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Ten
 
 
 def _pick_sorted(
-    values: torch.Tensor, mass: torch.Tensor, sequences: list[Sequence]
+    values: torch.Tensor, mass: torch.Tensor, rows: list[LogitRow]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Index of the chosen candidate of each row, and whether the candidates sufficed for it.
 
     `values` [num_rows, num_candidates] descend; `mass` is the whole row's weight after min_p.
     """
-    top_k, top_p, min_p = _columns(sequences, "top_k", "top_p", "min_p")
+    top_k, top_p, min_p = _columns(rows, "top_k", "top_p", "min_p")
     rank = torch.arange(values.shape[-1])
     weights = (values - values[:, :1]).double().exp()
     limit_k = torch.where(top_k > 0, top_k, torch.inf)[:, None]
@@ -212,7 +229,7 @@ def _pick_sorted(
     is_decided = is_complete | ((top_k == 0) & reaches_p[:, -1]) | ~torch.isfinite(mass)
     num_kept = torch.minimum((~reaches_p).sum(dim=-1) + 1, (~is_cut).sum(dim=-1)).clamp_(min=1)
     kept = cumulative.gather(1, num_kept[:, None] - 1)[:, 0]
-    index = _first_above(cumulative, _uniforms(sequences) * kept)
+    index = _first_above(cumulative, _uniforms(rows) * kept)
     return torch.minimum(index, num_kept - 1), is_decided
 
 
@@ -234,13 +251,13 @@ def _top(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return found.values, block * TOP_BLOCK + found.indices % TOP_BLOCK
 
 
-def _scaled(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+def _scaled(logits: torch.Tensor, rows: list[LogitRow]) -> torch.Tensor:
     """Differences to the highest logit, which is 0 then, over the temperature; in place."""
-    (temperature,) = _columns(sequences, "temperature")
+    (temperature,) = _columns(rows, "temperature")
     return logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature.float()[:, None])
 
 
-def _weights(scaled: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+def _weights(scaled: torch.Tensor, rows: list[LogitRow]) -> torch.Tensor:
     """Unnormalised probabilities after min_p, 1 at the highest [num_rows, num_blocks, BLOCK].
 
     Summing blocks keeps every reduction within its row: torch splits the sum of a single long
@@ -252,22 +269,22 @@ def _weights(scaled: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     inside.copy_(scaled)
     for row in inside:  # one by one: torch cuts many rows between threads wherever it likes
         row.exp_()
-    (min_p,) = _columns(sequences, "min_p")
+    (min_p,) = _columns(rows, "min_p")
     if min_p.any():
         inside.masked_fill_(inside < min_p.float()[:, None], 0.0)
     return weights.view(num_rows, -1, BLOCK)
 
 
-def _columns(sequences: list[Sequence], *names: str) -> list[torch.Tensor]:
+def _columns(rows: list[LogitRow], *names: str) -> list[torch.Tensor]:
     """One float64 tensor [num_rows] for each named parameter."""
     return [
-        torch.tensor([getattr(s.params, name) for s in sequences], dtype=torch.float64)
+        torch.tensor([getattr(row.params, name) for row in rows], dtype=torch.float64)
         for name in names
     ]
 
 
-def _uniforms(sequences: list[Sequence]) -> torch.Tensor:
-    numbers = [uniform(s.params.seed, s.num_output_tokens) for s in sequences]
+def _uniforms(rows: list[LogitRow]) -> torch.Tensor:
+    numbers = [uniform(row.params.seed, row.output_index) for row in rows]
     return torch.tensor(numbers, dtype=torch.float64)
 
 

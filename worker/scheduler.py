@@ -6,14 +6,15 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import Counter, deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from .block_manager import BlockManager
 from .fair_share import FairShare
 from .pace import Pace, Work
 from .sequence import Sequence, Status
+from .speculation import Speculation
 
 TOKENS_PER_CLASS = 1 << 21  # several full queues: what waits at the same time goes by class
 
@@ -25,13 +26,24 @@ class ScheduledSequence:
     """The step computes the sequence's next `num_tokens` tokens, `num_prompt_tokens` of them the
     prompt's. If that catches up with all it has, the next one `is_sampled`, unless the request
     wants none; `to_score` are those of its tokens whose log probabilities are wanted and come of
-    these."""
+    these. `drafts` are guesses at the tokens after its own, which are computed with them: a token
+    is sampled after each of them as well, and counts if the draft turns out to be right."""
 
     sequence: Sequence
     num_tokens: int
     num_prompt_tokens: int
     is_sampled: bool
     to_score: range = range(0)
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens + len(self.drafts)
+
+    @property
+    def num_sampled(self) -> int:
+        """How many of its rows, the last, a token is sampled of."""
+        return 1 + len(self.drafts) if self.is_sampled else 0
 
     @classmethod
     def next_of(cls, sequence: Sequence, num_tokens: int) -> ScheduledSequence:
@@ -60,7 +72,7 @@ class Plan:
 
     @property
     def num_tokens(self) -> int:
-        return sum(entry.num_tokens for entry in self.entries)
+        return sum(entry.num_rows for entry in self.entries)
 
     @property
     def work(self) -> Work:
@@ -170,6 +182,12 @@ class Scheduler(ABC):
             if entry.is_sampled and entry.sequence.is_suspect:
                 self._acquit(entry.sequence)
 
+    def confirm_draft(self, sequence: Sequence) -> None:
+        """The first draft after the tokens that count as computed was right: so does it now."""
+        sequence.num_computed_tokens += 1
+        sequence.num_served_tokens += 1
+        self.block_manager.commit(sequence)
+
     def _acquit(self, suspect: Sequence) -> None:
         """It has run alone as long as it had to."""
         if suspect not in self.running:
@@ -263,6 +281,9 @@ class ContinuousScheduler(Scheduler):
     Suspects go one after the other, oldest first; their lone steps take turns with the common
     ones. The first has its blocks and a place among `max_num_seqs` as soon as there are any,
     before others board, and gives them up to nobody: it needs no more to be through.
+
+    A step without chunks has rows to spare: with a `speculation` it verifies drafts in them. They
+    stay within the blocks that their sequences hold, and so take none from anybody.
     """
 
     def __init__(
@@ -279,7 +300,13 @@ class ContinuousScheduler(Scheduler):
             max_num_batched_tokens=max_num_batched_tokens,
             pace=pace,
         )
+        self.speculation: Speculation | None = None
         self._is_lone_turn = True
+
+    def _finish(self, sequence: Sequence) -> None:
+        super()._finish(sequence)
+        if self.speculation is not None:
+            self.speculation.forget(sequence)
 
     def plan(self) -> Plan:
         if self.suspects and not self._has_lone and len(self.running) < self.max_num_seqs:
@@ -304,13 +331,18 @@ class ContinuousScheduler(Scheduler):
     def _common_step(self) -> list[ScheduledSequence]:
         decodes = self._decodes()
         sketch = _Sketch(self.max_num_batched_tokens - len(decodes), decodes, pace=self.pace)
+        work = _work_of(decodes)
         if self.pace is not None:
-            sketch.spare_s = self.pace.spare_s(_work_of(decodes))
+            sketch.spare_s = self.pace.spare_s(work)
         for sequence in [s for s in self.running if s.num_uncomputed_tokens > 1]:
             self._board_ahead_of(sequence, sketch)
             self._append_chunk(sketch, sequence)
         self._board_ahead_of(None, sketch)
-        return sketch.entries
+        if self.speculation is None or sketch.has_chunk or not decodes:
+            return sketch.entries
+        rooms = {entry.sequence: self.block_manager.room(entry.sequence) for entry in decodes}
+        drafts = self.speculation.drafts(rooms, work, sketch.budget)
+        return [_with_drafts(entry, drafts) for entry in decodes] if drafts else decodes
 
     def _board_ahead_of(self, other: Sequence | None, sketch: _Sketch) -> None:
         """In order, until one has to wait for room; `None` is behind everybody."""
@@ -406,5 +438,16 @@ class ContinuousScheduler(Scheduler):
         return to_block if to_block > 0 else to_least
 
 
-def _work_of(entries: Iterable[ScheduledSequence]) -> Work:
-    return Work.of((entry.sequence.num_computed_tokens, entry.num_tokens) for entry in entries)
+def _with_drafts(
+    entry: ScheduledSequence, drafts: Mapping[Sequence, tuple[int, ...]]
+) -> ScheduledSequence:
+    return replace(entry, drafts=drafts[entry.sequence]) if entry.sequence in drafts else entry
+
+
+def _work_of(entries: Collection[ScheduledSequence]) -> Work:
+    spans = [(entry.sequence.num_computed_tokens, entry.num_tokens) for entry in entries]
+    for entry in entries:
+        if entry.drafts:  # a row for each, which costs what a decode's costs
+            first = entry.sequence.num_computed_tokens + entry.num_tokens
+            spans += ((first + number, 1) for number in range(len(entry.drafts)))
+    return Work.of(spans)

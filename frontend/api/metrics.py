@@ -105,6 +105,10 @@ class _WorkerCollector(Collector):
         yield _counter("num_preemptions", "Sequences put back.", stats.num_preemptions)
         yield _counter("prefix_cache_queries", "Tokens looked up.", stats.num_prefix_queries)
         yield _counter("prefix_cache_hits", "Tokens found.", stats.num_prefix_hits)
+        yield _counter("spec_decode_num_draft_tokens", "Guessed.", stats.num_draft_tokens)
+        yield _counter(
+            "spec_decode_num_accepted_tokens", "Guessed right.", stats.num_accepted_tokens
+        )
         yield _counter("malformed_messages", "Dropped.", stats.num_malformed_messages)
 
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import frontend, load, options, peers, policies, scenarios
+from . import frontend, load, options, peers, policies, scenarios, speculation
 from .errors import BenchmarkError
 from .machine import Machine
 from .report import Report, Section
 
 # Each has `add_parser(modes)`, which names `measure(options)`: what it yields is saved at once.
-MODES = (policies, scenarios, load, peers, frontend)
+MODES = (policies, scenarios, load, peers, speculation, frontend)
 ALL = (  # what docs/benchmarks.md shows
     "offline --model S --workload W1 --repeats 3",
     "offline --model S --workload decode-heavy --repeats 3",
@@ -32,6 +32,7 @@ ALL = (  # what docs/benchmarks.md shows
     "attack --model M",
     "crowd --model M",
     "prefix --model M",
+    "speculation",
     "frontend --repeats 3 --seconds 8",
     "frontend --streams 64 --variants chat --repeats 3 --seconds 8",
 )

@@ -68,6 +68,7 @@ class Job:
         values = {
             "model": self.folder,
             "policy": self.policy,
+            "speculation": "off",  # random models repeat themselves as no text does
             "dtype": self.dtype,
             "max_num_seqs": self.concurrency,
             "max_num_batched_tokens": self.max_num_batched_tokens,

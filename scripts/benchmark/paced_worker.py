@@ -20,7 +20,7 @@ from chairlift.shared.messages import Greeting
 from chairlift.shared.tokenizer import Tokenizer
 from chairlift.worker.admission import Admission, Limits
 from chairlift.worker.block_manager import BlockManager
-from chairlift.worker.engine import Computed, Engine
+from chairlift.worker.engine import Choice, Computed, Engine
 from chairlift.worker.intake import Intake
 from chairlift.worker.loop import Loop
 from chairlift.worker.publisher import Publisher
@@ -62,15 +62,18 @@ class PacedEngine(Engine):
         self._due_s = max(now, self._due_s + self._step_s)
         time.sleep(self._due_s - now)
         token_id = self.num_steps % MAX_STEPS
-        return [Computed(token_id, _scores(entry.sequence, token_id)) for entry in plan.entries]
+        return [
+            Computed((Choice(token_id, _score(entry.sequence, token_id)),))
+            for entry in plan.entries
+        ]
 
 
-def _scores(sequence: Sequence, token_id: int) -> tuple[bytes, ...]:
+def _score(sequence: Sequence, token_id: int) -> bytes:
     num_top = sequence.params.num_logprobs
     if num_top < 0:
-        return ()
+        return b""
     ids = [(token_id + i) % MAX_STEPS for i in range(num_top)]
-    return (pack_logprob(-0.7, ids, [-0.7 - i for i in range(num_top)]),)
+    return pack_logprob(-0.7, ids, [-0.7 - i for i in range(num_top)])
 
 
 class MeteredLoop(Loop):

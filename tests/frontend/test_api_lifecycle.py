@@ -335,6 +335,8 @@ def test_metrics(http: TestClient, fake: Any) -> None:
         "chairlift:prefix_cache_queries_total 0.0",
         "chairlift:prefix_cache_hits_total 0.0",
         "chairlift:num_preemptions_total 0.0",
+        "chairlift:spec_decode_num_draft_tokens_total 0.0",
+        "chairlift:spec_decode_num_accepted_tokens_total 0.0",
         "chairlift:step_age_seconds 0.0",
         "chairlift:time_to_first_token_seconds_count 1.0",
         "chairlift:inter_token_latency_seconds_count 4.0",

@@ -49,6 +49,7 @@ def engine_for(model: LoadedModel, **settings: object) -> tuple[Engine, Recorder
         "max_num_batched_tokens": 4096,
         "prefix_caching": False,
         "kernels": "native",
+        "speculation": "off",  # a row for each token; drafts are in test_speculation.py
     }
     engine = build_engine(model, WorkerSettings(**{**values, **settings}))  # type: ignore[arg-type]
     recorder = Recorder(engine._runner)

@@ -17,6 +17,7 @@ from chairlift.worker.model_runner import StepOutput
 from chairlift.worker.publisher import Publisher, Send
 from chairlift.worker.pulse import Pulse
 from chairlift.worker.quarantine import Quarantine
+from chairlift.worker.sampler import LogitRow
 from chairlift.worker.scheduler import ContinuousScheduler, Plan
 from chairlift.worker.scoring import score
 from chairlift.worker.sequence import Sequence
@@ -72,7 +73,7 @@ def _score(sequence: Sequence, index: int) -> bytes:
 class FakeSampler:
     """Stands in for the Sampler."""
 
-    def sample(self, tokens: list[int] | torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    def sample(self, tokens: list[int] | torch.Tensor, rows: list[LogitRow]) -> list[int]:
         return tokens if isinstance(tokens, list) else tokens.argmax(dim=-1).tolist()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,3 +39,23 @@ def test_the_end_is_padding() -> None:
     assert batch.slot_mapping.tolist() == [*range(35), *[NULL_SLOT] * 5]
     assert batch.logit_rows.tolist() == [34]
     assert [(s.start, s.num_tokens) for s in batch.segments] == [(0, 35)]
+
+
+def test_drafts_follow_their_sequence() -> None:
+    """At the positions that come next, with a row of logits for each; neighbours move along."""
+    first, second = make_wish([1, 2, 3]).sequence(), make_wish([4]).sequence()
+    first.block_table, first.num_computed_tokens, second.block_table = [2], 2, [0]
+    entry = replace(ScheduledSequence.next_of(first, 1), drafts=(7, 8))
+    plan = Plan((entry, ScheduledSequence.next_of(second, 1)))
+    batch = make_batch(plan, 32, NULL_SLOT, torch.device("cpu"))
+    assert batch.input_ids.tolist() == [3, 7, 8, 4]
+    assert batch.positions.tolist() == [2, 3, 4, 0]
+    assert batch.slot_mapping.tolist() == [66, 67, 68, 0]
+    assert batch.logit_rows.tolist() == [0, 1, 2, 3]
+    assert [(s.start, s.num_tokens, s.context_len) for s in batch.segments] == [
+        (0, 3, 5),
+        (3, 1, 1),
+    ]
+    assert plan.num_tokens == 4
+    assert (plan.work.num_prompt_tokens, plan.work.num_decodes) == (0, 4)
+    assert plan.work.num_keys == 3 + 4 + 5 + 1

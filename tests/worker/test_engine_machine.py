@@ -33,6 +33,13 @@ from tests.fake_engine import (
     run_to_the_end,
     runner_of,
 )
+from tests.fake_model import stuttering
+
+KINDS = {
+    "continuous": ContinuousScheduler,
+    "speculating": ContinuousScheduler,
+    "static": StaticScheduler,
+}
 
 
 @dataclass
@@ -60,14 +67,14 @@ class FragileText(NoText):
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Arrivals, resumptions, suspects, haste, cancels, faults of one or all, and both policies."""
+    """Arrivals, resumptions, suspects, haste, cancels, faults of one or all, policies, drafts."""
 
     @initialize(
         num_blocks=st.integers(6, 24),
         max_num_seqs=st.integers(1, 6),
         spare_budget=st.integers(BLOCK_SIZE, 24),
         has_prefix_cache=st.booleans(),
-        policy=st.sampled_from([ContinuousScheduler, ContinuousScheduler, StaticScheduler]),
+        kind=st.sampled_from([*KINDS]),
     )
     def start(
         self,
@@ -75,11 +82,13 @@ class EngineMachine(RuleBasedStateMachine):
         max_num_seqs: int,
         spare_budget: int,
         has_prefix_cache: bool,
-        policy: type[ContinuousScheduler | StaticScheduler],
+        kind: str,
     ) -> None:
         size = Size(num_blocks, max_num_seqs, max_num_seqs + spare_budget, has_prefix_cache)
         self.num_blocks, self.pulse, self.faults = num_blocks, Pulse.private(), Faults()
-        self.engine: Engine = make_engine(size, policy, pulse=self.pulse)
+        self.engine: Engine = make_engine(
+            size, KINDS[kind], stuttering, self.pulse, speculates=kind == "speculating"
+        )
         runner_of(self.engine).error_in = self.faults
         self.wishes: dict[Sequence, Wish] = {}
         self.answers: dict[Wish, list[int]] = {}
@@ -181,7 +190,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _answer(self, wish: Wish) -> list[int]:
         if wish not in self.answers:
-            self.answers[wish] = output_of(run_alone(wish))
+            self.answers[wish] = output_of(run_alone(wish, stuttering))
         return self.answers[wish]
 
     def _is_to_blame(self, sequence: Sequence, finish: Finish) -> bool:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from chairlift.shared.sampling_params import MAX_SEED, SamplingParams
 from chairlift.worker import sampler as module
 from chairlift.worker.grammar import GrammarError
-from chairlift.worker.sampler import Sampler, uniform
+from chairlift.worker.logits_processors import LogitsProcessor
+from chairlift.worker.sampler import LogitRow, Sampler, uniform
 from chairlift.worker.sequence import Sequence
 
 EOS = frozenset({2, 5})
@@ -40,9 +41,13 @@ def make_logits(num_rows: int, vocab_size: int, seed: int, spread: float = 3.0) 
 
 
 def sample(
-    logits: torch.Tensor, sequences: list[Sequence], eos: frozenset[int] = EOS
+    logits: torch.Tensor,
+    sequences: list[Sequence],
+    eos: frozenset[int] = EOS,
+    processors: tuple[LogitsProcessor, ...] = (),
 ) -> list[int | BaseException | None]:
-    return Sampler(eos).sample(logits.clone(), sequences)
+    rows = [LogitRow(sequence) for sequence in sequences]
+    return Sampler(eos, processors).sample(logits.clone(), rows)
 
 
 @st.composite
@@ -166,6 +171,16 @@ def test_neighbours_do_not_change_a_token(vocab_size: int, num_examples: int) ->
         assert together == sample(logits.flip(0), rows[::-1])[::-1]
 
     check()
+
+
+def test_row_behind_drafts_is_sampled_as_behind_output() -> None:
+    """With the dice of the token that it predicts, in all ways of sampling."""
+    logits = make_logits(5, 983, seed=3)
+    for params in ({}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.1}, {"logit_bias": ((7, 3.0),)}):
+        known = make_sequence([1], [7], seed=9, **params)
+        rows = [LogitRow(known, number) for number in range(5)]
+        later = [make_sequence([1], [7] * (1 + number), seed=9, **params) for number in range(5)]
+        assert Sampler(EOS).sample(logits.clone(), rows) == sample(logits, later)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +408,7 @@ def test_rows_that_fail_say_why_and_others_are_the_same() -> None:
         make_sequence([1], [], seed=4, top_k=3),
     ]
     plain = [make_sequence([1], [], seed=1), make_sequence([1], [], seed=4, top_k=3)]
-    first, stuck, divided, last = Sampler(EOS, (processor,)).sample(logits.clone(), rows)
+    first, stuck, divided, last = sample(logits, rows, processors=(processor,))
     assert isinstance(stuck, GrammarError)
     assert isinstance(divided, ZeroDivisionError)
     assert [first, last] == sample(logits[[0, 3]], plain)
@@ -419,12 +434,12 @@ def test_processors_come_first_and_in_order() -> None:
         make_sequence([1, 2], [3], temperature=0.0),
         make_sequence([1], [], temperature=0.0, bad_words=((9,),)),
     ]
-    assert Sampler(EOS, (double, wish_for_nine)).sample(logits, rows) == [9, 11]
+    assert sample(logits, rows, processors=(double, wish_for_nine)) == [9, 11]
     assert seen == [[3], []]
 
 
 def test_processor_that_returns_another_shape_is_at_fault() -> None:
     """A scalar would be taken for a whole row."""
     processors = (lambda output, row: torch.tensor(1.0),)
-    (error,) = Sampler(EOS, processors).sample(torch.zeros(1, 983), [make_sequence([1], [])])
+    (error,) = sample(torch.zeros(1, 983), [make_sequence([1], [])], processors=processors)
     assert isinstance(error, ValueError)

@@ -74,6 +74,8 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
     """Owns the pools: per layer keys [num_blocks, num_kv_heads, head_dim, 32] and values
     [num_blocks, num_kv_heads, 32, padded head_dim]."""
 
+    is_cut_invariant = True
+
     def __init__(self, shape: AttentionShape, num_blocks: int, dtype: torch.dtype) -> None:
         """Raises NativeKernelError."""
         self.block_size = BLOCK_SIZE
