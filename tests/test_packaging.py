@@ -260,7 +260,14 @@ def _flags(kind: type[WorkerSettings] | type[ServeSettings]) -> set[str]:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "SECURITY.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/reliability.md"],
+    [
+        "README.md",
+        "SECURITY.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "docs/int8.md",
+        "docs/reliability.md",
+    ],
 )
 def test_documented_flags_exist(document: str) -> None:
     """Every flag in the documents is one of the command that it stands with, or of any where none

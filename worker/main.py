@@ -27,6 +27,7 @@ from .loop import Loop
 from .memory import block_bytes, keep_freed_memory, num_cache_blocks
 from .model_runner import ModelRunner
 from .models.hub import resolve_model
+from .models.linear_choice import linear_factory
 from .models.loader import LoadedModel, load_model
 from .pace import Pace
 from .publisher import Publisher
@@ -74,7 +75,8 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     pulse.state = State.LOADING
     tokenizer = Tokenizer.from_folder(folder)
     processors = load_logits_processors(settings.logits_processors)
-    model = load_model(folder, settings.dtype, settings.max_model_len)
+    make_linear = linear_factory(settings.quantize, settings.kernels)
+    model = load_model(folder, settings.dtype, settings.max_model_len, make_linear)
     eos_token_ids = eos_token_ids_of(model)
     trials = GrammarTrials(tokenizer.backend, eos_token_ids)
     compiler = GrammarCompiler(tokenizer.backend, eos_token_ids, check=trials.check)
@@ -102,6 +104,7 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
         "the worker is ready",
         model=settings.served_model_name,
         dtype=str(model.dtype).removeprefix("torch."),
+        quantize=settings.quantize,
         max_model_len=model.max_model_len,
         kv_cache_tokens=blocks.num_blocks * blocks.block_size,
         address=settings.address,

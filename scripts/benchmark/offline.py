@@ -22,6 +22,7 @@ from chairlift.shared.tokenizer import Tokenizer
 from chairlift.worker.detokenizer import Detokenizer
 from chairlift.worker.engine import Engine, StepTimes
 from chairlift.worker.main import build_engine, prepare_process
+from chairlift.worker.models.linear_choice import linear_factory
 from chairlift.worker.models.loader import load_model
 from chairlift.worker.sequence import Sequence as EngineSequence
 
@@ -111,7 +112,8 @@ def _prepare(job: Job) -> tuple[Driver, Engine]:
     prepare_process(job.num_threads)
     settings = WorkerSettings(**job.settings())
     folder = Path(job.folder)
-    model = load_model(folder, settings.dtype, settings.max_model_len)
+    make_linear = linear_factory(settings.quantize, settings.kernels)
+    model = load_model(folder, settings.dtype, settings.max_model_len, make_linear)
     engine = build_engine(model, settings)
     engine.warm_up()
     return Driver(engine, Tokenizer.from_folder(folder), job.concurrency), engine

@@ -63,6 +63,7 @@ WORKLOADS = {
     "W1": Workload(64, 0, Range(16, 512), Range(16, 256), concurrency=16),
     "W3": Workload(4, 3, Range(128, 128), Range(128, 128), concurrency=1),
     "decode-heavy": Workload(128, 1, Range(16, 64), Range(16, 512), concurrency=16),
+    "decode": Workload(16, 5, Range(32, 32), Range(96, 96), concurrency=16),
     "tiny": Workload(8, 4, Range(4, 24), Range(4, 16), concurrency=3),  # for the tests
 }
 

@@ -12,9 +12,11 @@ from chairlift.shared.settings import WorkerSettings
 from chairlift.worker.engine import Engine
 from chairlift.worker.main import build_engine
 from chairlift.worker.model_runner import ModelRunner, PreparedStep, StepOutput
-from chairlift.worker.models.loader import LoadedModel, load_model
+from chairlift.worker.models.linear_choice import linear_factory
+from chairlift.worker.models.loader import DtypeChoice, LoadedModel, load_model
 from chairlift.worker.scheduler import Plan
 from chairlift.worker.sequence import Sequence
+from tests.vnni import needs_vnni
 
 NUM_OUTPUT_TOKENS = 40
 
@@ -169,3 +171,27 @@ def test_resumed_requests_change_no_bit(model: LoadedModel, temperature: float) 
         assert rider.token_ids == lonely.token_ids
         rid = rider.request_id
         assert are_equal(recorder.logits[rid], expected_logits[rid][3 * number :])
+
+
+@needs_vnni
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("settings", "stagger"),
+    [
+        pytest.param({}, 0, id="whole"),
+        pytest.param({"max_num_batched_tokens": 64}, 3, id="staggered arrivals"),
+    ],
+)
+def test_int8_logits_are_bitwise_those_of_a_lonely_run(
+    tiny_model: Path, dtype: DtypeChoice, settings: dict[str, object], stagger: int
+) -> None:
+    """Quantized too: each token's activations have a scale of their own."""
+    model = load_model(tiny_model, dtype, 256, linear_factory("int8", "auto"))
+    expected, expected_logits = alone(model, 1.0)
+    engine, recorder = engine_for(model, **settings)
+    sequences = riders(1.0)
+    run(engine, sequences, stagger=stagger)
+    for rider, lonely in zip(sequences, expected, strict=True):
+        assert rider.token_ids == lonely.token_ids
+        rid = rider.request_id
+        assert are_equal(recorder.logits[rid], expected_logits[rid])

@@ -16,6 +16,9 @@ from chairlift.worker.attention.native import NativeCpuAttention
 from chairlift.worker.kernels import compiler
 from chairlift.worker.kernels.choice import cpu_kernels
 from chairlift.worker.kernels.compiler import NativeKernelError
+from chairlift.worker.models import native_operations
+from chairlift.worker.models.linear_choice import row_quantizer
+from chairlift.worker.models.native_row_quantizer import NativeRowQuantizer
 from tests.worker.test_attention import shape_of
 
 SHAPE, DTYPE = shape_of(), torch.float32
@@ -23,6 +26,7 @@ SHAPE, DTYPE = shape_of(), torch.float32
 
 def forget_kernels() -> None:
     native.kernel.cache_clear()
+    native_operations._kernels.cache_clear()
     compiler.load_kernels.cache_clear()
 
 
@@ -88,3 +92,4 @@ def test_processors_with_narrower_vectors_compute_the_same(
         shape = shape_of(group=7, head_dim=64)
         attention = cpu_kernels("native", shape, 4, dtype).attention
         assert isinstance(attention, NativeCpuAttention)
+    assert isinstance(row_quantizer("native"), NativeRowQuantizer)

@@ -12,7 +12,7 @@ from ..attention.backend import HeadNorm
 from ..batch import Batch
 from ..kernels.choice import Kernels
 from .config import ModelConfig
-from .linear import Linear
+from .linear import LinearLayer
 from .rope import RotaryTable
 
 
@@ -21,12 +21,12 @@ class DecoderLayer:
     """The weights of one layer."""
 
     input_norm: torch.Tensor  # [hidden_size]
-    qkv: Linear  # queries, keys, values: to (num_heads + 2 * num_kv_heads) * head_dim
+    qkv: LinearLayer  # queries, keys, values: to (num_heads + 2 * num_kv_heads) * head_dim
     qk_norm: HeadNorm | None
-    output: Linear
+    output: LinearLayer
     post_attention_norm: torch.Tensor  # [hidden_size]
-    gate_up: Linear  # gates, then ups: to 2 * intermediate_size
-    down: Linear
+    gate_up: LinearLayer  # gates, then ups: to 2 * intermediate_size
+    down: LinearLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class DecoderWeights:
     embedding: torch.Tensor  # [vocab_size, hidden_size]
     layers: tuple[DecoderLayer, ...]
     norm: torch.Tensor  # [hidden_size]
-    head: Linear  # to vocab_size
+    head: LinearLayer  # to vocab_size
 
 
 class Decoder:

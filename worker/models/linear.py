@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -10,6 +11,10 @@ import torch.nn.functional as F
 # oneDNN takes another float32 kernel for one long row than for many, with other last bits.
 _LONG_ROW = 4096
 _PACKED_ROWS_HINT = 32  # measured: hints of 1 to 256 give the same layout
+
+# x [num_tokens, in_features] to [num_tokens, out_features], a row from a row: Linear or Int8Linear.
+LinearLayer = Callable[[torch.Tensor], torch.Tensor]
+LinearFactory = Callable[[torch.Tensor, torch.Tensor | None], LinearLayer]  # of weight and bias
 
 
 class Linear:

@@ -14,7 +14,7 @@ from ..attention.backend import HeadNorm
 from .checkpoint import Checkpoint
 from .config import ModelConfig, read_config
 from .decoder import Decoder, DecoderLayer, DecoderWeights
-from .linear import Linear
+from .linear import Linear, LinearFactory, LinearLayer
 
 SMALL_MODEL_BYTES = 64 << 20  # of weights: what a CPU's caches may hold
 MAX_DEFAULT_MODEL_LEN = 8192  # more is served when it is asked for
@@ -35,13 +35,16 @@ class LoadedModel:
 
 
 def load_model(
-    folder: Path, dtype: DtypeChoice = "auto", max_model_len: int | None = None
+    folder: Path,
+    dtype: DtypeChoice = "auto",
+    max_model_len: int | None = None,
+    make_linear: LinearFactory = Linear,
 ) -> LoadedModel:
     """Reads config and weights from a local folder.
 
     Positions reach up to `max_model_len`, by default what the model has up to
-    MAX_DEFAULT_MODEL_LEN. Raises ModelError, whose
-    text names the file and the key or tensor at fault.
+    MAX_DEFAULT_MODEL_LEN. `make_linear` makes all matrices but the embedding. Raises ModelError,
+    whose text names the file and the key or tensor at fault.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; give a checkpoint's folder or a model's name")
@@ -49,7 +52,7 @@ def load_model(
     length = _checked_length(max_model_len, config)
     checkpoint = Checkpoint(folder)
     chosen = dtype_of(dtype, checkpoint)
-    weights = _WeightReader(checkpoint, config, chosen).read()
+    weights = _WeightReader(checkpoint, config, chosen, make_linear).read()
     _refuse_unread(checkpoint, config)
     decoder = Decoder(config, weights, length)
     _return_freed_memory()
@@ -119,6 +122,7 @@ class _WeightReader:
     checkpoint: Checkpoint
     config: ModelConfig
     dtype: torch.dtype
+    make_linear: LinearFactory
 
     def read(self) -> DecoderWeights:
         embedding = self._matrix(_EMBEDDING, self.config.vocab_size)
@@ -126,10 +130,11 @@ class _WeightReader:
             embedding=embedding,
             layers=tuple(self._layer(index) for index in range(self.config.num_layers)),
             norm=self._vector("model.norm.weight", self.config.hidden_size),
-            head=Linear(
+            head=self.make_linear(
                 embedding
                 if self.config.has_tied_head
-                else self._matrix(_HEAD, self.config.vocab_size)
+                else self._matrix(_HEAD, self.config.vocab_size),
+                None,
             ),
         )
 
@@ -154,7 +159,7 @@ class _WeightReader:
 
     def _linear(
         self, prefix: str, out_features: dict[str, int], in_features: int, has_bias: bool
-    ) -> Linear:
+    ) -> LinearLayer:
         """One layer from several projections of the same input, stacked in the order given."""
         sizes = list(out_features.values())
         weight = torch.empty(sum(sizes), in_features, dtype=self.dtype)
@@ -164,7 +169,7 @@ class _WeightReader:
         if bias is not None:
             for name, rows in zip(out_features, torch.split(bias, sizes), strict=True):
                 self.checkpoint.read_into(rows, f"{prefix}.{name}.bias")
-        return Linear(weight, bias)
+        return self.make_linear(weight, bias)
 
     def _qk_norm(self, attention: str) -> HeadNorm:
         """Both norms as one, for queries and keys are normalised and rotated together."""
