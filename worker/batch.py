@@ -8,6 +8,7 @@ the 56 that are left take 190.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -50,38 +51,54 @@ class Batch:
         return self.segments[-1].start + self.segments[-1].num_tokens if self.segments else 0
 
 
-def make_batch(plan: Plan, block_size: int, null_slot: int, device: torch.device) -> Batch:
-    """Lays the plan's sequences end to end; padding comes last and writes to `null_slot`."""
-    segments, ids, positions, slots = [], [], [], []
+def make_batch(
+    plan: Plan, block_size: int, null_slot: int, device: torch.device, min_rows: int = 1
+) -> Batch:
+    """Lays the plan's sequences end to end; padding, up to `min_rows` at least, comes last and
+    writes to `null_slot`."""
+    segments: list[Segment] = []
+    input_ids: list[int] = []
     logit_rows: list[int] = []
-    start = 0
     for entry in plan.entries:
-        sequence, count = entry.sequence, entry.num_rows
-        first = sequence.num_computed_tokens
-        last = first + count
-        segments.append(Segment(start, count, last, sequence.block_table))
-        own = sequence.token_ids[first : first + entry.num_tokens]
-        ids.append(np.asarray([*own, *entry.drafts]))
-        span = np.arange(first, last)
-        positions.append(span)
-        blocks = np.asarray(sequence.block_table)[span // block_size]
-        slots.append(blocks * block_size + span % block_size)
-        start += count
-        logit_rows.extend(range(start - entry.num_sampled, start))
+        sequence, start = entry.sequence, len(input_ids)
+        first, end = sequence.num_computed_tokens, start + entry.num_rows
+        segments.append(
+            Segment(start, entry.num_rows, first + entry.num_rows, sequence.block_table)
+        )
+        input_ids += sequence.token_ids[first : first + entry.num_tokens]
+        input_ids += entry.drafts
+        logit_rows += range(end - entry.num_sampled, end)
+    num_rows = len(input_ids)
+    num_tokens = rounded_up(max(min_rows, num_rows + plan.num_padding_tokens))
+    columns = np.zeros((3, num_tokens), dtype=np.int64)
+    columns[0, :num_rows] = input_ids
+    columns[1, :num_rows] = positions = _positions(segments)
+    columns[2] = null_slot
+    columns[2, :num_rows] = _slots(segments, positions, block_size)
+    ids, places, slots = torch.from_numpy(columns).to(device, non_blocking=True)
+    rows = torch.tensor(logit_rows, dtype=torch.int64, device=device)
+    return Batch(ids, places, slots, rows, tuple(segments))
 
-    num_tokens = rounded_up(start + plan.num_padding_tokens)
-    padding = np.zeros(num_tokens - start, dtype=np.int64)
 
-    def on_device(parts: list[NDArray[np.int64]]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
+def _positions(segments: list[Segment]) -> NDArray[np.int64]:
+    """Of every row in its sequence [num_rows]."""
+    counts = [segment.num_tokens for segment in segments]
+    offsets = [segment.context_len - segment.num_tokens - segment.start for segment in segments]
+    return np.arange(sum(counts)) + np.repeat(np.array(offsets, dtype=np.int64), counts)
 
-    return Batch(
-        input_ids=on_device([*ids, padding]),
-        positions=on_device([*positions, padding]),
-        slot_mapping=on_device([*slots, padding + null_slot]),
-        logit_rows=torch.tensor(logit_rows, dtype=torch.int64, device=device),
-        segments=tuple(segments),
-    )
+
+def _slots(
+    segments: list[Segment], positions: NDArray[np.int64], block_size: int
+) -> NDArray[np.int64]:
+    """Where every row's key and value go [num_rows]; all block tables are looked up as one."""
+    counts = [segment.num_tokens for segment in segments]
+    lengths = np.array([len(segment.block_table) for segment in segments], dtype=np.int64)
+    tables = chain.from_iterable(segment.block_table for segment in segments)
+    blocks = np.fromiter(tables, np.int64, lengths.sum())
+    table_starts = lengths.cumsum() - lengths
+    index = np.repeat(table_starts, counts) + positions // block_size
+    slots: NDArray[np.int64] = blocks[index] * block_size + positions % block_size
+    return slots
 
 
 def rounded_up(num_tokens: int) -> int:

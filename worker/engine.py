@@ -98,7 +98,9 @@ class Engine:
         """Steps of nobody's tokens, in each size twice: matrix kernels are made at their first use,
         and the second time teaches the pace. The larger sizes are left out when time is up."""
         deadline = self.times.clock() + max_s
-        for plan in warm_up_plans(self.scheduler.max_num_seqs, self._runner.null_block):
+        plans = [*warm_up_plans(self.scheduler.max_num_seqs, self._runner.null_block)]
+        self._runner.tune(plans[0], self.times.clock)
+        for plan in plans:
             self._runner.run(self._runner.prepare(plan))
             started = self.times.clock()
             self._runner.run(self._runner.prepare(plan))

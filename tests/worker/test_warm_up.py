@@ -1,0 +1,37 @@
+"""What a worker finds out about its machine before the first request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chairlift.shared.sampling_params import SamplingParams
+from chairlift.shared.settings import WorkerSettings
+from chairlift.worker.main import build_engine
+from chairlift.worker.model_runner import PADDED_ROWS
+from chairlift.worker.models.loader import load_model
+from chairlift.worker.scheduler import Plan, ScheduledSequence
+from chairlift.worker.sequence import Sequence
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("readings", "num_rows"), [((0.0, 5.0, 10.0, 11.0), PADDED_ROWS), ((0.0, 1.0, 10.0, 15.0), 1)]
+)
+def test_tiny_batches_are_padded_where_that_is_faster(
+    readings: tuple[float, ...], num_rows: int, tmp_path: Path
+) -> None:
+    """And the padding changes not a bit of a row's logits."""
+    make_checkpoint("llama", tmp_path)
+    runner = build_engine(load_model(tmp_path), WorkerSettings())._runner
+    sequence = Sequence(bytes(16), [7], SamplingParams(max_tokens=1))
+    sequence.block_table = [0]
+    single = Plan((ScheduledSequence.next_of(sequence, 1),))
+    expected = runner.run(runner.prepare(single)).logits
+    clock = iter(readings)
+    runner.tune(single, lambda: next(clock))
+    prepared = runner.prepare(single)
+    assert prepared.batch.num_tokens == num_rows
+    assert torch.equal(runner.run(prepared).logits, expected)
