@@ -19,6 +19,7 @@ from chairlift.worker.detokenizer import Detokenizer
 from chairlift.worker.engine import Engine
 from chairlift.worker.main import build_engine
 from chairlift.worker.memory import block_bytes
+from chairlift.worker.models.linear_choice import linear_factory
 from chairlift.worker.models.loader import LoadedModel, load_model
 from chairlift.worker.sampler import LogitRow, Sampler
 from chairlift.worker.scheduler import ContinuousScheduler
@@ -56,8 +57,11 @@ class Recorder:
         return self.sampler.sample(logits, rows)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])
 def model(request: pytest.FixtureRequest, tiny_model: Path) -> LoadedModel:
+    if request.param == "int8":
+        make_linear = linear_factory("int8", "native")
+        return load_model(tiny_model, "float32", max_model_len=256, make_linear=make_linear)
     return load_model(tiny_model, request.param, max_model_len=256)
 
 
