@@ -74,9 +74,9 @@ def _worker(arguments: list[str]) -> int:
     if find_spec("torch") is None:
         raise ModuleNotFoundError(name="torch")
     configure_logs(settings.log_format, settings.log_level)
-    from .worker.threads import limit_spinning
+    from .worker.process import restart_tuned
 
-    limit_spinning()
+    restart_tuned()
     from .worker.supervisor import Supervisor
 
     return Supervisor(settings, _work).run()

@@ -18,6 +18,8 @@ TERM_TIMEOUT_S = 5.0
 # Spinning OpenMP threads would wait for cores that other test processes hold (measured: 89 s
 # instead of 5 for one file). Read when torch is imported, so before any test module is.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# With both set a worker doesn't begin its program anew (test_supervisor.py tries it).
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
 
 # Ours, not hypothesis' own `ci`, which would try the same examples in every run.
 settings.register_profile("dev", deadline=None)

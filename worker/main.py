@@ -30,6 +30,7 @@ from .models.hub import resolve_model
 from .models.linear_choice import linear_factory
 from .models.loader import LoadedModel, load_model
 from .pace import Pace
+from .process import quota_cores
 from .publisher import Publisher
 from .pulse import Pulse, State
 from .quarantine import Quarantine
@@ -39,7 +40,6 @@ from .sockets import WorkerSockets
 from .speculation import Speculation
 from .static_scheduler import StaticScheduler
 from .streams import Streams
-from .threads import quota_cores
 from .waiting_room import WaitingRoom
 
 log = structlog.get_logger(__name__)

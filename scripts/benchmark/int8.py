@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from chairlift.worker.threads import limit_spinning
+from chairlift.worker.process import tune
 
 from . import options as shared
 from .figures import LABELS, Figures, medians, ratio
@@ -73,7 +74,7 @@ def measure(options: argparse.Namespace) -> Iterator[Section]:
     for repeat in range(options.repeats):
         case.runs.extend(_pair(job, int8_first=repeat % 2 == 1))
         yield case
-    limit_spinning()  # before torch is there
+    tune(os.environ)  # before torch is there
     from . import int8_accuracy  # nothing else in this process needs torch
 
     yield int8_accuracy.demo_model(int8_accuracy.QUICK if options.quick else int8_accuracy.Sizes())

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from chairlift.worker.threads import limit_spinning
+from chairlift.worker.process import TUNING, tune
 
 from .errors import BenchmarkError
 from .figures import Run
@@ -179,16 +179,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _environment() -> dict[str, str]:
     """Ours, less what would change chairlift's settings, and with this package and this checkout
     to be found, whichever chairlift is installed."""
-    limit_spinning()
     kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+    tune(kept)
     scripts = Path(__file__).resolve().parent.parent
     return {**kept, "PYTHONPATH": f"{scripts}{os.pathsep}{scripts.parent}"}
 
 
 def foreign_environment() -> dict[str, str]:
-    """For an engine that isn't ours: how its threads wait is its own choice, and nothing is to be
-    downloaded during a measurement."""
-    kept = {name: value for name, value in _environment().items() if name != "GOMP_SPINCOUNT"}
+    """For an engine that isn't ours: how its threads wait and what its pages are is its own choice,
+    and nothing is to be downloaded during a measurement."""
+    kept = {name: value for name, value in _environment().items() if name not in TUNING}
     return kept | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import chairlift
+from chairlift.worker.process import TUNING
 from tests.integration.processes import chairlift as running
 from tests.integration.processes import stop, worker_child
 
@@ -170,3 +171,22 @@ def test_a_second_signal_stops_now(address: str, tiny_model: Path) -> None:
 
     with running("worker", model=tiny_model, address=address, drain_timeout_s=60) as parent:
         asyncio.run(run(parent))
+
+
+def test_a_worker_begins_again_with_what_its_process_needs(
+    address: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same process, with the same arguments; what the user has set stays."""
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+
+    async def run() -> None:
+        async with client_of(address) as client:
+            assert (await stream_of(client, 1)).text
+
+    with running("worker", address=address, model=tiny_model) as parent:
+        asyncio.run(run())
+        child = worker_child(parent)
+        found = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        assert f"GLIBC_TUNABLES={TUNING['GLIBC_TUNABLES']}".encode() in found
+        assert b"GOMP_SPINCOUNT=0" in found

@@ -13,6 +13,7 @@
 #define BLOCK 32
 #define MAX_TILE 8
 #define MAX_DIM 512
+#define LINE 64
 
 typedef struct {
     int32_t num_heads, num_kv_heads, head_dim, padded_dim;
@@ -37,6 +38,7 @@ static inline __attribute__((always_inline)) void attend_tile(
     const Shape *shape, Tile *tile, const int32_t *table, int kv_head, const char *keys,
     const char *values, int count, int is_bf16) {
     const int dim = shape->head_dim, padded = shape->padded_dim;
+    const int64_t bytes = item_bytes(is_bf16);
     float greatest_score[MAX_TILE], total[MAX_TILE], weights[MAX_TILE][BLOCK];
     int32_t first = tile->first[0], last = tile->last[0];
     for (int i = 0; i < count; i++) {
@@ -49,9 +51,13 @@ static inline __attribute__((always_inline)) void attend_tile(
     for (int block = first / BLOCK; block <= last / BLOCK; block++) {
         const int64_t place = (int64_t)table[block] * shape->num_kv_heads + kv_head;
         const int64_t k = place * dim * BLOCK, v = place * padded * BLOCK;
+        const int next = table[block < last / BLOCK ? block + 1 : block];
+        const char *next_keys = keys + ((int64_t)next * shape->num_kv_heads + kv_head) * dim * BLOCK * bytes;
         vec low[MAX_TILE], high[MAX_TILE];
         for (int i = 0; i < count; i++) low[i] = high[i] = splat(0.0f);
+        const char *own_values = values + v * bytes;
         for (int d = 0; d < dim; d++) {
+            if (d * (int64_t)LINE < padded * BLOCK * bytes) __builtin_prefetch(own_values + d * LINE);
             vec k_low = load(keys, k + d * BLOCK, is_bf16);
             vec k_high = load(keys, k + d * BLOCK + LANES, is_bf16);
             for (int i = 0; i < count; i++) {
@@ -87,6 +93,7 @@ static inline __attribute__((always_inline)) void attend_tile(
             vec sums[MAX_TILE];
             for (int i = 0; i < count; i++) sums[i] = *(vec *)(tile->out[i] + d);
             for (int j = from; j <= to; j++) {
+                __builtin_prefetch(next_keys + (d / LANES * BLOCK + j) * (int64_t)LINE);
                 const vec value = load(values, v + j * padded + d, is_bf16);
                 for (int i = 0; i < count; i++) sums[i] += weights[i][j] * value;
             }

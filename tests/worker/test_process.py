@@ -1,4 +1,4 @@
-"""How many threads a container's limit leaves."""
+"""What a worker's process begins with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chairlift.worker.threads import quota_cores
+from chairlift.worker.process import TUNING, quota_cores, tune
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,11 @@ def test_the_limit_is_in_whole_cores(
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert quota_cores(tmp_path) == expected
+
+
+def test_what_the_user_has_set_stays() -> None:
+    """And only what was missing is a reason to begin again."""
+    environment = {"GOMP_SPINCOUNT": "7", "PATH": "/bin"}
+    assert tune(environment)
+    assert environment == {**TUNING, "GOMP_SPINCOUNT": "7", "PATH": "/bin"}
+    assert not tune(environment)
