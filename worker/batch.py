@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .pace import padded_length
 from .scheduler import Plan
 
 
@@ -69,7 +70,7 @@ def make_batch(
         input_ids += entry.drafts
         logit_rows += range(end - entry.num_sampled, end)
     num_rows = len(input_ids)
-    num_tokens = rounded_up(max(min_rows, num_rows + plan.num_padding_tokens))
+    num_tokens = int(padded_length(np.array(max(min_rows, num_rows + plan.num_padding_tokens))))
     columns = np.zeros((3, num_tokens), dtype=np.int64)
     columns[0, :num_rows] = input_ids
     columns[1, :num_rows] = positions = _positions(segments)
@@ -99,9 +100,3 @@ def _slots(
     index = np.repeat(table_starts, counts) + positions // block_size
     slots: NDArray[np.int64] = blocks[index] * block_size + positions % block_size
     return slots
-
-
-def rounded_up(num_tokens: int) -> int:
-    """To a length that batches have: all up to 32, then steps of 8, from 128 on of 32."""
-    step = 1 if num_tokens <= 32 else 8 if num_tokens <= 128 else 32
-    return -(-num_tokens // step) * step

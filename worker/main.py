@@ -146,7 +146,7 @@ def build_engine(
         pace=pace,
     )
     # A draft is a row of a longer cut; and a processor may look at all output before the row.
-    is_safe = kernels.attention.is_cut_invariant and not processors
+    is_safe = kernels.attention.chunk_unit == 1 and not processors
     if settings.speculation == "auto" and is_safe and isinstance(scheduler, ContinuousScheduler):
         scheduler.speculation = Speculation(pace)
     runner = ModelRunner(model.decoder, kernels, torch.device("cpu"))

@@ -5,15 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-AUTO_STRETCH = 1.75  # a step with prompts may take so many times as long as its decodes alone
-AUTO_FLOOR_S = 0.020  # ... or this long, which no reader feels
+AUTO_STRETCH = 0.65  # of its decodes' time may a step take longer for each prompt in line
+MAX_STRETCH = 2.5  # ... and for all of them
+AUTO_FLOOR_S = 0.020  # or it may last this long, which no reader feels
+LEAST_CHUNK = 8
 SMOOTHING = 0.25  # the weight of the newest step in its class
+KNOTS = (8, 16, 32, 64)  # rows at which one more may begin to cost more
+REFIT_STEPS = 8  # a fit takes 0.15 ms
 HALF_LIFE_STEPS = 500.0  # after which what a class knows counts half as much
 MAX_SURPRISE = 3.0  # times what was expected: more than that was the machine's doing
+
+NUM_FEATURES = 4 + len(KNOTS)
+
+N = TypeVar("N", int, NDArray[np.int_])
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +45,21 @@ class Work:
                 num_prompt_tokens += count
         return cls(num_prompt_tokens, num_decodes, num_keys)
 
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.num_prompt_tokens + other.num_prompt_tokens,
+            self.num_decodes + other.num_decodes,
+            self.num_keys + other.num_keys,
+        )
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_prompt_tokens + self.num_decodes
+
     @property
     def features(self) -> NDArray[np.float64]:
-        """[4], each of the order of one."""
-        return np.array(
-            (1.0, self.num_prompt_tokens / 64, self.num_decodes / 8, self.num_keys / 8192)
-        )
+        """[num_features]"""
+        return _features(np.array(self.num_rows), self.num_decodes, np.array(self.num_keys))
 
     @property
     def size_class(self) -> tuple[int, int]:
@@ -59,15 +77,18 @@ class _Class:
 
 @dataclass(slots=True)
 class StepTimeModel:
-    """Seconds of a step, linear in its Work; learned from every step.
+    """Seconds of a step, from its Work; learned from every step.
 
-    A mean is kept for each class of sizes, and the line is fitted through the means. So hours of
-    decodes don't make it forget what prompts cost, and a rare outlier moves one mean a little.
+    Linear in decodes and keys, and in rows between KNOTS, where it may grow steeper: few rows take
+    as long as one, for reading the weights takes that long, and from some number on each costs the
+    same. A mean is kept for each class of sizes, and the curve is fitted through the means. So
+    hours of decodes don't make it forget what prompts cost, and a rare outlier moves one mean a
+    little.
     """
 
     _classes: dict[tuple[int, int], _Class] = field(default_factory=dict)
     _num_steps: int = 0
-    _weights: NDArray[np.float64] | None = None  # None when steps have come since the fit
+    _weights: NDArray[np.float64] | None = None  # None when it is time to fit them anew
 
     @property
     def is_taught(self) -> bool:
@@ -77,6 +98,8 @@ class StepTimeModel:
         """A step of this work took so long."""
         self._num_steps += 1
         known = self._classes.get(work.size_class)
+        if known is None or self._num_steps % REFIT_STEPS == 0:
+            self._weights = None
         if known is None:
             self._classes[work.size_class] = _Class(work.features, seconds, self._num_steps)
         else:
@@ -84,16 +107,19 @@ class StepTimeModel:
             known.features += SMOOTHING * (work.features - known.features)
             known.seconds += SMOOTHING * (seconds - known.seconds)
             known.last_step = self._num_steps
-        self._weights = None
 
     def seconds(self, work: Work) -> float:
         """Expected; 0 before anything was learned."""
         return float(self._fitted() @ work.features)
 
-    def seconds_more(self, num_prompt_tokens: int, num_keys: int) -> float:
-        """That a step takes longer for a chunk."""
-        _, per_token, _, per_key = self._fitted()
-        return float(per_token * num_prompt_tokens / 64 + per_key * num_keys / 8192)
+    def seconds_with(self, work: Work, first: int, most: int) -> NDArray[np.float64]:
+        """Expected of a step that does `work` and a chunk besides, of one to `most` tokens after
+        the `first` of their sequence: never decreasing [most]."""
+        counts = np.arange(1, most + 1)
+        rows = work.num_rows + counts
+        return _features(rows, work.num_decodes, work.num_keys + _num_keys(first, counts)) @ (
+            self._fitted()
+        )
 
     def _fitted(self) -> NDArray[np.float64]:
         if self._weights is None:
@@ -103,7 +129,7 @@ class StepTimeModel:
     def _fit(self) -> NDArray[np.float64]:
         """Least squares of the relative errors, and nothing takes less than no time: what would is
         left out and the rest fitted again."""
-        weights = np.zeros(4)
+        weights = np.zeros(NUM_FEATURES)
         if not self._classes:
             return weights
         classes = [*self._classes.values()]
@@ -112,11 +138,12 @@ class StepTimeModel:
         importance = 1 / (1 + ages / HALF_LIFE_STEPS) / np.maximum(seconds, 1e-9)
         x = np.stack([c.features for c in classes]) * importance[:, None]
         y = seconds * importance
-        kept = [*range(4)]
+        kept = [*range(NUM_FEATURES)]
         while kept:
             a = x[:, kept]
-            ridge = 1e-6 * np.eye(len(kept))
-            found = np.linalg.solve(a.T @ a + ridge, a.T @ y)
+            products = a.T @ a
+            ridge = 1e-9 * products.trace() * np.eye(len(kept))
+            found = np.linalg.solve(products + ridge, a.T @ y)
             if found.min() >= 0:
                 weights[kept] = found
                 break
@@ -125,48 +152,61 @@ class StepTimeModel:
 
 
 class Pace:
-    """Says how long a chunk of a prompt may be beside a step's decodes.
+    """Says how long the chunks of prompts may be beside a step's decodes.
 
     Owns the model of the step's time. With `target_itl_s` a step with decodes shall take no longer
-    than that; by default no longer than AUTO_STRETCH times what the decodes take alone, or
-    AUTO_FLOOR_S. A chunk of `least_chunk` tokens is never too long: however many decode, prompts go
-    on.
+    than that. By default one prompt may stretch what the decodes take alone by AUTO_STRETCH, and
+    each further one in line by as much again, up to MAX_STRETCH: small steps serve fewer tokens a
+    second, and whoever waits to begin waits too. AUTO_FLOOR_S is never too long, nor is a first
+    chunk of `least_chunk` tokens: however many decode, prompts go on. Chunks end at multiples of
+    `chunk_unit`.
     """
 
-    def __init__(self, target_itl_s: float | None = None, least_chunk: int = 8) -> None:
+    def __init__(self, target_itl_s: float | None = None, chunk_unit: int = 1) -> None:
         self.model = StepTimeModel()
-        self.least_chunk = least_chunk
+        self.chunk_unit = chunk_unit
         self._target_itl_s = target_itl_s
 
-    def spare_s(self, decodes: Work) -> float:
-        """Seconds that prompts may add to a step; infinite where nobody would wait for them."""
+    @property
+    def least_chunk(self) -> int:
+        return max(LEAST_CHUNK, self.chunk_unit)
+
+    def limit_s(self, decodes: Work, num_prompts: int = 1) -> float:
+        """Seconds that a step with these decodes may take, where so many prompts want to go on;
+        infinite where nobody would wait."""
         if not decodes.num_decodes or not self.model.is_taught:
             return math.inf
         alone_s = self.model.seconds(decodes)
-        target_s = self._target_itl_s or max(AUTO_STRETCH * alone_s, AUTO_FLOOR_S)
-        return max(0.0, target_s - alone_s)
+        stretch = 1 + min(AUTO_STRETCH * num_prompts, MAX_STRETCH)
+        return max(alone_s, self._target_itl_s or max(stretch * alone_s, AUTO_FLOOR_S))
 
-    def cost_s(self, first: int, count: int) -> float:
-        """Of computing `count` tokens after `first` that have been."""
-        return self.model.seconds_more(count, _num_keys(first, count))
-
-    def num_tokens_in(self, spare_s: float, first: int, most: int) -> int:
-        """How many tokens after the `first` can be computed in that time; at most `most`."""
-        if math.isinf(spare_s):
+    def num_tokens_in(self, limit_s: float, work: Work, first: int, most: int) -> int:
+        """How many tokens after the `first` of a sequence a step that does `work` may compute as
+        well without taking longer than `limit_s`; at most `most`."""
+        if math.isinf(limit_s) or most <= 0:
             return most
-        each_s = self.cost_s(first, 1)
-        half_key_s = self.model.seconds_more(0, 1) / 2  # cost is each * n + half_key * n (n - 1)
-        if each_s <= 0:
-            return most
-        if half_key_s * most <= 1e-9 * each_s:
-            count = spare_s / each_s
-        else:
-            linear = each_s - half_key_s
-            root = math.sqrt(linear**2 + 4 * half_key_s * spare_s)
-            count = (root - linear) / (2 * half_key_s)
-        return min(most, int(count))
+        seconds = self.model.seconds_with(work, first, most)
+        return int(seconds.searchsorted(limit_s, side="right"))
 
 
-def _num_keys(first: int, count: int) -> int:
+def padded_length(rows: NDArray[np.int_]) -> NDArray[np.int_]:
+    """What the matrix kernels compute for so many rows: one of the lengths that batches have, all
+    up to 32, then steps of 8, from 128 on of 32."""
+    step = np.where(rows <= 32, 1, np.where(rows <= 128, 8, 32))
+    return -(-rows // step) * step
+
+
+def _features(
+    rows: NDArray[np.int_], num_decodes: int, keys: NDArray[np.int_]
+) -> NDArray[np.float64]:
+    """[..., NUM_FEATURES] of rows and keys [...], each of the order of one."""
+    rows = padded_length(rows)
+    columns = [np.ones(rows.shape), rows / 64]
+    columns += [np.maximum(rows - knot, 0) / 64 for knot in KNOTS]
+    columns += [np.full(rows.shape, num_decodes / 8), keys / 8192]
+    return np.stack(columns, axis=-1)
+
+
+def _num_keys(first: int, count: N) -> N:
     """That `count` tokens attend to, each to itself and all before it."""
     return count * first + count * (count + 1) // 2

@@ -16,6 +16,7 @@ from .pace import Pace, Work
 from .sequence import Sequence, Status
 from .speculation import Speculation
 
+NO_WORK = Work()
 TOKENS_PER_CLASS = 1 << 21  # several full queues: what waits at the same time goes by class
 
 _place = attrgetter("place")
@@ -237,7 +238,8 @@ class _Sketch:
     entries: list[ScheduledSequence] = field(default_factory=list)
     blocks: set[bytes] = field(default_factory=set)  # digests, of each chunk's first full block
     pace: Pace | None = None
-    spare_s: float = math.inf
+    work: Work = NO_WORK
+    limit_s: float = math.inf
     has_chunk: bool = False
 
     def room(self, first: int) -> int:
@@ -245,15 +247,13 @@ class _Sketch:
         length that the pace knows, however little time there is."""
         if self.pace is None:
             return self.budget
-        count = self.pace.num_tokens_in(self.spare_s, first, self.budget)
+        count = self.pace.num_tokens_in(self.limit_s, self.work, first, self.budget)
         return count if self.has_chunk else max(count, min(self.pace.least_chunk, self.budget))
 
     def append(self, entry: ScheduledSequence) -> None:
         self.entries.append(entry)
         self.budget -= entry.num_tokens
-        if self.pace is not None:
-            first = entry.sequence.num_computed_tokens
-            self.spare_s = max(0.0, self.spare_s - self.pace.cost_s(first, entry.num_tokens))
+        self.work += _work_of([entry])
         self.has_chunk = True
 
 
@@ -263,9 +263,8 @@ class ContinuousScheduler(Scheduler):
     Each step gives every running sequence up to what it has not computed yet, within
     `max_num_batched_tokens`: first those that need one token, so that no prompt holds them up,
     then chunks of prompts, in order of their places and no longer than the pace allows beside the
-    decodes; they end where blocks do, unless the pace leaves less than a block; those that wait
-    board when it is their turn. (Iteration-level scheduling: Yu et al., OSDI 2022; chunked prefill
-    beside decodes: Agrawal et al., OSDI 2024.)
+    decodes; those that wait board when it is their turn. (Iteration-level scheduling: Yu et al.,
+    OSDI 2022; chunked prefill beside decodes: Agrawal et al., OSDI 2024.)
 
     Equal prompts are computed once. Whoever lacks a block that the step computes for one ahead of
     it is passed over, with its seat and a block kept for it, and finds what it lacked in the
@@ -330,11 +329,14 @@ class ContinuousScheduler(Scheduler):
 
     def _common_step(self) -> list[ScheduledSequence]:
         decodes = self._decodes()
-        sketch = _Sketch(self.max_num_batched_tokens - len(decodes), decodes, pace=self.pace)
+        prompts = [s for s in self.running if s.num_uncomputed_tokens > 1]
         work = _work_of(decodes)
+        sketch = _Sketch(
+            self.max_num_batched_tokens - len(decodes), decodes, pace=self.pace, work=work
+        )
         if self.pace is not None:
-            sketch.spare_s = self.pace.spare_s(work)
-        for sequence in [s for s in self.running if s.num_uncomputed_tokens > 1]:
+            sketch.limit_s = self.pace.limit_s(work, len(prompts) + self._num_next)
+        for sequence in prompts:
             self._board_ahead_of(sequence, sketch)
             self._append_chunk(sketch, sequence)
         self._board_ahead_of(None, sketch)
@@ -382,8 +384,19 @@ class ContinuousScheduler(Scheduler):
         return sketch.room(0) >= min(sequence.num_tokens, self._least_chunk)
 
     @property
+    def _num_next(self) -> int:
+        """How many of the waiting there are seats for."""
+        return min(len(self.waiting), self.max_num_seqs - len(self.running))
+
+    @property
+    def _chunk_unit(self) -> int:
+        """Chunks end at multiples of it."""
+        return self.pace.chunk_unit if self.pace is not None else self.block_manager.block_size
+
+    @property
     def _least_chunk(self) -> int:
-        return self.pace.least_chunk if self.pace is not None else self.block_manager.block_size
+        block_size = self.block_manager.block_size
+        return min(block_size, self.pace.least_chunk) if self.pace is not None else block_size
 
     def _decodes(self) -> list[ScheduledSequence]:
         """The sequences that lack one token, each with room for the next; may preempt others."""
@@ -420,22 +433,14 @@ class ContinuousScheduler(Scheduler):
         count = sequence.num_uncomputed_tokens
         room = sketch.room(sequence.num_computed_tokens)
         if count > room:
-            count = self._cut(sequence.num_computed_tokens, room)
+            end = sequence.num_computed_tokens + room
+            count = end - end % self._chunk_unit - sequence.num_computed_tokens
         if count <= 0:
             return
         sketch.append(ScheduledSequence.next_of(sequence, count))
         digest = self.block_manager.next_block(sequence)
         if digest is not None:
             sketch.blocks.add(digest)
-
-    def _cut(self, start: int, room: int) -> int:
-        """How many of the tokens from `start` on make a chunk of `room` at most: up to the end of
-        a block if one is in reach."""
-        end = start + room
-        to_block, to_least = (
-            end - end % unit - start for unit in (self.block_manager.block_size, self._least_chunk)
-        )
-        return to_block if to_block > 0 else to_least
 
 
 def _with_drafts(

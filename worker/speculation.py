@@ -111,7 +111,7 @@ class Speculation:
         least = MARGIN * row_s * num_tokens / seconds
         chances = {s: self._chances(s, room, least) for s, room in rooms.items()}
         least_gain = min(each[0] if each else 0.0 for each in chances.values())
-        limit_s = seconds + min(seconds * max(MAX_LOSS, least_gain), self._pace.spare_s(work))
+        limit_s = min(seconds * (1 + max(MAX_LOSS, least_gain)), self._pace.limit_s(work))
         rows = [(chance, sequence) for sequence, each in chances.items() for chance in each]
         rows.sort(key=lambda row: row[0], reverse=True)
         counts = Counter[Sequence]()

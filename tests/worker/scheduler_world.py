@@ -138,7 +138,7 @@ class World:
         """Plans, "computes", "samples", finishes whoever is at max_tokens or fails."""
         scheduler = self.scheduler
         had_work, lone = scheduler.has_work, self.lone
-        before = list(scheduler.running)
+        before, num_waiting = list(scheduler.running), len(scheduler.waiting)
         decoding = [s for s in before if s.num_uncomputed_tokens == 1]
         protected = {s for s in before if s.is_protected}
         plan = scheduler.plan()
@@ -153,7 +153,8 @@ class World:
             self._check_decodes(plan, decoding)
             self._check_chunks(plan)
         if self.pace is not None:
-            check_pace(plan, decoding, self.pace)
+            num_prompts = len(before) + num_waiting - len(decoding)
+            check_pace(plan, decoding, self.pace, num_prompts)
         computed = Plan(tuple(entry for entry in plan.entries if not fails(entry.sequence)))
         self._compute(computed)
         scheduler.commit(computed)
@@ -301,9 +302,9 @@ class World:
                 assert all(other.is_protected for other in self.scheduler.running[1:])
 
     def _check_chunks(self, plan: Plan) -> None:
-        """Prompts go in order, in whole blocks but for their ends and what time leaves less for."""
+        """Prompts go in order, in whole units but for their ends."""
         is_budget_spent = False
-        unit = BLOCK_SIZE if self.pace is None else self.pace.least_chunk
+        unit = BLOCK_SIZE if self.pace is None else self.pace.chunk_unit
         counts = {entry.sequence: entry.num_tokens for entry in plan.entries}
         for sequence in self.scheduler.running:
             num_tokens = counts.get(sequence, 0)
@@ -311,9 +312,7 @@ class World:
                 assert num_tokens < BLOCK_SIZE, "a prompt took what one ahead of it needs"
             if num_tokens < sequence.num_uncomputed_tokens:
                 end = sequence.num_computed_tokens + num_tokens
-                reaches_no_border = end // BLOCK_SIZE * BLOCK_SIZE <= sequence.num_computed_tokens
-                is_cut_well = end % unit == 0 if reaches_no_border else end % BLOCK_SIZE == 0
-                assert is_cut_well or sequence.num_uncomputed_tokens == 1
+                assert end % unit == 0 or sequence.num_uncomputed_tokens == 1
                 is_budget_spent = is_budget_spent or sequence.num_uncomputed_tokens > 1
         if is_budget_spent and self.pace is None:
             assert plan.num_tokens > self.max_num_batched_tokens - BLOCK_SIZE
@@ -369,14 +368,16 @@ class World:
             assert self.num_steps - life.arrived <= 2 * life.work_ahead, "starved"
 
 
-def check_pace(plan: Plan, decoding: list[Sequence], pace: Pace) -> None:
-    """Beside decodes the chunks take what time is left, or there is one of the least length."""
+def check_pace(plan: Plan, decoding: list[Sequence], pace: Pace, num_prompts: int) -> None:
+    """Beside decodes the chunks take what time is left, or there is one of the least length; at
+    most `num_prompts` are in line."""
     spans = {e.sequence: (e.sequence.num_computed_tokens, e.num_tokens) for e in plan.entries}
     decodes = [span for sequence, span in spans.items() if sequence in decoding]
     chunks = [span for sequence, span in spans.items() if sequence not in decoding]
     if len(chunks) > 1 or any(count > pace.least_chunk for _, count in chunks):
-        spare_s = pace.spare_s(Work.of(decodes))
-        assert sum(pace.cost_s(*span) for span in chunks) <= spare_s + 1e-9
+        num_keys = sum(count * first + count * (count + 1) // 2 for first, count in chunks)
+        work = Work.of(decodes) + Work(sum(count for _, count in chunks), 0, num_keys)
+        assert pace.model.seconds(work) <= pace.limit_s(Work.of(decodes), num_prompts) + 1e-9
 
 
 def random_run(

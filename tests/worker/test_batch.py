@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chairlift.worker.batch import make_batch, rounded_up
+from chairlift.worker.batch import make_batch
+from chairlift.worker.pace import padded_length
 from chairlift.worker.scheduler import Plan, ScheduledSequence
 from tests.fake_engine import make_wish
 
 NULL_SLOT = 999
+
+
+def rounded_up(num_tokens: int) -> int:
+    return int(padded_length(np.array(num_tokens)))
 
 
 @given(st.integers(1, 10_000))

@@ -49,7 +49,6 @@ class AttentionBackend(ABC, Generic[P]):
     block_size: int
     chunk_unit: int  # a sequence that is cut at multiples of it keeps its bits
     null_slot: int  # one that no block has: padding rows write there, nobody reads it
-    is_cut_invariant = False  # whether a row has the same bits however its sequence is cut
 
     @abstractmethod
     def prepare(self, batch: Batch) -> P:

@@ -20,7 +20,6 @@ from ..models.rope import Rotation
 from .backend import AttentionBackend, AttentionShape, HeadNorm
 
 BLOCK_SIZE = 32  # the kernel's
-CHUNK_UNIT = 8  # any would do: with fewer there are more lengths of batches to make kernels for
 LANES = 16  # to a multiple of which values are padded
 MAX_HEAD_DIM = 512
 MAX_TILE = 8  # queries that share the loads of a block
@@ -74,12 +73,10 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
     """Owns the pools: per layer keys [num_blocks, num_kv_heads, head_dim, 32] and values
     [num_blocks, num_kv_heads, 32, padded head_dim]."""
 
-    is_cut_invariant = True
-
     def __init__(self, shape: AttentionShape, num_blocks: int, dtype: torch.dtype) -> None:
         """Raises NativeKernelError."""
         self.block_size = BLOCK_SIZE
-        self.chunk_unit = CHUNK_UNIT
+        self.chunk_unit = 1
         self.null_slot = num_blocks * BLOCK_SIZE  # of a block more than there are
         self._kernel = kernel()
         self.shape = shape
