@@ -137,8 +137,7 @@ class WorkerSettings(_Settings):
     target_itl_ms: Annotated[float, Field(gt=0, le=60_000)] | None = Field(
         default=None,
         description="Milliseconds that a step with decodes may take, chunks of prompts included; "
-        "by default 1.65 times what the decodes take alone for one prompt, up to 3.5 for several, or "
-        "20.",
+        "by default 20, or 1.65 times what the decodes take alone, with several prompts up to 3.5.",
     )
     policy: Literal["continuous", "static"] = Field(
         default="continuous", description="'static' is the measuring stick, not for serving."
