@@ -27,6 +27,7 @@ from .waiting_room import WaitingRoom
 from .warm_up import warm_up_plans
 
 WARM_UP_S = 1.5
+TUNING_SHARE = 3  # of it
 NUM_RATE_SAMPLES = 32  # finishes that the estimated wait looks back on
 
 log = structlog.get_logger(__name__)
@@ -98,12 +99,13 @@ class Engine:
         """Steps of nobody's tokens, in each size twice: matrix kernels are made at their first use,
         and the second time teaches the pace. The larger sizes are left out when time is up."""
         deadline = self.times.clock() + max_s
-        plans = [*warm_up_plans(self.scheduler.max_num_seqs, self._runner.null_block)]
-        self._runner.tune(plans[0], self.times.clock)
+        max_num_seqs, runner = self.scheduler.max_num_seqs, self._runner
+        plans = [*warm_up_plans(max_num_seqs, runner.max_model_len, runner.null_block)]
+        runner.tune(plans[0], self.times.clock, max_s / TUNING_SHARE)
         for plan in plans:
-            self._runner.run(self._runner.prepare(plan))
+            runner.run(runner.prepare(plan))
             started = self.times.clock()
-            self._runner.run(self._runner.prepare(plan))
+            runner.run(runner.prepare(plan))
             ended = self.times.clock()
             if self.scheduler.pace is not None:
                 self.scheduler.pace.model.learn(plan.work, ended - started)

@@ -145,10 +145,14 @@ def build_engine(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         pace=pace,
     )
-    # A draft is a row of a longer cut; and a processor may look at all output before the row.
-    is_safe = kernels.attention.chunk_unit == 1 and not processors
-    if settings.speculation == "auto" and is_safe and isinstance(scheduler, ContinuousScheduler):
-        scheduler.speculation = Speculation(pace)
+    # A draft is one row among others, of a longer cut; and a processor may look at all output
+    # before it.
+    has_same_bits = kernels.attention.chunk_unit == 1 and model.decoder.is_row_independent
+    if settings.speculation == "auto" and isinstance(scheduler, ContinuousScheduler):
+        if has_same_bits and not processors:
+            scheduler.speculation = Speculation(pace)
+        else:
+            log.info("no speculation", has_same_bits=has_same_bits, has_processors=bool(processors))
     runner = ModelRunner(model.decoder, kernels, torch.device("cpu"))
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)

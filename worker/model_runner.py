@@ -53,13 +53,22 @@ class ModelRunner:
         attention = self._kernels.attention
         return attention.null_slot // attention.block_size
 
-    def tune(self, tiny: Plan, clock: Callable[[], float]) -> None:
-        """Pads tiny batches from now on if that makes the plan, which is one, faster.
+    @property
+    def max_model_len(self) -> int:
+        return self._decoder.max_model_len
+
+    def tune(self, tiny: Plan, clock: Callable[[], float], max_s: float) -> None:
+        """Pads tiny batches from now on if that makes the plan, which is one, faster; not where
+        finding out would take longer than `max_s`.
 
         oneDNN may take a slower kernel for one to three rows than for four: all products of a 0.4 B
         model took a 2-core Zen 4 29.5, 32.8 and 25.3 ms at 1, 2 and 4 rows in bfloat16, and 54.7,
         65.7 and 38.3 ms in float32.
         """
+        started = clock()
+        self.run(self.prepare(tiny))
+        if (clock() - started) * 2 * (NUM_TRIALS + 1) > max_s:
+            return
         seconds = {}
         for min_rows in (1, PADDED_ROWS):
             self._min_rows = min_rows

@@ -59,7 +59,8 @@ class Work:
     @property
     def features(self) -> NDArray[np.float64]:
         """[num_features]"""
-        return _features(np.array(self.num_rows), self.num_decodes, np.array(self.num_keys))
+        sizes = (self.num_rows, self.num_decodes, self.num_keys)
+        return _features(*map(np.array, sizes))
 
     @property
     def size_class(self) -> tuple[int, int]:
@@ -116,10 +117,17 @@ class StepTimeModel:
         """Expected of a step that does `work` and a chunk besides, of one to `most` tokens after
         the `first` of their sequence: never decreasing [most]."""
         counts = np.arange(1, most + 1)
-        rows = work.num_rows + counts
-        return _features(rows, work.num_decodes, work.num_keys + _num_keys(first, counts)) @ (
-            self._fitted()
-        )
+        decodes = np.full(most, work.num_decodes)
+        keys = work.num_keys + _num_keys(first, counts)
+        return _features(work.num_rows + counts, decodes, keys) @ self._fitted()
+
+    def seconds_with_decodes(self, work: Work, most: int) -> NDArray[np.float64]:
+        """Expected of a step that does `work` and none to `most` decodes besides, which have as
+        many keys as its own on average: never decreasing [most + 1]."""
+        counts = np.arange(most + 1)
+        keys = work.num_keys + counts * (work.num_keys // max(1, work.num_decodes))
+        features = _features(work.num_rows + counts, work.num_decodes + counts, keys)
+        return features @ self._fitted()
 
     def _fitted(self) -> NDArray[np.float64]:
         if self._weights is None:
@@ -135,7 +143,7 @@ class StepTimeModel:
         classes = [*self._classes.values()]
         seconds = np.array([c.seconds for c in classes])
         ages = self._num_steps - np.array([c.last_step for c in classes])
-        importance = 1 / (1 + ages / HALF_LIFE_STEPS) / np.maximum(seconds, 1e-9)
+        importance = (1 + ages / HALF_LIFE_STEPS) ** -0.5 / np.maximum(seconds, 1e-9)
         x = np.stack([c.features for c in classes]) * importance[:, None]
         y = seconds * importance
         kept = [*range(NUM_FEATURES)]
@@ -197,13 +205,13 @@ def padded_length(rows: NDArray[np.int_]) -> NDArray[np.int_]:
 
 
 def _features(
-    rows: NDArray[np.int_], num_decodes: int, keys: NDArray[np.int_]
+    rows: NDArray[np.int_], decodes: NDArray[np.int_], keys: NDArray[np.int_]
 ) -> NDArray[np.float64]:
-    """[..., NUM_FEATURES] of rows and keys [...], each of the order of one."""
+    """[..., NUM_FEATURES] of these [...], each of the order of one."""
     rows = padded_length(rows)
     columns = [np.ones(rows.shape), rows / 64]
     columns += [np.maximum(rows - knot, 0) / 64 for knot in KNOTS]
-    columns += [np.full(rows.shape, num_decodes / 8), keys / 8192]
+    columns += [decodes / 8, keys / 8192]
     return np.stack(columns, axis=-1)
 
 

@@ -161,7 +161,7 @@ class Publisher:
             heartbeat = self._frame(frontend.frame_number, stats, news, [])
             if send(topic, encode(heartbeat)):
                 frontend.last_sent = now
-                frontend.queued.clear()
+                _forget(frontend, news.queued)
 
     def _send_news(self, frontend: Frontend, send: Send, stats: WorkerStats, now: float) -> None:
         news = _news_of(frontend, now)
@@ -172,7 +172,7 @@ class Publisher:
             frontend.frame_number += 1
             frontend.last_sent = now
             frontend.unknown = []
-            frontend.queued.clear()
+            _forget(frontend, news.queued)
         for reading in news.readings:
             del frontend.news[reading.stream.request_id]
         for request_id in news.verdicts:
@@ -225,8 +225,14 @@ def _news_of(frontend: Frontend, now: float) -> _News:
 
 def _queued(frontend: Frontend) -> list[tuple[bytes, QueuePlace]]:
     """Of those that still wait: what began meanwhile has no place any more."""
-    return [
-        (request_id, place)
-        for request_id, place in islice(frontend.queued.items(), MAX_FRAME_ROWS)
+    frontend.queued = {
+        request_id: place
+        for request_id, place in frontend.queued.items()
         if frontend.readings[request_id].stream.sequence.waits_to_begin
-    ]
+    }
+    return [*islice(frontend.queued.items(), MAX_FRAME_ROWS)]
+
+
+def _forget(frontend: Frontend, sent: list[tuple[bytes, QueuePlace]]) -> None:
+    for request_id, _ in sent:
+        del frontend.queued[request_id]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .pace import Pace, Work
 from .sequence import Sequence
 
@@ -104,30 +107,27 @@ class Speculation:
     ) -> dict[Sequence, tuple[int, ...]]:
         """For some of the decodes, which are `work` together: at most `max_rows` in all, and for
         each as many as it has room for. The likeliest first, as long as they pay."""
-        seconds, row_s = self._pace.model.seconds(work), self._row_s(work)
-        num_tokens = float(len(rooms))  # that the step is expected to yield
-        if seconds <= MARGIN * row_s * num_tokens:  # not even a certain one pays
+        max_rows = min(max_rows, MAX_DRAFTS * len(rooms))
+        seconds = self._pace.model.seconds_with_decodes(work, max_rows)
+        if max_rows <= 0 or seconds[0] <= 0:
             return {}
-        least = MARGIN * row_s * num_tokens / seconds
+        num_tokens = float(len(rooms))  # that the step is expected to yield
+        least = _least_chance(seconds, 0, num_tokens)
+        if least >= 1:  # not even a certain one pays
+            return {}
         chances = {s: self._chances(s, room, least) for s, room in rooms.items()}
         least_gain = min(each[0] if each else 0.0 for each in chances.values())
-        limit_s = min(seconds * (1 + max(MAX_LOSS, least_gain)), self._pace.limit_s(work))
+        limit_s = min(seconds[0] * (1 + max(MAX_LOSS, least_gain)), self._pace.limit_s(work))
         rows = [(chance, sequence) for sequence, each in chances.items() for chance in each]
         rows.sort(key=lambda row: row[0], reverse=True)
         counts = Counter[Sequence]()
-        for chance, sequence in rows[:max_rows]:
-            if chance * seconds <= MARGIN * row_s * num_tokens or seconds + row_s > limit_s:
+        for number, (chance, sequence) in enumerate(rows[:max_rows]):
+            is_worth_it = chance > _least_chance(seconds, number, num_tokens)
+            if not is_worth_it or seconds[number + 1] > limit_s:
                 break
             counts[sequence] += 1
             num_tokens += chance
-            seconds += row_s
         return {sequence: self._lookups[sequence].drafts(n) for sequence, n in counts.items()}
-
-    def _row_s(self, work: Work) -> float:
-        """That one more decode takes, with as many keys as the others have on average."""
-        num_decodes, num_keys = work.num_decodes, work.num_keys
-        more = Work(0, num_decodes + 1, num_keys + num_keys // max(1, num_decodes))
-        return self._pace.model.seconds(more) - self._pace.model.seconds(work)
 
     def _chances(self, sequence: Sequence, room: int, least: float) -> list[float]:
         count = min(MAX_DRAFTS, room, sequence.max_num_tokens - sequence.num_tokens - 1)
@@ -138,6 +138,13 @@ class Speculation:
         lookup = self._lookups[sequence]
         lookup.catch_up()
         return lookup.chances(count, least)
+
+
+def _least_chance(seconds: NDArray[np.float64], number: int, num_tokens: float) -> float:
+    """What a step that lasts `seconds[number]` with so many guesses, and is expected to yield
+    `num_tokens`, has to be promised of the next one."""
+    row_s = seconds[number + 1] - seconds[number]
+    return float(MARGIN * row_s * num_tokens / seconds[number])
 
 
 def _may_guess(sequence: Sequence) -> bool:

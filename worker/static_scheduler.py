@@ -31,11 +31,13 @@ class StaticScheduler(Scheduler):
             pace=pace,
         )
         self._ghosts: list[Sequence] = []
+        self._max_num_tokens = 0  # of the batch's longest member, when it ends
 
     def plan(self) -> Plan:
         if self.running:
             return self._decode_step()
         self._board()
+        self._max_num_tokens = max((s.max_num_tokens for s in self.running), default=0)
         lengths = [sequence.num_uncomputed_tokens for sequence in self.running]
         entries = [ScheduledSequence.next_of(s, s.num_uncomputed_tokens) for s in self.running]
         padding = len(lengths) * max(lengths, default=0) - sum(lengths)
@@ -61,7 +63,10 @@ class StaticScheduler(Scheduler):
 
     def _decode_step(self) -> Plan:
         for ghost in self._ghosts:
-            ghost.append(0)
+            if ghost.num_tokens < self._max_num_tokens:
+                ghost.append(0)
+            else:  # beyond that there may be no position
+                ghost.num_computed_tokens -= 1
         rows = [*self.running, *self._ghosts]
         for sequence in rows:
             has_grown = self.block_manager.grow(sequence)

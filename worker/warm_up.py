@@ -13,13 +13,14 @@ CHUNKS = (16, 32, 64)  # tokens of one prompt
 MAX_BLOCKS = max(CHUNKS)  # of one token at the least
 
 
-def warm_up_plans(max_num_seqs: int, null_block: int) -> Iterator[Plan]:
+def warm_up_plans(max_num_seqs: int, max_model_len: int, null_block: int) -> Iterator[Plan]:
     """Decodes at the beginning of their contexts, and chunks; the small ones first."""
     for count in DECODES:
         if count <= max_num_seqs:
             yield Plan(tuple(_entry(1, null_block) for _ in range(count)))
     for count in CHUNKS:
-        yield Plan((_entry(count, null_block),))
+        if count <= max_model_len:
+            yield Plan((_entry(count, null_block),))
 
 
 def _entry(num_tokens: int, null_block: int) -> ScheduledSequence:

@@ -239,3 +239,25 @@ def test_the_native_kernel_gives_the_same_bits_however_a_sequence_is_cut(
     for layer in range(case.shape.num_layers):
         whole = attended([length], table, layer)
         assert torch.equal(whole, attended(ends, table[::-1], layer))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_a_later_token_that_is_no_number_does_not_reach_earlier_ones(
+    poison: float, dtype: torch.dtype
+) -> None:
+    """Neither its key nor its value, though the kernel computes both rows in one tile."""
+    shape, block = shape_of(num_kv_heads=1, group=1), [0]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 1, shape.head_dim, generator=generator).to(dtype) for _ in range(3))
+    results = []
+    for is_poisoned in (False, True):
+        backend = NativeCpuAttention(shape, NUM_BLOCKS, dtype)
+        if is_poisoned:
+            k[2], v[2] = poison, poison
+        segment = Segment(0, 3, 3, block)
+        prepared = backend.prepare(batch_of((segment,), [slots_of(segment, 0)]))
+        backend.write(0, k, v, prepared)
+        results.append(backend.attend(0, q, prepared))
+    assert torch.equal(results[0][:2], results[1][:2])
+    assert not results[1][2].isfinite().all()

@@ -192,6 +192,15 @@ def test_those_that_gain_nothing_wait_a_tenth_longer_at_most() -> None:
     assert num_drafts(pace, [repeating(), repeating()]) > [8, 8]
 
 
+def test_rows_are_priced_where_they_stand() -> None:
+    """That the first are free says nothing of those beyond the bend."""
+    pace = Pace()
+    for num_decodes in (1, 2, 4, 8, 16, 32, 64):
+        pace.model.learn(Work(num_decodes=num_decodes), 1 + 0.2 * max(0, num_decodes - 8))
+    count = sum(num_drafts(pace, [repeating() for _ in range(4)]))
+    assert 4 <= 4 + count <= 12
+
+
 def test_target_of_the_operator_holds_with_drafts() -> None:
     """No step is planned to take longer."""
     assert num_drafts(pace_where(0.03, target_itl_s=1.07), [repeating()]) == [2]

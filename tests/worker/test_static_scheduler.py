@@ -80,6 +80,24 @@ def test_ghosts_grow_with_the_batch() -> None:
     assert num_blocks[-2] == {3}  # both rows
 
 
+def test_no_row_goes_beyond_the_longest_member() -> None:
+    """A long prompt's row stays where it is, rather than at positions that the model hasn't."""
+    scheduler = make_scheduler()
+    add(scheduler, 20, 2)
+    add(scheduler, 2, 25)
+    while scheduler.has_work:
+        plan = scheduler.plan()
+        for entry in plan.entries:
+            assert entry.sequence.num_computed_tokens + entry.num_tokens <= 2 + 25
+            assert entry.num_tokens == entry.sequence.num_uncomputed_tokens
+        scheduler.commit(plan)
+        for sequence in list(scheduler.running):
+            sequence.append(1)
+            if sequence.num_output_tokens == sequence.params.max_tokens:
+                sequence.finish = Finish("length")
+                scheduler.remove(sequence)
+
+
 def test_cancelled_member_keeps_its_row() -> None:
     """A row and its blocks are free when all members are done."""
     scheduler = make_scheduler()

@@ -29,79 +29,127 @@ typedef struct {
 typedef struct {
     float q[MAX_TILE][MAX_DIM]; /* scaled */
     float out[MAX_TILE][MAX_DIM];
+    float greatest[MAX_TILE], total[MAX_TILE]; /* of the scores; of their exponentials */
     int32_t first[MAX_TILE], last[MAX_TILE]; /* keys that each sees */
 } Tile;
 
 static const ivec INDEX = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/* A block of 32 keys and values as a tile sees it. */
+typedef struct {
+    const char *keys, *values, *next_keys;
+    int begin[MAX_TILE], end[MAX_TILE]; /* which of them each query sees: none if end < begin */
+    float weights[MAX_TILE][BLOCK];
+} Block;
+
+static inline __attribute__((always_inline)) void look_at(
+    Block *block, const Tile *tile, int number, int count) {
+    for (int i = 0; i < count; i++) {
+        const int begin = tile->first[i] - number * BLOCK, end = tile->last[i] - number * BLOCK;
+        block->begin[i] = begin > 0 ? begin : 0;
+        block->end[i] = end < BLOCK ? end : BLOCK - 1;
+    }
+}
+
+/* Every query times every key; values are fetched meanwhile, for a page's end stops the processor from
+ * reading ahead. */
+static inline __attribute__((always_inline)) void score(
+    const Block *block, const Tile *tile, vec *low, vec *high, int dim, int64_t value_bytes, int count,
+    int is_bf16) {
+    for (int i = 0; i < count; i++) low[i] = high[i] = splat(0.0f);
+    for (int d = 0; d < dim; d++) {
+        if (d * (int64_t)LINE < value_bytes) __builtin_prefetch(block->values + d * LINE);
+        const vec k_low = load(block->keys, d * BLOCK, is_bf16);
+        const vec k_high = load(block->keys, d * BLOCK + LANES, is_bf16);
+        for (int i = 0; i < count; i++) {
+            low[i] += tile->q[i][d] * k_low;
+            high[i] += tile->q[i][d] * k_high;
+        }
+    }
+}
+
+/* From query i's scores its weights, on the scale of the greatest score so far. */
+static inline __attribute__((always_inline)) void weigh(
+    Block *block, Tile *tile, vec low, vec high, int padded, int i) {
+    const int begin = block->begin[i], end = block->end[i];
+    if (end < begin) return;
+    if (begin > 0 || end < BLOCK - 1) {
+        const vec never = splat(-INFINITY);
+        low = choose((INDEX >= begin) & (INDEX <= end), low, never);
+        high = choose((INDEX + LANES >= begin) & (INDEX + LANES <= end), high, never);
+    }
+    const float here = greatest(maximum(low, high));
+    const float before = tile->greatest[i], now = here > before ? here : before;
+    const float kept = exponential(splat(before - now))[0];
+    const vec p_low = exponential(low - now), p_high = exponential(high - now);
+    tile->greatest[i] = now;
+    tile->total[i] = tile->total[i] * kept + sum(p_low + p_high);
+    *(vec *)block->weights[i] = p_low;
+    *(vec *)(block->weights[i] + LANES) = p_high;
+    for (int d = 0; d < padded; d += LANES) *(vec *)(tile->out[i] + d) *= kept;
+}
+
+/* Weights times values. What a query doesn't see is left out, not taken times zero: a later token's
+ * value may be no number. */
+static inline __attribute__((always_inline)) void add_values_between(
+    const Block *block, Tile *tile, int from, int to, int see_the_same, int padded, int count,
+    int is_bf16) {
+    for (int d = 0; d < padded; d += LANES) {
+        vec sums[MAX_TILE];
+        for (int i = 0; i < count; i++) sums[i] = *(vec *)(tile->out[i] + d);
+        for (int j = from; j <= to; j++) {
+            __builtin_prefetch(block->next_keys + (d / LANES * BLOCK + j) * (int64_t)LINE);
+            const vec value = load(block->values, j * padded + d, is_bf16);
+            for (int i = 0; i < count; i++)
+                if (see_the_same || (j >= block->begin[i] && j <= block->end[i]))
+                    sums[i] += block->weights[i][j] * value;
+        }
+        for (int i = 0; i < count; i++) *(vec *)(tile->out[i] + d) = sums[i];
+    }
+}
+
+static inline __attribute__((always_inline)) void add_values(
+    const Block *block, Tile *tile, int padded, int count, int is_bf16) {
+    int from = BLOCK, to = -1, see_the_same = 1;
+    for (int i = 0; i < count; i++) {
+        const int begin = block->begin[i], end = block->end[i];
+        see_the_same &= begin == block->begin[0] && end == block->end[0];
+        if (end < begin) continue;
+        from = begin < from ? begin : from;
+        to = end > to ? end : to;
+    }
+    if (see_the_same) add_values_between(block, tile, from, to, 1, padded, count, is_bf16);
+    else add_values_between(block, tile, from, to, 0, padded, count, is_bf16);
+}
 
 static inline __attribute__((always_inline)) void attend_tile(
     const Shape *shape, Tile *tile, const int32_t *table, int kv_head, const char *keys,
     const char *values, int count, int is_bf16) {
     const int dim = shape->head_dim, padded = shape->padded_dim;
     const int64_t bytes = item_bytes(is_bf16);
-    float greatest_score[MAX_TILE], total[MAX_TILE], weights[MAX_TILE][BLOCK];
+    const int64_t key_bytes = dim * BLOCK * bytes, value_bytes = padded * BLOCK * bytes;
     int32_t first = tile->first[0], last = tile->last[0];
     for (int i = 0; i < count; i++) {
-        greatest_score[i] = -INFINITY;
-        total[i] = 0.0f;
+        tile->greatest[i] = -INFINITY;
+        tile->total[i] = 0.0f;
         memset(tile->out[i], 0, padded * sizeof(float));
         first = tile->first[i] < first ? tile->first[i] : first;
         last = tile->last[i] > last ? tile->last[i] : last;
     }
-    for (int block = first / BLOCK; block <= last / BLOCK; block++) {
-        const int64_t place = (int64_t)table[block] * shape->num_kv_heads + kv_head;
-        const int64_t k = place * dim * BLOCK, v = place * padded * BLOCK;
-        const int next = table[block < last / BLOCK ? block + 1 : block];
-        const char *next_keys = keys + ((int64_t)next * shape->num_kv_heads + kv_head) * dim * BLOCK * bytes;
+    for (int number = first / BLOCK; number <= last / BLOCK; number++) {
+        const int64_t place = (int64_t)table[number] * shape->num_kv_heads + kv_head;
+        const int next = table[number < last / BLOCK ? number + 1 : number];
+        const int64_t next_place = (int64_t)next * shape->num_kv_heads + kv_head;
+        Block block = {keys + place * key_bytes, values + place * value_bytes,
+                       keys + next_place * key_bytes};
         vec low[MAX_TILE], high[MAX_TILE];
-        for (int i = 0; i < count; i++) low[i] = high[i] = splat(0.0f);
-        const char *own_values = values + v * bytes;
-        for (int d = 0; d < dim; d++) {
-            if (d * (int64_t)LINE < padded * BLOCK * bytes) __builtin_prefetch(own_values + d * LINE);
-            vec k_low = load(keys, k + d * BLOCK, is_bf16);
-            vec k_high = load(keys, k + d * BLOCK + LANES, is_bf16);
-            for (int i = 0; i < count; i++) {
-                low[i] += tile->q[i][d] * k_low;
-                high[i] += tile->q[i][d] * k_high;
-            }
-        }
-        int from = BLOCK, to = -1;
-        for (int i = 0; i < count; i++) {
-            const int begin = tile->first[i] - block * BLOCK, end = tile->last[i] - block * BLOCK;
-            if (begin >= BLOCK || end < 0) {
-                memset(weights[i], 0, sizeof weights[i]);
-                continue;
-            }
-            if (begin > 0 || end < BLOCK - 1) {
-                const vec never = splat(-INFINITY);
-                low[i] = choose((INDEX >= begin) & (INDEX <= end), low[i], never);
-                high[i] = choose((INDEX + LANES >= begin) & (INDEX + LANES <= end), high[i], never);
-            }
-            from = begin < from ? (begin > 0 ? begin : 0) : from;
-            to = end > to ? (end < BLOCK ? end : BLOCK - 1) : to;
-            const float here = greatest(maximum(low[i], high[i]));
-            const float before = greatest_score[i], now = here > before ? here : before;
-            const float kept = exponential(splat(before - now))[0];
-            const vec p_low = exponential(low[i] - now), p_high = exponential(high[i] - now);
-            greatest_score[i] = now;
-            total[i] = total[i] * kept + sum(p_low + p_high);
-            *(vec *)weights[i] = p_low;
-            *(vec *)(weights[i] + LANES) = p_high;
-            for (int d = 0; d < padded; d += LANES) *(vec *)(tile->out[i] + d) *= kept;
-        }
-        for (int d = 0; d < padded; d += LANES) {
-            vec sums[MAX_TILE];
-            for (int i = 0; i < count; i++) sums[i] = *(vec *)(tile->out[i] + d);
-            for (int j = from; j <= to; j++) {
-                __builtin_prefetch(next_keys + (d / LANES * BLOCK + j) * (int64_t)LINE);
-                const vec value = load(values, v + j * padded + d, is_bf16);
-                for (int i = 0; i < count; i++) sums[i] += weights[i][j] * value;
-            }
-            for (int i = 0; i < count; i++) *(vec *)(tile->out[i] + d) = sums[i];
-        }
+        look_at(&block, tile, number, count);
+        score(&block, tile, low, high, dim, value_bytes, count, is_bf16);
+        for (int i = 0; i < count; i++) weigh(&block, tile, low[i], high[i], padded, i);
+        add_values(&block, tile, padded, count, is_bf16);
     }
     for (int i = 0; i < count; i++)
-        for (int d = 0; d < padded; d += LANES) *(vec *)(tile->out[i] + d) /= total[i];
+        for (int d = 0; d < padded; d += LANES) *(vec *)(tile->out[i] + d) /= tile->total[i];
 }
 
 static void attend_any(const Shape *shape, Tile *tile, const int32_t *table, int kv_head,

@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -41,19 +42,20 @@ def load_kernels() -> ctypes.CDLL:
 
 def _compile(command: list[str], path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    subprocess.run(
-        [*command, *map(str, sorted(FOLDER.glob("*.c"))), "-o", str(temporary), "-lm"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    temporary.replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        library = Path(folder) / path.name
+        subprocess.run(
+            [*command, *map(str, sorted(FOLDER.glob("*.c"))), "-o", str(library), "-lm"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+        library.replace(path)
 
 
 def _path(command: list[str]) -> Path:
-    """Named by all that makes it: the sources, how they are compiled, and for which processor."""
+    """Named by what makes it: the sources, the command, and the processor's instruction sets."""
     sources = [source.read_bytes() for source in sorted(FOLDER.glob("*.[ch]"))]
     made_of = (*sources, shlex.join(command).encode(), _processor())
     digest = hashlib.sha256(b"\0".join(made_of)).hexdigest()

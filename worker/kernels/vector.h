@@ -10,7 +10,7 @@
 #include <string.h>
 
 #define LANES 16
-#define SHARED_SIZE 32768 /* elements that are worth waking a second thread for: 3 to 6 us */
+#define SHARED_SIZE 4096 /* elements that are worth waking a second thread for: 3 to 6 us */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4)));

@@ -50,23 +50,27 @@ class Checkpoint:
             return _describe(tensors, name, file).dtype
 
     def read(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A copy of the tensor; raises ModelError unless it is there and of this shape."""
-        tensor = torch.empty(*shape, dtype=dtype)
-        self.read_into(tensor, name)
-        return tensor
+        """A converted copy; raises ModelError unless the tensor is there and of this shape."""
+        return self.mapped(name, shape).to(dtype, copy=True)
 
     def read_into(self, target: torch.Tensor, name: str) -> None:
         """Copies the tensor over `target`, converted to its dtype."""
+        target.copy_(self.mapped(name, target.shape))
+
+    def mapped(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """The tensor as the file has it, read as it is used, for whoever needs no copy; raises
+        ModelError unless it is there and of this shape."""
         file = self._file_of(name)
         with _opened(file) as tensors:
             found = _describe(tensors, name, file).shape
-            if found != tuple(target.shape):
+            if found != tuple(shape):
                 raise ModelError(
                     f"{file}: tensor {name} has shape {list(found)}, but config.json asks for "
-                    f"{list(target.shape)}"
+                    f"{list(shape)}"
                 )
-            target.copy_(tensors.get_tensor(name))
+            tensor: torch.Tensor = tensors.get_tensor(name)
         self._unread.discard(name)
+        return tensor
 
     def unread(self) -> list[str]:
         """The names of the tensors that nobody has read."""

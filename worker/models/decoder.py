@@ -48,7 +48,13 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: DecoderWeights, max_model_len: int) -> None:
         self.config = config
         self.weights = weights
+        self.max_model_len = max_model_len
         self._rotary = RotaryTable(config.rope, config.head_dim, max_model_len)
+
+    @property
+    def is_row_independent(self) -> bool:
+        """Whether a row's products have the same bits in any company."""
+        return self.weights.head.is_row_independent  # of the same kind as all others
 
     def forward(self, batch: Batch, kernels: Kernels, prepared: Any) -> torch.Tensor:
         """What the model makes of the batch's tokens, [num_tokens, hidden_size], normed.
@@ -58,7 +64,7 @@ class Decoder:
         attention, operations, eps = kernels.attention, kernels.operations, self.config.rms_norm_eps
         rotation = self._rotary.at(batch.positions)
         x = F.embedding(batch.input_ids, self.weights.embedding)  # [num_tokens, hidden_size]
-        delta = torch.zeros_like(x)  # what the last part of a layer adds to x
+        delta = None  # what the last part of a layer adds to x
         for index, layer in enumerate(self.weights.layers):
             normed = operations.add_and_norm(x, delta, layer.input_norm, eps)
             qkv = layer.qkv(normed)

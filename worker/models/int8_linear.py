@@ -22,6 +22,8 @@ class Int8Linear:
     that passes `check_machine`.
     """
 
+    is_row_independent = True
+
     def __init__(
         self, quantizer: RowQuantizer, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,27 +13,34 @@ import torch.nn.functional as F
 _LONG_ROW = 4096
 _PACKED_ROWS_HINT = 32  # measured: hints of 1 to 256 give the same layout
 
-# x [num_tokens, in_features] to [num_tokens, out_features], a row from a row: Linear or Int8Linear.
-LinearLayer = Callable[[torch.Tensor], torch.Tensor]
+
+class LinearLayer(Protocol):
+    """x [num_tokens, in_features] to [num_tokens, out_features]: Linear or Int8Linear."""
+
+    is_row_independent: bool  # row i of the result depends on row i of x alone, bit for bit
+
+    def __call__(self, x: torch.Tensor, /) -> torch.Tensor: ...
+
+
 LinearFactory = Callable[[torch.Tensor, torch.Tensor | None], LinearLayer]  # of weight and bias
 
 
 class Linear:
     """x [num_tokens, in_features] to [num_tokens, out_features].
 
-    Row i of the result depends on row i of x alone, bit for bit, where the packed kernels exist.
-    Takes the weight over: once packed, only the packed copy is kept.
+    Its rows are independent where the packed kernels exist. Takes the weight over: once packed,
+    only the packed copy is kept.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
         self._bias = bias
-        self._is_packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
-        self._weight = _pack(weight) if self._is_packed else weight
+        self.is_row_independent = weight.device.type == "cpu" and _can_pack(weight.dtype)
+        self._weight = _pack(weight) if self.is_row_independent else weight
         self._needs_two_rows = weight.dtype == torch.float32 and self.in_features >= _LONG_ROW
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if not self._is_packed:
+        if not self.is_row_independent:
             return F.linear(x, self._weight, self._bias)
         if self._needs_two_rows and len(x) == 1:
             return _packed_linear(x.expand(2, -1), self._weight, self._bias)[:1]

@@ -125,18 +125,20 @@ class _WeightReader:
     make_linear: LinearFactory
 
     def read(self) -> DecoderWeights:
-        embedding = self._matrix(_EMBEDDING, self.config.vocab_size)
+        size = (self.config.vocab_size, self.config.hidden_size)
+        embedding = self.checkpoint.read(_EMBEDDING, size, self.dtype)
         return DecoderWeights(
             embedding=embedding,
             layers=tuple(self._layer(index) for index in range(self.config.num_layers)),
             norm=self._vector("model.norm.weight", self.config.hidden_size),
-            head=self.make_linear(
-                embedding
-                if self.config.has_tied_head
-                else self._matrix(_HEAD, self.config.vocab_size),
-                None,
-            ),
+            head=self.make_linear(self._head(embedding), None),
         )
+
+    def _head(self, embedding: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        if config.has_tied_head:
+            return embedding
+        return self._stacked({_HEAD: config.vocab_size}, config.hidden_size)
 
     def _layer(self, index: int) -> DecoderLayer:
         config, layer = self.config, f"model.layers.{index}"
@@ -160,16 +162,23 @@ class _WeightReader:
     def _linear(
         self, prefix: str, out_features: dict[str, int], in_features: int, has_bias: bool
     ) -> LinearLayer:
-        """One layer from several projections of the same input, stacked in the order given."""
-        sizes = list(out_features.values())
-        weight = torch.empty(sum(sizes), in_features, dtype=self.dtype)
-        bias = torch.empty(sum(sizes), dtype=self.dtype) if has_bias else None
-        for name, rows in zip(out_features, torch.split(weight, sizes), strict=True):
-            self.checkpoint.read_into(rows, f"{prefix}.{name}.weight")
-        if bias is not None:
-            for name, rows in zip(out_features, torch.split(bias, sizes), strict=True):
-                self.checkpoint.read_into(rows, f"{prefix}.{name}.bias")
-        return self.make_linear(weight, bias)
+        """One layer from projections of the same input, stacked in the order given."""
+        weights = {f"{prefix}.{name}.weight": n for name, n in out_features.items()}
+        biases = [
+            self._vector(f"{prefix}.{name}.bias", n) for name, n in out_features.items() if has_bias
+        ]
+        weight = self._stacked(weights, in_features)
+        return self.make_linear(weight, torch.cat(biases) if has_bias else None)
+
+    def _stacked(self, num_rows: dict[str, int], num_columns: int) -> torch.Tensor:
+        """Matrices one above the other. One alone is not copied but mapped: it will be packed."""
+        if len(num_rows) == 1:
+            ((name, count),) = num_rows.items()
+            return self.checkpoint.mapped(name, (count, num_columns)).to(self.dtype)
+        stack = torch.empty(sum(num_rows.values()), num_columns, dtype=self.dtype)
+        for name, rows in zip(num_rows, torch.split(stack, [*num_rows.values()]), strict=True):
+            self.checkpoint.read_into(rows, name)
+        return stack
 
     def _qk_norm(self, attention: str) -> HeadNorm:
         """Both norms as one, for queries and keys are normalised and rotated together."""
@@ -181,6 +190,3 @@ class _WeightReader:
 
     def _vector(self, name: str, size: int) -> torch.Tensor:
         return self.checkpoint.read(name, (size,), self.dtype)
-
-    def _matrix(self, name: str, num_rows: int) -> torch.Tensor:
-        return self.checkpoint.read(name, (num_rows, self.config.hidden_size), self.dtype)

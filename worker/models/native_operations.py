@@ -33,27 +33,24 @@ class NativeOperations(Operations):
         """Raises NativeKernelError."""
         self._kernels = _kernels()
 
-    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return self._norm(x.contiguous(), None, weight, eps)
-
     def add_and_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+        self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
-        return self._norm(x, delta.data_ptr(), weight, eps)
+        out = torch.empty_like(x)
+        self._kernels.rms_norm(
+            x.dtype == torch.bfloat16,
+            *x.shape,
+            x.data_ptr(),
+            delta.data_ptr() if delta is not None else None,
+            weight.data_ptr(),
+            eps,
+            out.data_ptr(),
+        )
+        return out
 
     def silu_and_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
         num_rows, size = len(gate_up), gate_up.shape[1] // 2
         out = gate_up.new_empty(num_rows, size)
         is_bf16 = gate_up.dtype == torch.bfloat16
         self._kernels.silu_and_multiply(is_bf16, num_rows, size, gate_up.data_ptr(), out.data_ptr())
-        return out
-
-    def _norm(
-        self, x: torch.Tensor, delta: int | None, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
-        out = torch.empty_like(x)
-        is_bf16 = x.dtype == torch.bfloat16
-        self._kernels.rms_norm(
-            is_bf16, *x.shape, x.data_ptr(), delta, weight.data_ptr(), eps, out.data_ptr()
-        )
         return out

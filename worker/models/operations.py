@@ -14,16 +14,14 @@ class Operations:
     The slow twin of whatever a device has instead.
     """
 
-    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        """Root-mean-square norm (Zhang and Sennrich, arXiv 1910.07467) of x [num_rows, size]."""
-        return F.rms_norm(x, x.shape[-1:], eps=eps).mul_(weight)
-
     def add_and_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+        self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
-        """Adds delta to x in place, both [num_rows, size]; the norm of what that makes."""
-        x.add_(delta)
-        return self.norm(x, weight, eps)
+        """Adds delta, if any, to x in place, both [num_rows, size]; the root-mean-square norm
+        (Zhang and Sennrich, arXiv 1910.07467) of what that makes."""
+        if delta is not None:
+            x.add_(delta)
+        return F.rms_norm(x, x.shape[-1:], eps=eps).mul_(weight)
 
     def silu_and_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gates) * ups of [num_rows, 2 * size], gates first: [num_rows, size]."""
