@@ -32,7 +32,7 @@ ALL = (  # what docs/benchmarks.md shows
     "attack --model M",
     "crowd --model M",
     "prefix --model M",
-    "speculation --num-threads 1",
+    "speculation",
     "frontend --repeats 3 --seconds 8",
     "frontend --streams 64 --variants chat --repeats 3 --seconds 8",
 )
