@@ -10,13 +10,11 @@ import pytest
 import structlog
 import torch
 
-from chairlift.worker.attention import native
 from chairlift.worker.attention.cpu import TorchCpuAttention
 from chairlift.worker.attention.native import NativeCpuAttention
 from chairlift.worker.kernels import compiler
 from chairlift.worker.kernels.choice import cpu_kernels
 from chairlift.worker.kernels.compiler import NativeKernelError
-from chairlift.worker.models import native_operations
 from chairlift.worker.models.linear_choice import row_quantizer
 from chairlift.worker.models.native_row_quantizer import NativeRowQuantizer
 from tests.worker.test_attention import shape_of
@@ -25,8 +23,6 @@ SHAPE, DTYPE = shape_of(), torch.float32
 
 
 def forget_kernels() -> None:
-    native.kernel.cache_clear()
-    native_operations._kernels.cache_clear()
     compiler.load_kernels.cache_clear()
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..batch import Batch
-from ..kernels.compiler import load_kernels
+from ..kernels.compiler import FLOAT, INT, load_kernels
 from ..models.rope import Rotation
 from .backend import AttentionBackend, AttentionShape, HeadNorm
 
@@ -24,7 +23,6 @@ LANES = 16  # to a multiple of which values are padded
 MAX_HEAD_DIM = 512
 MAX_TILE = 8  # queries that share the loads of a block
 DTYPES = (torch.float32, torch.bfloat16)
-INT, LONG, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 
 class _Shape(ctypes.Structure):
@@ -33,29 +31,8 @@ class _Shape(ctypes.Structure):
         ("num_kv_heads", INT),
         ("head_dim", INT),
         ("padded_dim", INT),
-        ("scale", ctypes.c_float),
+        ("scale", FLOAT),
     )
-
-
-@cache
-def kernel() -> ctypes.CDLL:
-    """Raises NativeKernelError where there is no compiler, or none that is any good."""
-    library = load_kernels()
-    shape = ctypes.POINTER(_Shape)
-    library.attend.argtypes = (
-        *(shape, INT, INT, POINTER, POINTER, LONG, INT),
-        *(POINTER, POINTER, LONG, POINTER, POINTER, POINTER),
-    )
-    library.write_kv.argtypes = (
-        *(shape, INT, POINTER, LONG, POINTER, POINTER, LONG, LONG),
-        *(POINTER, POINTER),
-    )
-    library.write_rotated.argtypes = (
-        *(shape, INT, LONG, POINTER, POINTER, ctypes.c_float, POINTER, POINTER),
-        *(POINTER, POINTER, POINTER, POINTER, POINTER),
-    )
-    library.attend.restype = library.write_kv.restype = library.write_rotated.restype = None
-    return library
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +55,7 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
         self.block_size = BLOCK_SIZE
         self.chunk_unit = 1
         self.null_slot = num_blocks * BLOCK_SIZE  # of a block more than there are
-        self._kernel = kernel()
+        self._kernels = load_kernels()
         self.shape = shape
         self._dtype = dtype
         self._is_bf16 = int(dtype == torch.bfloat16)
@@ -115,8 +92,8 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: NativeStep) -> None:
         k, v = _with_plain_rows(k), _with_plain_rows(v)
-        self._kernel.write_kv(
-            self._sizes,
+        self._kernels.write_kv(
+            ctypes.byref(self._sizes),
             self._is_bf16,
             prepared.slot_mapping.data_ptr(),
             len(k),
@@ -137,8 +114,8 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
         prepared: NativeStep,
     ) -> torch.Tensor:
         q = torch.empty(len(qkv), self.shape.num_heads, self.shape.head_dim, dtype=self._dtype)
-        self._kernel.write_rotated(
-            self._sizes,
+        self._kernels.write_rotated(
+            ctypes.byref(self._sizes),
             self._is_bf16,
             len(qkv),
             qkv.data_ptr(),
@@ -158,8 +135,8 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
         q = _with_plain_rows(q)
         out = torch.empty(q.shape, dtype=self._dtype)
         out[prepared.num_rows :] = 0  # padding
-        self._kernel.attend(
-            self._sizes,
+        self._kernels.attend(
+            ctypes.byref(self._sizes),
             self._is_bf16,
             self.shape.sliding_windows[layer] or 0,
             prepared.segments.ctypes.data,

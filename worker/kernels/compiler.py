@@ -11,12 +11,29 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ...shared.errors import ChairliftError
 
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-w")
 NATIVE_FLAGS = {"aarch64": "-mcpu=native", "arm64": "-mcpu=native"}  # elsewhere -march=native
 TIMEOUT_S = 60.0
+INT, LONG, FLOAT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+SIGNATURES: dict[str, tuple[type[ctypes._SimpleCData[Any]], ...]] = {  # what the C files define
+    "attend": (
+        *(POINTER, INT, INT, POINTER, POINTER, LONG, INT),
+        *(POINTER, POINTER, LONG, POINTER, POINTER, POINTER),
+    ),
+    "write_kv": (POINTER, INT, POINTER, LONG, POINTER, POINTER, LONG, LONG, POINTER, POINTER),
+    "write_rotated": (
+        *(POINTER, INT, LONG, POINTER, POINTER, FLOAT, POINTER, POINTER),
+        *(POINTER, POINTER, POINTER, POINTER, POINTER),
+    ),
+    "rms_norm": (INT, LONG, LONG, POINTER, POINTER, POINTER, FLOAT, POINTER),
+    "silu_and_multiply": (INT, LONG, LONG, POINTER, POINTER),
+    "quantize_rows": (INT, LONG, LONG, LONG, POINTER, POINTER, POINTER),
+    "rescale_rows": (INT, LONG, LONG, POINTER, POINTER, POINTER, POINTER),
+}
 FOLDER = Path(__file__).parent
 
 
@@ -34,10 +51,15 @@ def load_kernels() -> ctypes.CDLL:
         path = _path(command)
         if not path.exists():
             _compile(command, path)
-        return ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip() or repr(error)
         raise NativeKernelError(said.splitlines()[0]) from None
+    for name, arguments in SIGNATURES.items():
+        function = library[name]
+        function.argtypes, function.restype = arguments, None
+        setattr(library, name, function)
+    return library
 
 
 def _compile(command: list[str], path: Path) -> None:

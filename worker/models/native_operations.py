@@ -2,28 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-
 import torch
 
 from ..kernels.compiler import load_kernels
 from .operations import Operations
-
-INT, LONG, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
-
-
-@cache
-def _kernels() -> ctypes.CDLL:
-    """Raises NativeKernelError."""
-    library = load_kernels()
-    library.rms_norm.argtypes = (
-        *(INT, LONG, LONG, POINTER, POINTER, POINTER),
-        *(ctypes.c_float, POINTER),
-    )
-    library.silu_and_multiply.argtypes = (INT, LONG, LONG, POINTER, POINTER)
-    library.rms_norm.restype = library.silu_and_multiply.restype = None
-    return library
 
 
 class NativeOperations(Operations):
@@ -31,7 +13,7 @@ class NativeOperations(Operations):
 
     def __init__(self) -> None:
         """Raises NativeKernelError."""
-        self._kernels = _kernels()
+        self._kernels = load_kernels()
 
     def add_and_norm(
         self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float

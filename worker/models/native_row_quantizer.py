@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from ..kernels.compiler import load_kernels
 from .row_quantizer import QuantizedRows, RowQuantizer
-
-INT, LONG, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 
 class NativeRowQuantizer(RowQuantizer):
@@ -18,10 +14,6 @@ class NativeRowQuantizer(RowQuantizer):
     def __init__(self) -> None:
         """Raises NativeKernelError."""
         self._kernels = load_kernels()
-        quantize, rescale = self._kernels.quantize_rows, self._kernels.rescale_rows
-        quantize.argtypes = (INT, LONG, LONG, LONG, POINTER, POINTER, POINTER)
-        rescale.argtypes = (INT, LONG, LONG, POINTER, POINTER, POINTER, POINTER)
-        quantize.restype = rescale.restype = None
 
     def quantize(self, x: torch.Tensor) -> QuantizedRows:
         num_rows, size = x.shape
