@@ -77,12 +77,12 @@ class FakeModelRunner(ModelRunner):
         if error is not None:
             raise error
         contexts = {
-            segment.start + segment.num_tokens - n: (
+            segment.start + segment.num_rows - n: (
                 segment.block_table,
                 segment.context_len - n + 1,
             )
             for segment in batch.segments
-            for n in range(1, segment.num_tokens + 1)
+            for n in range(1, segment.num_rows + 1)
         }
         rows = [self._logits(self._read(*contexts[row])) for row in batch.logit_rows.tolist()]
         output = StepOutput(torch.stack(rows) if rows else torch.empty(0, self.vocab_size))

@@ -96,7 +96,7 @@ class ModelRunner:
         for number, (entry, segment) in enumerate(
             zip(step.plan.entries, step.batch.segments, strict=True)
         ):
-            own = hidden[segment.start : segment.start + segment.num_tokens]
+            own = hidden[segment.start : segment.start + segment.num_rows]
             if entry.to_score:
                 output.scores[number] = self._score(own, entry)
             if entry.sequence.pool is not None:

@@ -28,7 +28,8 @@ class ScheduledSequence:
     prompt's. If that catches up with all it has, the next one `is_sampled`, unless the request
     wants none; `to_score` are those of its tokens whose log probabilities are wanted and come of
     these. `drafts` are guesses at the tokens after its own, which are computed with them: a token
-    is sampled after each of them as well, and counts if the draft turns out to be right."""
+    is sampled after each of them as well, and counts if the draft turns out to be right. Tokens
+    are the sequence's own; rows are all that is computed."""
 
     sequence: Sequence
     num_tokens: int
@@ -72,7 +73,7 @@ class Plan:
     num_padding_tokens: int = 0
 
     @property
-    def num_tokens(self) -> int:
+    def num_rows(self) -> int:
         return sum(entry.num_rows for entry in self.entries)
 
     @property

@@ -34,7 +34,7 @@ class Site:
 
 
 def _is_prefill(_: object, step: Any) -> bool:
-    return step.batch.num_tokens > len(step.batch.segments)
+    return step.batch.num_rows > len(step.batch.segments)
 
 
 def _is_decode(_: object, step: Any) -> bool:

@@ -271,7 +271,7 @@ class World:
 
     def _check_budget(self, plan: Plan) -> None:
         assert plan.num_padding_tokens == 0
-        assert plan.num_tokens <= self.max_num_batched_tokens
+        assert plan.num_rows <= self.max_num_batched_tokens
         assert len(self.scheduler.running) + (self.lone is not None) <= self.max_num_seqs
         assert len({entry.sequence for entry in plan.entries}) == len(plan.entries)
         for entry in plan.entries:
@@ -315,7 +315,7 @@ class World:
                 assert end % unit == 0 or sequence.num_uncomputed_tokens == 1
                 is_budget_spent = is_budget_spent or sequence.num_uncomputed_tokens > 1
         if is_budget_spent and self.pace is None:
-            assert plan.num_tokens > self.max_num_batched_tokens - BLOCK_SIZE
+            assert plan.num_rows > self.max_num_batched_tokens - BLOCK_SIZE
 
     def _compute(self, plan: Plan) -> None:
         """Writes each position once; all that is read must be what the sequence holds there."""

@@ -102,13 +102,13 @@ def attend_all(backend: AttentionBackend[Any], case: Case) -> list[torch.Tensor]
         return torch.randn(size, generator=generator).to(case.dtype)
 
     everything = batch_of(case.segments, [slots_of(segment, 0) for segment in case.segments])
-    first_query = [segment.context_len - segment.num_tokens for segment in case.segments]
+    first_query = [segment.context_len - segment.num_rows for segment in case.segments]
     queried = batch_of(case.segments, list(map(slots_of, case.segments, first_query)))
     results = []
     for layer in range(shape.num_layers):
-        k = random(everything.num_tokens, shape.num_kv_heads)
-        v = random(everything.num_tokens, shape.num_kv_heads)
-        q = random(queried.num_tokens, shape.num_heads)
+        k = random(everything.num_rows, shape.num_kv_heads)
+        v = random(everything.num_rows, shape.num_kv_heads)
+        q = random(queried.num_rows, shape.num_heads)
         backend.write(layer, k, v, backend.prepare(everything))
         results.append(backend.attend(layer, q, backend.prepare(queried)))
     return results
@@ -173,14 +173,14 @@ def test_projections_are_normed_rotated_and_written_as_the_slow_way_does(
     what attention makes of them and the cache."""
     shape, dtype = case.shape, case.dtype
     generator = torch.Generator().manual_seed(case.seed)
-    whole = tuple(replace(segment, num_tokens=segment.context_len) for segment in case.segments)
-    starts = itertools.accumulate([0, *(segment.num_tokens for segment in whole)])
+    whole = tuple(replace(segment, num_rows=segment.context_len) for segment in case.segments)
+    starts = itertools.accumulate([0, *(segment.num_rows for segment in whole)])
     whole = tuple(replace(s, start=start) for s, start in zip(whole, starts, strict=False))
     batch = batch_of(whole, [slots_of(segment, 0) for segment in whole])
     positions = torch.cat([torch.arange(segment.context_len) for segment in whole])
     num_rotated = shape.num_heads + shape.num_kv_heads
     qkv = torch.randn(
-        batch.num_tokens, (num_rotated + shape.num_kv_heads) * shape.head_dim, generator=generator
+        batch.num_rows, (num_rotated + shape.num_kv_heads) * shape.head_dim, generator=generator
     ).to(dtype)
     weight = torch.randn(num_rotated, shape.head_dim, generator=generator).to(dtype)
     norm = HeadNorm(weight, 1e-6) if has_norm else None

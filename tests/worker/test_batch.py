@@ -41,10 +41,10 @@ def test_the_end_is_padding() -> None:
     batch = make_batch(
         Plan((ScheduledSequence.next_of(sequence, 35),)), 32, NULL_SLOT, torch.device("cpu")
     )
-    assert batch.num_tokens == len(batch.positions) == len(batch.slot_mapping) == 40
+    assert batch.num_rows == len(batch.positions) == len(batch.slot_mapping) == 40
     assert batch.slot_mapping.tolist() == [*range(35), *[NULL_SLOT] * 5]
     assert batch.logit_rows.tolist() == [34]
-    assert [(s.start, s.num_tokens) for s in batch.segments] == [(0, 35)]
+    assert [(s.start, s.num_rows) for s in batch.segments] == [(0, 35)]
 
 
 def test_drafts_follow_their_sequence() -> None:
@@ -58,10 +58,10 @@ def test_drafts_follow_their_sequence() -> None:
     assert batch.positions.tolist() == [2, 3, 4, 0]
     assert batch.slot_mapping.tolist() == [66, 67, 68, 0]
     assert batch.logit_rows.tolist() == [0, 1, 2, 3]
-    assert [(s.start, s.num_tokens, s.context_len) for s in batch.segments] == [
+    assert [(s.start, s.num_rows, s.context_len) for s in batch.segments] == [
         (0, 3, 5),
         (3, 1, 1),
     ]
-    assert plan.num_tokens == 4
+    assert plan.num_rows == 4
     assert (plan.work.num_prompt_tokens, plan.work.num_decodes) == (0, 4)
     assert plan.work.num_keys == 3 + 4 + 5 + 1

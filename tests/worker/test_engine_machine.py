@@ -52,7 +52,7 @@ class Faults:
     def __call__(self, plan: Plan) -> Exception | None:
         if any(entry.sequence in self.culprits for entry in plan.entries):
             return RuntimeError("at fault")
-        return MemoryError() if plan.num_tokens > self.max_num_tokens else None
+        return MemoryError() if plan.num_rows > self.max_num_tokens else None
 
 
 class FragileText(NoText):

@@ -186,7 +186,7 @@ def test_fault_that_needs_company_fails_nobody() -> None:
     engine = make_engine(next_token=last_plus_one)
     sequences = added(engine, 8)
     runner = runner_of(engine)
-    runner.error_in = lambda plan: MemoryError() if plan.num_tokens > 3 else None
+    runner.error_in = lambda plan: MemoryError() if plan.num_rows > 3 else None
     assert engine.step() == sequences
     assert [output_of(s)[0] for s in sequences] == [s.token_ids[0] + 1 for s in sequences]
     assert runner.step_sizes == [8, 4, 2, 2, 4, 2, 2]

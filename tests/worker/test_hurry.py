@@ -133,7 +133,7 @@ def test_nobody_is_starved_by_a_tenant_always_in_a_hurry(monkeypatch: pytest.Mon
     while not all(s in world.finished for s in calm):
         for sequence in add(world, 2, HASTY):
             world.hurry(sequence)
-        num_tokens += world.step().num_tokens
+        num_tokens += world.step().num_rows
         assert num_tokens < 800 + 3 * 20 * 8
     assert num_tokens > 800 / 2
 

@@ -49,7 +49,7 @@ class Driver:
         attention, cpu = self.kernels.attention, torch.device("cpu")
         batch = make_batch(plan, attention.block_size, attention.null_slot, cpu)
         if every_row:
-            batch = replace(batch, logit_rows=torch.arange(plan.num_tokens))
+            batch = replace(batch, logit_rows=torch.arange(plan.num_rows))
         decoder = self.model.decoder
         hidden = decoder.forward(batch, self.kernels, attention.prepare(batch))
         logits = decoder.logits(hidden.index_select(0, batch.logit_rows))

@@ -163,10 +163,10 @@ def test_a_long_prompt_goes_on_beside_decodes_and_whole_without() -> None:
         world.add(distinct_prompt(9, 500), 2)
         plan = world.step()
         assert {entry.sequence for entry in plan.entries} > set(decoding)
-        assert least <= plan.num_tokens - 4 <= most
+        assert least <= plan.num_rows - 4 <= most
     world = World(num_blocks=256, max_num_seqs=8, max_num_batched_tokens=512, pace=taught())
     world.add(distinct_prompt(9, 500), 2)
-    assert world.step().num_tokens == 500
+    assert world.step().num_rows == 500
 
 
 def test_random_runs_keep_every_rule() -> None:

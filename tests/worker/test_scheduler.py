@@ -116,7 +116,7 @@ def test_long_prompt_does_not_hold_up_decodes() -> None:
         plan = world.step()
         num_chunks += 1
         assert short.num_output_tokens == num_outputs + 1
-        assert plan.num_tokens <= 12
+        assert plan.num_rows <= 12
     assert num_chunks == 13  # of 8 tokens: whole blocks within what the decode leaves of 12
     world.drain()
 

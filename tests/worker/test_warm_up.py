@@ -39,7 +39,7 @@ def test_tiny_batches_are_padded_where_that_is_faster(
     clock = iter(readings)
     runner.tune(single, lambda: next(clock), max_s=1.0)
     prepared = runner.prepare(single)
-    assert prepared.batch.num_tokens == num_rows
+    assert prepared.batch.num_rows == num_rows
     assert torch.equal(runner.run(prepared).logits, expected)
 
 
@@ -47,6 +47,6 @@ def test_tiny_batches_are_padded_where_that_is_faster(
 def test_no_step_of_the_warm_up_goes_beyond_the_models_positions(max_model_len: int) -> None:
     """However short they are."""
     plans = [*warm_up_plans(8, max_model_len, null_block=3)]
-    assert [plan.num_tokens for plan in plans[:4]] == [1, 2, 4, 8]
+    assert [plan.num_rows for plan in plans[:4]] == [1, 2, 4, 8]
     lengths = [entry.num_tokens for plan in plans for entry in plan.entries]
     assert max(lengths) <= max_model_len

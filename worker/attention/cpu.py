@@ -55,8 +55,8 @@ class TorchCpuAttention(AttentionBackend[CpuStep]):
         self._scratch = torch.empty(2, 0, dtype=dtype)  # gathered keys, gathered values
 
     def prepare(self, batch: Batch) -> CpuStep:
-        row_counts = [segment.num_tokens for segment in batch.segments]
-        num_padding_rows = batch.num_tokens - sum(row_counts)
+        row_counts = [segment.num_rows for segment in batch.segments]
+        num_padding_rows = batch.num_rows - sum(row_counts)
         visible = {
             window: tuple(self._see(segment, window) for segment in batch.segments)
             for window in self._windows
@@ -126,7 +126,7 @@ class TorchCpuAttention(AttentionBackend[CpuStep]):
         return gathered.view(1, num_kv_heads, -1, head_dim)
 
     def _see(self, segment: Segment, window: int | None) -> VisibleKeys:
-        num_tokens, context_len = segment.num_tokens, segment.context_len
+        num_tokens, context_len = segment.num_rows, segment.context_len
         reach = context_len if window is None else window
         first = max(0, context_len - num_tokens - reach + 1)
         used = segment.block_table[first // BLOCK_SIZE : -(-context_len // BLOCK_SIZE)]

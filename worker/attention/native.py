@@ -77,8 +77,8 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
     def prepare(self, batch: Batch) -> NativeStep:
         segments, tables, place = [], [], 0
         for segment in batch.segments:
-            position = segment.context_len - segment.num_tokens
-            segments.append((segment.start, segment.num_tokens, position, place))
+            position = segment.context_len - segment.num_rows
+            segments.append((segment.start, segment.num_rows, position, place))
             tables.append(segment.block_table)
             place += len(segment.block_table)
         columns = np.array(segments, dtype=np.int32).reshape(-1, 4)
@@ -87,7 +87,7 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
             columns,
             np.concatenate(tables).astype(np.int32) if tables else np.zeros(0, np.int32),
             self._items(columns),
-            batch.num_rows,
+            batch.num_real_rows,
         )
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: NativeStep) -> None:

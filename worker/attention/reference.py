@@ -29,8 +29,8 @@ class ReferenceAttention(AttentionBackend[Batch]):
     def attend(self, layer: int, q: torch.Tensor, prepared: Batch) -> torch.Tensor:
         out = torch.zeros(q.shape, dtype=torch.float64)  # rows of padding stay zero
         for segment in prepared.segments:
-            past = segment.context_len - segment.num_tokens
-            for offset in range(segment.num_tokens):
+            past = segment.context_len - segment.num_rows
+            for offset in range(segment.num_rows):
                 row = segment.start + offset
                 out[row] = self._attend_row(layer, q[row].double(), segment, past + offset)
         return out.to(q.dtype)

@@ -79,7 +79,7 @@ def _tried(kernels: Kernels, dtype: torch.dtype) -> Iterator[torch.Tensor]:
     num_rotated = shape.num_heads + shape.num_kv_heads
     norm = HeadNorm(random(num_rotated, shape.head_dim), eps=1e-6)
     rotation = RotaryTable(Rope(10_000.0), shape.head_dim, 64).at(positions)
-    qkv = random(batch.num_tokens, (num_rotated + shape.num_kv_heads) * shape.head_dim)
+    qkv = random(batch.num_rows, (num_rotated + shape.num_kv_heads) * shape.head_dim)
     yield attention.attend(0, attention.write_rotated(0, qkv, norm, rotation, prepared), prepared)
     rows = random(TRIAL_ROWS, TRIAL_SIZE)
     yield operations.add_and_norm(rows, random(*rows.shape), random(TRIAL_SIZE), 1e-6)
