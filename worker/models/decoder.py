@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -54,7 +55,9 @@ class Decoder:
     @property
     def is_row_independent(self) -> bool:
         """Whether a row's products have the same bits in any company."""
-        return self.weights.head.is_row_independent  # of the same kind as all others
+        layers = self.weights.layers
+        products = chain.from_iterable((x.qkv, x.output, x.gate_up, x.down) for x in layers)
+        return all(x.is_row_independent for x in (self.weights.head, *products))
 
     def forward(self, batch: Batch, kernels: Kernels, prepared: Any) -> torch.Tensor:
         """What the model makes of the batch's tokens, [num_tokens, hidden_size], normed.

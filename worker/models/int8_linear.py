@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -12,6 +14,17 @@ from .row_quantizer import ZERO_POINT, RowQuantizer
 BLOCK_ROWS = 512  # of a weight, quantized at a time: torch makes float32 copies
 MAX_IN_FEATURES = (2**31 - 1) // 127**2  # more products may not fit into 32 bits
 VNNI_FLAGS = {"avx512_vnni", "avx_vnni"}
+
+
+class Int8Channels(Protocol):
+    """A quantized weight: signed bytes [out_features, in_features], a scale for each row."""
+
+    def product(self, values: torch.Tensor) -> torch.Tensor:
+        """(values - ZERO_POINT) @ weight.T, float32, of uint8 [num_rows, in_features]."""
+        ...
+
+
+ChannelsFactory = Callable[[torch.Tensor, torch.Tensor], Int8Channels]  # of bytes and scales
 
 
 class Int8Linear:
@@ -25,7 +38,11 @@ class Int8Linear:
     is_row_independent = True
 
     def __init__(
-        self, quantizer: RowQuantizer, weight: torch.Tensor, bias: torch.Tensor | None = None
+        self,
+        quantizer: RowQuantizer,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        make_channels: ChannelsFactory | None = None,
     ) -> None:
         """Raises ModelError for a weight that is too wide."""
         in_features = weight.shape[1]
@@ -36,32 +53,37 @@ class Int8Linear:
             )
         self._quantizer = quantizer
         self._bias = None if bias is None else bias.float()
-        self._weight = _ChannelWeight(quantizer, weight)
+        make_channels = make_channels or OneDnnChannels
+        self._channels = make_channels(*_quantized(quantizer, weight))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = self._quantizer.quantize(x)
-        y = self._weight.product(rows.values)
+        y = self._channels.product(rows.values)
         return self._quantizer.rescale(y, rows.scales, self._bias, x.dtype)
 
 
-class _ChannelWeight:
-    """[out_features, in_features] as oneDNN has it: packed signed bytes, a scale for each row."""
+class OneDnnChannels:
+    """Int8Channels by oneDNN."""
 
-    def __init__(self, quantizer: RowQuantizer, weight: torch.Tensor) -> None:
-        blocks = [quantizer.quantize(rows) for rows in torch.split(weight, BLOCK_ROWS)]
-        values = torch.cat([rows.values for rows in blocks])
-        values = values.bitwise_xor_(ZERO_POINT).view(torch.int8)  # less ZERO_POINT
-        self._scales = torch.cat([rows.scales for rows in blocks])
-        self._zero_points = torch.zeros(len(weight), dtype=torch.int32)
+    def __init__(self, values: torch.Tensor, scales: torch.Tensor) -> None:
+        self._scales = scales
+        self._zero_points = torch.zeros(len(values), dtype=torch.int32)
         self._packed = torch.ops.onednn.qlinear_prepack(values, None)
 
     def product(self, values: torch.Tensor) -> torch.Tensor:
-        """(values - ZERO_POINT) @ weight.T, float32, of uint8 [num_rows, in_features]."""
         y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             *(values, 1.0, ZERO_POINT, self._packed, self._scales, self._zero_points),
             *(None, 1.0, 0, torch.float32, "none", [], ""),  # no bias, no quantized output
         )
         return y
+
+
+def _quantized(quantizer: RowQuantizer, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its signed bytes [out_features, in_features], and the scale of each of its rows."""
+    blocks = [quantizer.quantize(rows) for rows in torch.split(weight, BLOCK_ROWS)]
+    values = torch.cat([rows.values for rows in blocks])
+    values = values.bitwise_xor_(ZERO_POINT).view(torch.int8)  # less ZERO_POINT
+    return values, torch.cat([rows.scales for rows in blocks])
 
 
 def check_machine() -> None:
@@ -77,7 +99,7 @@ def check_machine() -> None:
     values = torch.tensor([[255], [1], [255]], dtype=torch.uint8).repeat(1, 64)
     weight = torch.tensor([[127.0], [-127.0]]).repeat(8, 64)
     try:
-        y = _ChannelWeight(RowQuantizer(), weight).product(values)
+        y = OneDnnChannels(*_quantized(RowQuantizer(), weight)).product(values)
     except (AttributeError, RuntimeError) as error:
         raise ModelError(f"this torch can't multiply in int8 ({error}): {remedy}") from None
     if not torch.equal(y, (values.float() - ZERO_POINT) @ weight.T):

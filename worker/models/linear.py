@@ -15,7 +15,7 @@ _PACKED_ROWS_HINT = 32  # measured: hints of 1 to 256 give the same layout
 
 
 class LinearLayer(Protocol):
-    """x [num_tokens, in_features] to [num_tokens, out_features]: Linear or Int8Linear."""
+    """x [num_tokens, in_features] to [num_tokens, out_features]."""
 
     is_row_independent: bool  # row i of the result depends on row i of x alone, bit for bit
 
@@ -28,19 +28,21 @@ LinearFactory = Callable[[torch.Tensor, torch.Tensor | None], LinearLayer]  # of
 class Linear:
     """x [num_tokens, in_features] to [num_tokens, out_features].
 
-    Its rows are independent where the packed kernels exist. Takes the weight over: once packed,
-    only the packed copy is kept.
+    Its rows are independent where the packed kernels exist, but for bfloat16 on a CPU with AMX:
+    there oneDNN sums few rows in another order than many. Takes the weight over: once packed, only
+    the packed copy is kept.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape
         self._bias = bias
-        self.is_row_independent = weight.device.type == "cpu" and _can_pack(weight.dtype)
-        self._weight = _pack(weight) if self.is_row_independent else weight
+        self._is_packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
+        self.is_row_independent = self._is_packed and not _sums_by_tiles(weight.dtype)
+        self._weight = _pack(weight) if self._is_packed else weight
         self._needs_two_rows = weight.dtype == torch.float32 and self.in_features >= _LONG_ROW
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.is_row_independent:
+        if not self._is_packed:
             return F.linear(x, self._weight, self._bias)
         if self._needs_two_rows and len(x) == 1:
             return _packed_linear(x.expand(2, -1), self._weight, self._bias)[:1]
@@ -59,6 +61,10 @@ def _packed_linear(
 ) -> torch.Tensor:
     y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return y
+
+
+def _sums_by_tiles(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
 @cache
