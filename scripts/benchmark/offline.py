@@ -6,16 +6,13 @@ Run as a program it makes one measurement, so that each has a process and its me
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import torch
 
-from chairlift.shared.errors import ChairliftError
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
 from chairlift.shared.tokenizer import Tokenizer
@@ -26,6 +23,7 @@ from chairlift.worker.models.linear_choice import linear_factory
 from chairlift.worker.models.loader import load_model
 from chairlift.worker.sequence import Sequence as EngineSequence
 
+from . import program
 from .errors import BenchmarkError
 from .figures import Exchange, Measured, Run, Steps
 from .job import Job
@@ -123,16 +121,5 @@ def _outside_forward_percent(after: StepTimes, before: StepTimes) -> float:
     return 100 * (1 - (after.forward_s - before.forward_s) / (after.total_s - before.total_s))
 
 
-def main(job_file: Path, result_file: Path) -> int:
-    """Measures the job in one file and writes the Run to the other."""
-    try:
-        run = measure(msgspec.json.decode(job_file.read_bytes(), type=Job))
-    except (BenchmarkError, ChairliftError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    result_file.write_bytes(msgspec.json.encode(run))
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(*map(Path, sys.argv[1:])))
+    raise SystemExit(program.main(measure))

@@ -8,17 +8,15 @@ https://huggingface.co/docs/transformers/continuous_batching.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
+from . import program
 from .errors import BenchmarkError
 from .figures import Exchange, Measured, Run
 from .job import Job
@@ -73,6 +71,7 @@ class Driver:
 
 def measure(job: Job) -> Run:
     """Loads the model, warms up, and times the workload."""
+    transformers.logging.set_verbosity_error()
     if job.num_threads:
         torch.set_num_threads(job.num_threads)
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -102,17 +101,5 @@ def _config(job: Job) -> ContinuousBatchingConfig:
     )
 
 
-def main(job_file: Path, result_file: Path) -> int:
-    """Measures the job in one file and writes the Run to the other."""
-    transformers.logging.set_verbosity_error()
-    try:
-        run = measure(msgspec.json.decode(job_file.read_bytes(), type=Job))
-    except BenchmarkError as error:
-        print(error, file=sys.stderr)
-        return 1
-    result_file.write_bytes(msgspec.json.encode(run))
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main(*map(Path, sys.argv[1:])))
+    raise SystemExit(program.main(measure))

@@ -9,8 +9,10 @@ import torch
 
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
+from chairlift.worker.attention.native import BLOCK_SIZE
 from chairlift.worker.engine import Engine
 from chairlift.worker.main import build_engine
+from chairlift.worker.memory import block_bytes
 from chairlift.worker.model_runner import ModelRunner, PreparedStep, StepOutput
 from chairlift.worker.models.linear_choice import linear_factory
 from chairlift.worker.models.loader import DtypeChoice, LoadedModel, load_model
@@ -40,12 +42,17 @@ class Recorder:
         return output
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> LoadedModel:
-    return load_model(tiny_model, "float32", max_model_len=256)
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def model(request: pytest.FixtureRequest, tiny_model: Path) -> LoadedModel:
+    return load_model(tiny_model, request.param, 256, linear_factory("none", "native"))
 
 
-def engine_for(model: LoadedModel, **settings: object) -> tuple[Engine, Recorder]:
+def engine_for(
+    model: LoadedModel, num_blocks: int | None = None, **settings: object
+) -> tuple[Engine, Recorder]:
+    if num_blocks is not None:
+        num_bytes = block_bytes(model.config.attention_shape, BLOCK_SIZE, model.dtype.itemsize)
+        settings["kv_cache_bytes"] = num_blocks * num_bytes
     values = {
         "max_num_seqs": 8,
         "max_num_batched_tokens": 4096,
@@ -123,7 +130,7 @@ def test_logits_are_bitwise_those_of_a_lonely_run(
     [
         pytest.param({"max_num_batched_tokens": 40}, 0, id="chunked"),
         pytest.param({"max_num_batched_tokens": 64}, 3, id="staggered arrivals"),
-        pytest.param({"kv_cache_bytes": 15 << 14}, 0, id="preempted"),
+        pytest.param({"num_blocks": 15}, 0, id="preempted"),
     ],
 )
 def test_logits_are_bitwise_those_of_a_lonely_run_however_it_is_cut(
@@ -138,7 +145,7 @@ def test_logits_are_bitwise_those_of_a_lonely_run_however_it_is_cut(
         assert rider.token_ids == lonely.token_ids
         rid = rider.request_id
         assert are_equal(recorder.logits[rid], expected_logits[rid])
-    if "kv_cache_bytes" in settings:
+    if "num_blocks" in settings:
         assert engine.scheduler.num_preemptions > 0
 
 

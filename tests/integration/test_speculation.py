@@ -59,10 +59,10 @@ class Recorder:
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])
 def model(request: pytest.FixtureRequest, tiny_model: Path) -> LoadedModel:
-    if request.param == "int8":
-        make_linear = linear_factory("int8", "native")
-        return load_model(tiny_model, "float32", max_model_len=256, make_linear=make_linear)
-    return load_model(tiny_model, request.param, max_model_len=256)
+    is_int8 = request.param == "int8"
+    make_linear = linear_factory("int8" if is_int8 else "none", "native")
+    dtype = "float32" if is_int8 else request.param
+    return load_model(tiny_model, dtype, max_model_len=256, make_linear=make_linear)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def assert_same(sequence: Sequence, expected: Sequence) -> None:
 
 def test_repeated_words_take_a_third_of_the_steps() -> None:
     """The demo model says after its user what is in the prompt."""
-    model = load_model(DEMO_MODEL_FOLDER, "float32")
+    model = load_model(DEMO_MODEL_FOLDER, "float32", make_linear=linear_factory("none", "native"))
     tokenizer = Tokenizer.from_folder(DEMO_MODEL_FOLDER)
     words = "apple table window river mountain cloud chair lift green fox drum blue"
     prompt = tokenizer.encode_chat([{"role": "user", "content": f"Repeat after me: {words}"}])

@@ -13,6 +13,7 @@ import torch
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.worker.batch import make_batch
 from chairlift.worker.kernels.choice import Kernels, KernelsName, cpu_kernels
+from chairlift.worker.models.linear_choice import linear_factory
 from chairlift.worker.models.loader import LoadedModel, load_model
 from chairlift.worker.scheduler import Plan, ScheduledSequence
 from chairlift.worker.sequence import Sequence
@@ -94,6 +95,10 @@ def oracle_logits(oracle: Any, token_ids: list[int]) -> torch.Tensor:
     return logits
 
 
+def load(folder: Path, kernels: KernelsName, dtype: Any = "auto") -> LoadedModel:
+    return load_model(folder, dtype, make_linear=linear_factory("none", kernels))
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -102,7 +107,7 @@ def test_logits_equal_those_of_transformers(
 ) -> None:
     """Every prompt token's logits match, chunked, staggered and in shuffled blocks."""
     oracle = make_checkpoint(variant, tmp_path)
-    driver = Driver(load_model(tmp_path), shuffled_blocks(), kernels)
+    driver = Driver(load(tmp_path, kernels), shuffled_blocks(), kernels)
     prompts = make_prompts()
     sequences = [driver.add(prompt) for prompt in prompts]
     found: dict[int, list[torch.Tensor]] = {id(sequence): [] for sequence in sequences}
@@ -128,7 +133,7 @@ def test_logits_equal_those_of_transformers(
 def test_greedy_continuations_equal_those_of_transformers(variant: str, tmp_path: Path) -> None:
     """64 tokens of each sequence are what transformers would choose after the same prefix."""
     oracle = make_checkpoint(variant, tmp_path)
-    driver = Driver(load_model(tmp_path), shuffled_blocks(), "native")
+    driver = Driver(load(tmp_path, "native"), shuffled_blocks(), "native")
     sequences = [driver.add(prompt) for prompt in make_prompts()]
     driver.finish(sequences, NUM_OUTPUT_TOKENS)
     for sequence in sequences:
@@ -158,14 +163,14 @@ def test_a_rows_logits_do_not_depend_on_its_neighbours(
 ) -> None:
     """A sequence's logits are bitwise the same alone and in a batch of eight."""
     make_checkpoint(variant, tmp_path)
-    assert_same_alone_and_together(load_model(tmp_path, dtype), 30, kernels)
+    assert_same_alone_and_together(load(tmp_path, kernels, dtype), 30, kernels)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_nor_do_they_with_several_threads(kernels: KernelsName, tmp_path: Path) -> None:
     """The same holds when the operations are shared out between all cores."""
     make_checkpoint("llama", tmp_path)
-    assert_same_alone_and_together(load_model(tmp_path), 4, kernels)
+    assert_same_alone_and_together(load(tmp_path, kernels), 4, kernels)
 
 
 @pytest.mark.usefixtures("one_thread")

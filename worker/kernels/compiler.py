@@ -31,10 +31,9 @@ SIGNATURES: dict[str, tuple[type[ctypes._SimpleCData[Any]], ...]] = {  # what th
     ),
     "rms_norm": (INT, LONG, LONG, POINTER, POINTER, POINTER, FLOAT, POINTER),
     "silu_and_multiply": (INT, LONG, LONG, POINTER, POINTER),
-    "ask_for_tiles": (POINTER,),
+    "find_units": (POINTER,),
     "pack_matrix": (LONG, LONG, POINTER, POINTER),
-    "multiply_bf16": (LONG, LONG, LONG, POINTER, POINTER, POINTER, POINTER),
-    "multiply_int8": (LONG, LONG, LONG, POINTER, POINTER, POINTER, POINTER, POINTER),
+    "multiply": (INT, INT, LONG, LONG, LONG, *(POINTER,) * 6),
     "quantize_rows": (INT, LONG, LONG, LONG, POINTER, POINTER, POINTER),
     "rescale_rows": (INT, LONG, LONG, POINTER, POINTER, POINTER, POINTER),
 }

@@ -1,30 +1,115 @@
-/* Products of rows and a packed matrix on processors with tiles (Intel AMX): one instruction multiplies
- * 16 rows of 32 bfloat16 or of 64 bytes with 16 of a matrix's outputs.
+/* Products of rows and a packed matrix, in float32, bfloat16 or bytes.
  *
- * A product is summed over the inputs tile by tile, from the first to the last, however many rows there
- * are: a row's result has the same bits in any company.
+ * By tiles (Intel AMX: 16 rows times 64 bytes of them times 16 outputs in one instruction) or by vectors
+ * (AVX-512: the same four bytes of a row times 16 outputs). Either way a product is summed over the
+ * inputs from the first to the last, however many rows there are: a row's result has the same bits in any
+ * company.
  *
- * Packed is a matrix as tiles read it: [outputs / 16][row_bytes / 4][16][4 bytes], the outputs filled up
- * with zeros to a multiple of 32. A row of inputs has `row_bytes`, a multiple of 64.
+ * Packed is a matrix as both read it: [outputs / 32][row_bytes / 4][32][4 bytes], the outputs filled up
+ * with zeros to a multiple of 32. A row of inputs has `row_bytes`, for tiles a multiple of 64.
  */
 
 #include "vector.h"
 
+#define PAIR 32 /* outputs that are computed together, of two vectors or tiles side by side */
+#define LINE 64
 #define TILE_ROWS 16
-#define LINE 64 /* bytes of a tile's row */
-#define TILE (TILE_ROWS * LINE)
-#define PAIR 32    /* outputs, of two tiles side by side: products that don't wait for each other */
-#define AHEAD 2048 /* bytes of the matrix to fetch early: 1.2 times as fast as without, at 1 to 16 rows */
+#define MOST_ROWS (2 * TILE_ROWS) /* that are computed together */
+#define AHEAD 4096 /* bytes of the matrix to fetch early; 1.2 times as fast as without at 1 to 16 rows */
 
-/* What a sum becomes: bfloat16(sum + bias), where there is a bias; or, of unsigned bytes and signed ones,
- * the float (sum - offset) * scale. */
+enum { FLOAT32, BFLOAT16, INT8 };
+enum { VECTORS, TILES };
+
+#ifdef __AVX512BF16__
+#define HAS_BF16_VECTORS 1
+#else
+#define HAS_BF16_VECTORS 0
+#endif
+#ifdef __AVX512VNNI__
+#define HAS_INT8_VECTORS 1
+#else
+#define HAS_INT8_VECTORS 0
+#endif
+
+/* What becomes of a sum: sum + bias, where there is a bias, in the inputs' type; or, of unsigned bytes
+ * and signed ones, the float (sum - offset) * scale. */
 typedef struct {
     const float *bias, *scales; /* [outputs] */
     const int32_t *offsets;
 } Finish;
 
-#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__)
+static inline __attribute__((always_inline)) void fetch(const char *matrix, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(matrix + AHEAD + at);
+}
 
+#ifdef __AVX512F__
+#define HAS_VECTORS 1
+#include <immintrin.h>
+
+#define VECTOR_ROWS 12 /* times two vectors of sums: they fit into the registers */
+
+static inline __attribute__((always_inline)) __m512i add_products(
+    __m512i sums, __m512i x, __m512i matrix, int kind) {
+#ifdef __AVX512BF16__
+    if (kind == BFLOAT16) return (__m512i)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)matrix);
+#endif
+#ifdef __AVX512VNNI__
+    if (kind == INT8) return _mm512_dpbusd_epi32(sums, x, matrix);
+#endif
+    return (__m512i)_mm512_fmadd_ps((__m512)x, (__m512)matrix, (__m512)sums);
+}
+
+/* `count` rows times 32 outputs, into sums [count, 32]. */
+static inline __attribute__((always_inline)) void multiply_vectors(
+    int64_t row_bytes, const char *x, const char *matrix, int32_t *sums, int count, int kind) {
+    __m512i left[VECTOR_ROWS], right[VECTOR_ROWS];
+#pragma GCC unroll 12
+    for (int i = 0; i < count; i++) left[i] = right[i] = _mm512_setzero_si512();
+    /* From these the other rows are at most three away: addresses for which there are registers. */
+    const char *fifth = x + (count > 4 ? 4 : 0) * row_bytes, *ninth = x + (count > 8 ? 8 : 0) * row_bytes;
+    for (int64_t at = 0; at < row_bytes; at += 4, matrix += 2 * LINE) {
+        fetch(matrix, 2 * LINE);
+        const __m512i m_left = _mm512_loadu_si512(matrix), m_right = _mm512_loadu_si512(matrix + LINE);
+#pragma GCC unroll 12
+        for (int i = 0; i < count; i++) {
+            int32_t four_bytes;
+            const char *row = (i < 4 ? x : i < 8 ? fifth : ninth) + i % 4 * row_bytes;
+            memcpy(&four_bytes, row + at, 4);
+            const __m512i x_i = _mm512_set1_epi32(four_bytes);
+            left[i] = add_products(left[i], x_i, m_left, kind);
+            right[i] = add_products(right[i], x_i, m_right, kind);
+        }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < count; i++) {
+        _mm512_store_si512(sums + i * PAIR, left[i]);
+        _mm512_store_si512(sums + i * PAIR + LANES, right[i]);
+    }
+}
+
+static void multiply_by_vectors(int64_t row_bytes, const char *x, const char *matrix, int32_t *sums,
+                                int count, int kind) {
+#define CASE(n)                                                                           \
+    case n:                                                                               \
+        if (kind == FLOAT32) multiply_vectors(row_bytes, x, matrix, sums, n, FLOAT32);    \
+        else if (kind == INT8) multiply_vectors(row_bytes, x, matrix, sums, n, INT8);     \
+        else multiply_vectors(row_bytes, x, matrix, sums, n, BFLOAT16);                   \
+        return;
+    switch (count) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+    }
+#undef CASE
+}
+
+#else
+#define HAS_VECTORS 0
+#define VECTOR_ROWS 1
+static void multiply_by_vectors(int64_t row_bytes, const char *x, const char *matrix, int32_t *sums,
+                                int count, int kind) {}
+#endif
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__)
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -32,22 +117,19 @@ typedef struct {
 #define ARCH_REQ_XCOMP_PERM 0x1023
 #define XFEATURE_XTILEDATA 18
 
+static int has_tiles(void) { return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0; }
+
 /* The tiles: sums of the first 16 rows and of the next, their inputs, and the matrix's two. */
-#define SUMS 0
-#define SUMS_RIGHT 1
-#define LOWER_SUMS 2
-#define LOWER_SUMS_RIGHT 3
+#define LEFT 0
+#define RIGHT 1
+#define LOWER_LEFT 2
+#define LOWER_RIGHT 3
 #define ROWS 4
 #define LOWER_ROWS 5
-#define MATRIX 6
+#define MATRIX_LEFT 6
 #define MATRIX_RIGHT 7
 
-/* Whether there are tiles, and the system lets this process use them. */
-void ask_for_tiles(int32_t *are_there) {
-    *are_there = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
-
-/* `upper` of the first 16 rows and `lower` of the next 16. */
+/* For `upper` of the first 16 rows and `lower` of the next 16. */
 static void configure(int upper, int lower) {
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -55,132 +137,127 @@ static void configure(int upper, int lower) {
         uint8_t rows[16];
     } tiles = {.palette = 1};
     for (int i = 0; i < 8; i++) tiles.row_bytes[i] = LINE;
-    tiles.rows[SUMS] = tiles.rows[SUMS_RIGHT] = tiles.rows[ROWS] = upper;
-    tiles.rows[LOWER_SUMS] = tiles.rows[LOWER_SUMS_RIGHT] = tiles.rows[LOWER_ROWS] = lower ? lower : 1;
-    tiles.rows[MATRIX] = tiles.rows[MATRIX_RIGHT] = TILE_ROWS;
+    tiles.rows[LEFT] = tiles.rows[RIGHT] = tiles.rows[ROWS] = upper;
+    tiles.rows[LOWER_LEFT] = tiles.rows[LOWER_RIGHT] = tiles.rows[LOWER_ROWS] = lower ? lower : 1;
+    tiles.rows[MATRIX_LEFT] = tiles.rows[MATRIX_RIGHT] = TILE_ROWS;
     _tile_loadconfig(&tiles);
 }
 
-static inline __attribute__((always_inline)) void fetch(const char *tile) {
-    for (int line = 0; line < TILE; line += LINE) __builtin_prefetch(tile + AHEAD + line);
-}
+static void release_tiles(void) { _tile_release(); }
 
-#define MULTIPLY(sums, rows, matrix)                   \
-    if (is_bf16) _tile_dpbf16ps(sums, rows, matrix);   \
+#define MULTIPLY(sums, rows, matrix)                          \
+    if (kind == BFLOAT16) _tile_dpbf16ps(sums, rows, matrix); \
     else _tile_dpbusd(sums, rows, matrix)
 
-/* Up to 32 rows times 32 outputs, into the tiles of sums. */
-static inline __attribute__((always_inline)) void multiply_pair(
-    int64_t row_bytes, const char *x, const char *matrix, int has_lower, int is_first, int is_bf16) {
-    const char *right = matrix + row_bytes * TILE_ROWS;
-    _tile_zero(SUMS);
-    _tile_zero(SUMS_RIGHT);
-    if (has_lower) _tile_zero(LOWER_SUMS);
-    if (has_lower) _tile_zero(LOWER_SUMS_RIGHT);
-    for (int64_t at = 0; at < row_bytes; at += LINE) {
-        if (is_first) fetch(matrix + at * TILE_ROWS);
+static inline __attribute__((always_inline)) void multiply_tiles(
+    int64_t row_bytes, const char *x, const char *matrix, int32_t *sums, int has_lower, int kind) {
+    _tile_zero(LEFT);
+    _tile_zero(RIGHT);
+    if (has_lower) _tile_zero(LOWER_LEFT);
+    if (has_lower) _tile_zero(LOWER_RIGHT);
+    for (int64_t at = 0; at < row_bytes; at += LINE, matrix += 2 * TILE_ROWS * LINE) {
         _tile_loadd(ROWS, x + at, row_bytes);
-        _tile_loadd(MATRIX, matrix + at * TILE_ROWS, LINE);
-        MULTIPLY(SUMS, ROWS, MATRIX);
-        if (is_first) fetch(right + at * TILE_ROWS);
-        _tile_loadd(MATRIX_RIGHT, right + at * TILE_ROWS, LINE);
-        MULTIPLY(SUMS_RIGHT, ROWS, MATRIX_RIGHT);
+        fetch(matrix, TILE_ROWS * LINE);
+        _tile_loadd(MATRIX_LEFT, matrix, 2 * LINE);
+        MULTIPLY(LEFT, ROWS, MATRIX_LEFT);
+        fetch(matrix + TILE_ROWS * LINE, TILE_ROWS * LINE);
+        _tile_loadd(MATRIX_RIGHT, matrix + LINE, 2 * LINE);
+        MULTIPLY(RIGHT, ROWS, MATRIX_RIGHT);
         if (!has_lower) continue;
         _tile_loadd(LOWER_ROWS, x + TILE_ROWS * row_bytes + at, row_bytes);
-        MULTIPLY(LOWER_SUMS, LOWER_ROWS, MATRIX);
-        MULTIPLY(LOWER_SUMS_RIGHT, LOWER_ROWS, MATRIX_RIGHT);
+        MULTIPLY(LOWER_LEFT, LOWER_ROWS, MATRIX_LEFT);
+        MULTIPLY(LOWER_RIGHT, LOWER_ROWS, MATRIX_RIGHT);
     }
+    _tile_stored(LEFT, sums, 2 * LINE);
+    _tile_stored(RIGHT, sums + LANES, 2 * LINE);
+    if (has_lower) _tile_stored(LOWER_LEFT, sums + TILE_ROWS * PAIR, 2 * LINE);
+    if (has_lower) _tile_stored(LOWER_RIGHT, sums + TILE_ROWS * PAIR + LANES, 2 * LINE);
 }
 
-/* Sums [rows, 16], finished, into up to 16 columns of y [rows, num_outputs] from `first` on. */
-static inline __attribute__((always_inline)) void write_sums(
-    const char *sums, int rows, int64_t first, int64_t num_outputs, const Finish *finish, char *y,
-    int is_bf16) {
-    const int64_t row_bytes = num_outputs * item_bytes(is_bf16), left = num_outputs - first;
-    const size_t count = left < LANES ? left : LANES;
-    vec bias = {}, scale = {};
-    ivec offset = {};
-    if (is_bf16 && finish->bias) memcpy(&bias, finish->bias + first, count * sizeof(float));
-    if (!is_bf16) memcpy(&scale, finish->scales + first, count * sizeof(float));
-    if (!is_bf16) memcpy(&offset, finish->offsets + first, count * sizeof(int32_t));
-    for (int row = 0; row < rows; row++, sums += LINE, y += row_bytes) {
-        const vec result = is_bf16
-            ? *(const vec *)sums + bias
-            : __builtin_convertvector(*(const ivec *)sums - offset, vec) * scale;
-        if (count == LANES) store(y, first, result, is_bf16);
-        else for (size_t i = 0; i < count; i++) put(y, first + i, result[i], is_bf16);
-    }
-}
-
-/* What each thread does with a pair of the matrix's tiles, it does for all rows: the matrix is read from
- * memory once. */
-static inline __attribute__((always_inline)) void multiply(
-    int64_t num_rows, int64_t num_outputs, int64_t row_bytes, const char *x, const char *packed,
-    Finish finish, char *y, int is_bf16) {
-#pragma omp parallel
-    {
-        char sums[4][TILE] __attribute__((aligned(LINE)));
-        int configured = 0;
-#pragma omp for schedule(static) nowait
-        for (int64_t output = 0; output < num_outputs; output += PAIR)
-            for (int64_t row = 0; row < num_rows; row += 2 * TILE_ROWS) {
-                const int64_t left = num_rows - row;
-                const int upper = left < TILE_ROWS ? left : TILE_ROWS;
-                const int lower = left - upper < TILE_ROWS ? left - upper : TILE_ROWS;
-                if (configured != upper + lower) configure(upper, lower);
-                configured = upper + lower;
-                const char *rows = x + row * row_bytes, *matrix = packed + output * row_bytes;
-                if (lower) multiply_pair(row_bytes, rows, matrix, 1, row == 0, is_bf16);
-                else multiply_pair(row_bytes, rows, matrix, 0, row == 0, is_bf16);
-                _tile_stored(SUMS, sums[0], LINE);
-                _tile_stored(SUMS_RIGHT, sums[1], LINE);
-                if (lower) _tile_stored(LOWER_SUMS, sums[2], LINE);
-                if (lower) _tile_stored(LOWER_SUMS_RIGHT, sums[3], LINE);
-                for (int part = 0; part < (lower ? 4 : 2); part++) {
-                    const int64_t first = output + part % 2 * LANES, to = row + part / 2 * TILE_ROWS;
-                    if (first >= num_outputs) continue;
-                    write_sums(sums[part], part < 2 ? upper : lower, first, num_outputs, &finish,
-                               y + to * num_outputs * item_bytes(is_bf16), is_bf16);
-                }
-            }
-        _tile_release();
-    }
-}
-
-/* x [num_rows, inputs] times the packed matrix plus the bias, if there is one, into y [num_rows,
- * num_outputs], in bfloat16. */
-void multiply_bf16(int64_t num_rows, int64_t num_outputs, int64_t row_bytes, const char *x,
-                   const char *packed, const float *bias, char *y) {
-    multiply(num_rows, num_outputs, row_bytes, x, packed, (Finish){.bias = bias}, y, 1);
-}
-
-/* The same of unsigned bytes and a matrix of signed ones, into floats: (sums - offsets) * scales. */
-void multiply_int8(int64_t num_rows, int64_t num_outputs, int64_t row_bytes, const char *x,
-                   const char *packed, const int32_t *offsets, const float *scales, char *y) {
-    const Finish finish = {.offsets = offsets, .scales = scales};
-    multiply(num_rows, num_outputs, row_bytes, x, packed, finish, y, 0);
+static void multiply_by_tiles(int64_t row_bytes, const char *x, const char *matrix, int32_t *sums,
+                              int has_lower, int kind) {
+    if (kind == INT8 && has_lower) multiply_tiles(row_bytes, x, matrix, sums, 1, INT8);
+    else if (kind == INT8) multiply_tiles(row_bytes, x, matrix, sums, 0, INT8);
+    else if (has_lower) multiply_tiles(row_bytes, x, matrix, sums, 1, BFLOAT16);
+    else multiply_tiles(row_bytes, x, matrix, sums, 0, BFLOAT16);
 }
 
 #else
-
-void ask_for_tiles(int32_t *are_there) { *are_there = 0; }
-
-void multiply_bf16(int64_t num_rows, int64_t num_outputs, int64_t row_bytes, const char *x,
-                   const char *packed, const float *bias, char *y) {}
-
-void multiply_int8(int64_t num_rows, int64_t num_outputs, int64_t row_bytes, const char *x,
-                   const char *packed, const int32_t *offsets, const float *scales, char *y) {}
-
+static int has_tiles(void) { return 0; }
+static void configure(int upper, int lower) {}
+static void release_tiles(void) {}
+static void multiply_by_tiles(int64_t row_bytes, const char *x, const char *matrix, int32_t *sums,
+                              int has_lower, int kind) {}
 #endif
+
+/* Sums [count, 32], finished, into the columns of y [count, num_outputs] from `first` on. */
+static void finish_sums(
+    const int32_t *sums, int count, int64_t first, int64_t num_outputs, const Finish *finish, char *y,
+    int kind) {
+    const int is_bf16 = kind == BFLOAT16;
+    for (int half = 0; half < 2 && first < num_outputs; half++, first += LANES, sums += LANES) {
+        const int64_t left = num_outputs - first, width = left < LANES ? left : LANES;
+        vec bias = {}, scale = {};
+        ivec offset = {};
+        if (finish->bias) memcpy(&bias, finish->bias + first, width * sizeof(float));
+        if (kind == INT8) memcpy(&scale, finish->scales + first, width * sizeof(float));
+        if (kind == INT8) memcpy(&offset, finish->offsets + first, width * sizeof(int32_t));
+        for (int row = 0; row < count; row++) {
+            const int32_t *sum = sums + row * PAIR;
+            char *to = y + row * num_outputs * item_bytes(is_bf16);
+            const vec result = kind == INT8
+                ? __builtin_convertvector(*(const ivec *)sum - offset, vec) * scale
+                : *(const vec *)sum + bias;
+            if (width == LANES) store(to, first, result, is_bf16);
+            else for (int i = 0; i < width; i++) put(to, first + i, result[i], is_bf16);
+        }
+    }
+}
+
+/* Which kinds each unit multiplies on this processor, as far as the system lets this process: [2][3]. */
+void find_units(int32_t *takes) {
+    const int32_t tiles = has_tiles();
+    const int32_t found[] = {HAS_VECTORS, HAS_BF16_VECTORS, HAS_INT8_VECTORS, 0, tiles, tiles};
+    memcpy(takes, found, sizeof found);
+}
+
+/* x [num_rows, row_bytes] times the packed matrix, finished, into y [num_rows, num_outputs]: floats, or
+ * bfloat16 where x is. What a thread does with 32 outputs, it does for all rows: the matrix is read from
+ * memory once. */
+void multiply(int32_t kind, int32_t unit, int64_t num_rows, int64_t num_outputs, int64_t row_bytes,
+              const char *x, const char *packed, const float *bias, const int32_t *offsets,
+              const float *scales, char *y) {
+    const Finish finish = {bias, scales, offsets};
+    const int64_t out_bytes = num_outputs * item_bytes(kind == BFLOAT16);
+    const int64_t num_blocks = (num_rows + VECTOR_ROWS - 1) / VECTOR_ROWS;
+    const int64_t block = unit == TILES ? MOST_ROWS : (num_rows + num_blocks - 1) / num_blocks;
+#pragma omp parallel
+    {
+        int32_t sums[MOST_ROWS * PAIR] __attribute__((aligned(LINE)));
+        int configured = 0;
+#pragma omp for schedule(static) nowait
+        for (int64_t output = 0; output < num_outputs; output += PAIR)
+            for (int64_t row = 0; row < num_rows; row += block) {
+                const int count = num_rows - row < block ? num_rows - row : block;
+                const int lower = count > TILE_ROWS ? count - TILE_ROWS : 0;
+                const char *rows = x + row * row_bytes, *matrix = packed + output * row_bytes;
+                if (unit == TILES && configured != count) configure(count - lower, lower);
+                configured = count;
+                if (unit == TILES) multiply_by_tiles(row_bytes, rows, matrix, sums, lower > 0, kind);
+                else multiply_by_vectors(row_bytes, rows, matrix, sums, count, kind);
+                finish_sums(sums, count, output, num_outputs, &finish, y + row * out_bytes, kind);
+            }
+        if (unit == TILES) release_tiles();
+    }
+}
 
 /* A matrix [num_outputs, row_bytes] as the products read it. */
 void pack_matrix(int64_t num_outputs, int64_t row_bytes, const char *matrix, char *packed) {
-    const int64_t filled = (num_outputs + PAIR - 1) / PAIR * PAIR;
 #pragma omp parallel for
-    for (int64_t output = 0; output < filled; output += TILE_ROWS)
+    for (int64_t output = 0; output < num_outputs; output += PAIR)
         for (int64_t at = 0; at < row_bytes; at += 4)
-            for (int64_t i = 0; i < TILE_ROWS; i++) {
-                char *to = packed + output * row_bytes + at * TILE_ROWS + i * 4;
+            for (int64_t i = 0; i < PAIR; i++) {
+                char *to = packed + output * row_bytes + at * PAIR + i * 4;
                 if (output + i < num_outputs) memcpy(to, matrix + (output + i) * row_bytes + at, 4);
                 else memset(to, 0, 4);
             }

@@ -13,65 +13,69 @@ from ..kernels.choice import KernelsName
 from ..kernels.compiler import NativeKernelError
 from .int8_linear import Int8Channels, Int8Linear, OneDnnChannels, check_machine
 from .linear import Linear, LinearFactory, LinearLayer
+from .native_linear import Abilities, NativeChannels, NativeLinear, Unit, abilities, best_unit
 from .native_row_quantizer import NativeRowQuantizer
 from .row_quantizer import ZERO_POINT, RowQuantizer
-from .tile_linear import TileChannels, TileLinear, TileMatrix, has_tiles
 
 QuantizeName = Literal["none", "int8"]
 
 log = structlog.get_logger(__name__)
 
 TRIAL_ROWS, TRIAL_SIZE = 41, 200
-TOLERANCE = 1e-2  # of bfloat16, whose last bit is 2^-8 of a number
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.int8: 1e-9}
 
 
 def linear_factory(quantize: QuantizeName, kernels: KernelsName) -> LinearFactory:
     """Raises ModelError where there is no int8, NativeKernelError as `cpu_kernels` does."""
+    able = _right_products(kernels)
     if quantize == "int8":
         check_machine()
-        make_channels = _channels if _has_right_tiles(kernels) else OneDnnChannels
-        return partial(Int8Linear, row_quantizer(kernels), make_channels=make_channels)
-    return _linear if _has_right_tiles(kernels) else Linear
+        return partial(Int8Linear, row_quantizer(kernels), make_channels=partial(_channels, able))
+    return partial(_linear, able)
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> LinearLayer:
-    is_taken = weight.dtype == torch.bfloat16 and TileMatrix.takes(weight)
-    return (TileLinear if is_taken else Linear)(weight, bias)
+def _linear(able: Abilities, weight: torch.Tensor, bias: torch.Tensor | None) -> LinearLayer:
+    unit = best_unit(weight, able)
+    return Linear(weight, bias) if unit is None else NativeLinear(weight, bias, unit)
 
 
-def _channels(values: torch.Tensor, scales: torch.Tensor) -> Int8Channels:
-    return (TileChannels if TileMatrix.takes(values) else OneDnnChannels)(values, scales)
+def _channels(able: Abilities, values: torch.Tensor, scales: torch.Tensor) -> Int8Channels:
+    unit = best_unit(values, able)
+    return OneDnnChannels(values, scales) if unit is None else NativeChannels(values, scales, unit)
 
 
-def _has_right_tiles(name: KernelsName) -> bool:
-    """Whether the processor has tiles, and their products, as this machine's compiler made them,
-    are right."""
+def _right_products(name: KernelsName) -> Abilities:
+    """What the processor can multiply that is right, as this machine's compiler made it."""
+    if name == "torch":
+        return frozenset()
     try:
-        if name == "torch" or not has_tiles():
-            return False
-        _check_tiles()
+        able = abilities()
+        for dtype, unit in able:
+            _check_products(dtype, unit)
     except NativeKernelError as error:
         if name == "native":
             raise
-        log.warning("running without products by tiles, which is slower", why=str(error))
-        return False
-    return True
+        log.warning("running without products of our own, which is slower", why=str(error))
+        return frozenset()
+    return able
 
 
-def _check_tiles() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (
-        torch.randn(size, generator=generator).bfloat16()
-        for size in ((TRIAL_ROWS, 96), (TRIAL_SIZE, 96), (TRIAL_SIZE,))
-    )
-    expected = F.linear(x.double(), weight.double(), bias.double())
-    difference = (TileLinear(weight, bias)(x).double() - expected).abs() / (1 + expected.abs())
-    values = torch.randint(1, 256, (TRIAL_ROWS, 64), generator=generator)
-    signed = torch.randint(-127, 128, (TRIAL_SIZE, 64), generator=generator)
-    y = TileChannels(signed.to(torch.int8), torch.ones(TRIAL_SIZE)).product(values.to(torch.uint8))
-    is_exact = torch.equal(y, (values - ZERO_POINT).float() @ signed.float().T)
-    if not (difference.max().item() < TOLERANCE and is_exact):
-        raise NativeKernelError("compiled here products by tiles are wrong")
+def _check_products(dtype: torch.dtype, unit: Unit) -> None:
+    if dtype == torch.int8:
+        x = torch.arange(TRIAL_ROWS * 64).remainder(255).reshape(TRIAL_ROWS, 64) + 1
+        values = torch.arange(TRIAL_SIZE * 64).remainder(251).reshape(TRIAL_SIZE, 64) - 125
+        expected = ((x - ZERO_POINT) @ values.T).double()
+        layer = NativeChannels(values.to(dtype), torch.ones(TRIAL_SIZE), unit)
+        found = layer.product(x.to(torch.uint8))
+    else:
+        generator = torch.Generator().manual_seed(0)
+        sizes = (TRIAL_ROWS, 96), (TRIAL_SIZE, 96), (TRIAL_SIZE,)
+        x, weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
+        expected = F.linear(x.double(), weight.double(), bias.double())
+        found = NativeLinear(weight, bias, unit)(x)
+    difference = (found.double() - expected).abs() / (1 + expected.abs())
+    if not (greatest := difference.max().item()) < TOLERANCE[dtype]:
+        raise NativeKernelError(f"compiled here, {unit.name.lower()} are wrong by {greatest:g}")
 
 
 def row_quantizer(name: KernelsName) -> RowQuantizer:
