@@ -15,7 +15,8 @@ from chairlift.worker.attention.native import NativeCpuAttention
 from chairlift.worker.kernels import compiler
 from chairlift.worker.kernels.choice import cpu_kernels
 from chairlift.worker.kernels.compiler import NativeKernelError
-from chairlift.worker.models.linear_choice import row_quantizer
+from chairlift.worker.models.linear_choice import linear_factory, row_quantizer
+from chairlift.worker.models.native_linear import Unit, abilities
 from chairlift.worker.models.native_row_quantizer import NativeRowQuantizer
 from tests.worker.test_attention import shape_of
 
@@ -24,6 +25,11 @@ SHAPE, DTYPE = shape_of(), torch.float32
 
 def forget_kernels() -> None:
     compiler.load_kernels.cache_clear()
+    abilities.cache_clear()
+
+
+def has_avx512() -> bool:
+    return " avx512f " in Path("/proc/cpuinfo").read_text()
 
 
 @pytest.fixture
@@ -89,3 +95,7 @@ def test_processors_with_narrower_vectors_compute_the_same(
         attention = cpu_kernels("native", shape, 4, dtype).attention
         assert isinstance(attention, NativeCpuAttention)
     assert isinstance(row_quantizer("native"), NativeRowQuantizer)
+    able = abilities()
+    assert ((torch.float32, Unit.VECTORS) in able) == (has_avx512() and "avx512" not in flags)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert linear_factory("none", "native")(torch.ones(4, 96, dtype=dtype), None)

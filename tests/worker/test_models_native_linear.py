@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chairlift.worker.models import linear_choice
-from chairlift.worker.models.int8_linear import Int8Linear, OneDnnChannels
+from chairlift.worker.models.int8_linear import MAX_IN_FEATURES, Int8Linear, OneDnnChannels
 from chairlift.worker.models.linear import Linear
 from chairlift.worker.models.linear_choice import linear_factory
 from chairlift.worker.models.native_linear import (
@@ -79,6 +79,23 @@ def test_int8_is_exact(dtype: torch.dtype, unit: Unit, sizes: tuple[int, int, in
     scales = random(num_outputs)
     found = NativeChannels(weight.to(dtype), scales, unit).product(values.to(torch.uint8))
     assert torch.equal(found, ((values - 128) @ weight.T).float() * scales)
+
+
+@units_for(torch.int8)
+def test_int8_of_the_longest_rows(dtype: torch.dtype, unit: Unit) -> None:
+    """The greatest sum fits into 32 bits, though not before its offset is taken off."""
+    size = MAX_IN_FEATURES // 64 * 64
+    weight = torch.tensor([[127], [-127]], dtype=dtype).repeat(1, size)
+    values = torch.tensor([[255], [1]], dtype=torch.uint8).repeat(1, size)
+    found = NativeChannels(weight, torch.ones(2), unit).product(values)
+    assert torch.equal(found, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]) * 127**2 * size)
+
+
+@units_for(torch.float32, torch.bfloat16)
+def test_no_rows(dtype: torch.dtype, unit: Unit) -> None:
+    """Nothing is computed, and nothing divided by nothing."""
+    layer = NativeLinear(random(5, 64, dtype=dtype), None, unit)
+    assert layer(random(0, 64, dtype=dtype)).shape == (0, 5)
 
 
 @units_for(torch.float32, torch.bfloat16)

@@ -59,7 +59,8 @@ static inline __attribute__((always_inline)) __m512i add_products(
     return (__m512i)_mm512_fmadd_ps((__m512)x, (__m512)matrix, (__m512)sums);
 }
 
-/* `count` rows times 32 outputs, into sums [count, 32]. */
+/* `count` rows times 32 outputs, into sums [count, 32]. Its loops over rows have to be unrolled, or the
+ * compiler keeps the sums in memory. */
 static inline __attribute__((always_inline)) void multiply_vectors(
     int64_t row_bytes, const char *x, const char *matrix, int32_t *sums, int count, int kind) {
     __m512i left[VECTOR_ROWS], right[VECTOR_ROWS];
@@ -230,6 +231,7 @@ void multiply(int32_t kind, int32_t unit, int64_t num_rows, int64_t num_outputs,
     const Finish finish = {bias, scales, offsets};
     const int64_t out_bytes = num_outputs * item_bytes(kind == BFLOAT16);
     const int64_t num_blocks = (num_rows + VECTOR_ROWS - 1) / VECTOR_ROWS;
+    if (num_rows == 0) return;
     const int64_t block = unit == TILES ? MOST_ROWS : (num_rows + num_blocks - 1) / num_blocks;
 #pragma omp parallel
     {
