@@ -4,16 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from ...shared.errors import ModelError
 
 # Weights as safetensors, configuration, and every form of tokenizer and chat template.
@@ -31,9 +21,11 @@ def resolve_model(name_or_folder: str, revision: str | None = None, offline: boo
     folder = Path(name_or_folder).expanduser()
     if folder.is_dir():
         return folder
+    import huggingface_hub  # a tenth of a second, which a folder doesn't need
+
     try:
         return Path(
-            snapshot_download(
+            huggingface_hub.snapshot_download(
                 name_or_folder,
                 revision=revision,
                 local_files_only=offline,
@@ -51,26 +43,28 @@ def resolve_model(name_or_folder: str, revision: str | None = None, offline: boo
 
 
 def _explain(error: Exception, name: str, revision: str | None, offline: bool) -> str:
+    from huggingface_hub import errors
+
     match error:
-        case HFValidationError():
+        case errors.HFValidationError():
             return f"{name} is neither an existing folder nor a model's name (owner/model)"
-        case GatedRepoError():
+        case errors.GatedRepoError():
             return f"{name} is gated: accept its licence on the hub, then set HF_TOKEN"
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             return (
                 f"the hub has no model {name}: check the name; "
                 "if it is private, set HF_TOKEN to a token that may read it"
             )
-        case RevisionNotFoundError():
+        case errors.RevisionNotFoundError():
             return f"{name} has no revision {revision}: name one of its branches, tags or commits"
-        case LocalEntryNotFoundError() if offline:
+        case errors.LocalEntryNotFoundError() if offline:
             return (
                 f"{name} is not in the local cache, or not whole, and downloads are off: "
                 "download it once without --offline, or give a folder"
             )
-        case LocalEntryNotFoundError():
+        case errors.LocalEntryNotFoundError():
             return f"{name} is not in the local cache and the hub can't be reached: {error}"
-        case HfHubHTTPError():
+        case errors.HfHubHTTPError():
             return f"the hub refused {name}: {error}"
         case _:
             return f"{name} could not be downloaded: {type(error).__name__}: {error}"
