@@ -27,6 +27,9 @@ usage: chairlift COMMAND [options]
 CHAIRLIFT_NAME or from a .env file."""
 
 EXTRAS = {"worker": "worker", "serve": "server"}
+TORCH_HINT = """
+First, without a GPU: pip install torch --index-url https://download.pytorch.org/whl/cpu
+(PyPI's own torch brings gigabytes for GPUs). In a clone scripts/bootstrap does both."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,9 +56,10 @@ def _run(command: str, arguments: list[str]) -> int:
         missing = error.name or ""
         if missing.split(".")[0] in {"", "chairlift"}:
             raise
+        hint = TORCH_HINT if command == "worker" else ""
         print(
             f"chairlift {command}: {missing} is not installed: "
-            f"pip install 'chairlift[{EXTRAS[command]}]'",
+            f"pip install 'chairlift[{EXTRAS[command]}]'{hint}",
             file=sys.stderr,
         )
         return 2

@@ -17,5 +17,5 @@ CONFLICT = Finish(
     message="another request runs under this id: use a new one",
 )
 OUT_OF_TIME = Finish(
-    "error", code="deadline_exceeded", message="the request did not finish in its time"
+    "error", code="deadline_exceeded", message="the request did not finish before its deadline"
 )

@@ -118,7 +118,8 @@ def checked_sampling_params(**values: Any) -> SamplingParams:
     if unknown:
         known = ", ".join(SamplingParams.__struct_fields__)
         raise InvalidRequestError(
-            f"unknown sampling parameter {unknown[0]!r}; known are {known}",
+            f"unknown sampling parameter {unknown[0]!r}; known are {known} (priorities and time "
+            "limits are RequestOptions, which `generate` takes)",
             param=unknown[0],
             code="unknown_parameter",
         )

@@ -370,7 +370,7 @@ def refuse_unknown_variables(names: Iterable[str]) -> None:
     for name in names:
         is_ours = name.upper().startswith(ENV_PREFIX) and not _SERVICE_LINK.search(name)
         if is_ours and name.upper() not in known:
-            nearest = difflib.get_close_matches(name.upper(), known, n=1)
+            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)
             hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
             raise ValueError(f"unknown environment variable {name}: {hint}")
 

@@ -21,7 +21,7 @@ from .engine import Engine
 from .grammar import GrammarCompiler
 from .grammar_trial import GrammarTrials
 from .intake import Intake
-from .kernels.choice import cpu_kernels
+from .kernels.choice import available_kernels, cpu_kernels
 from .logits_processors import LogitsProcessor, load_logits_processors
 from .loop import Loop
 from .memory import block_bytes, keep_freed_memory, num_cache_blocks
@@ -75,7 +75,9 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     pulse.state = State.LOADING
     tokenizer = Tokenizer.from_folder(folder)
     processors = load_logits_processors(settings.logits_processors)
-    make_linear = linear_factory(settings.quantize, settings.kernels)
+    kernels = available_kernels(settings.kernels)
+    settings = settings.model_copy(update={"kernels": kernels})
+    make_linear = linear_factory(settings.quantize, kernels)
     model = load_model(folder, settings.dtype, settings.max_model_len, make_linear)
     eos_token_ids = eos_token_ids_of(model)
     trials = GrammarTrials(tokenizer.backend, eos_token_ids)
@@ -152,7 +154,8 @@ def build_engine(
         if has_same_bits and not processors:
             scheduler.speculation = Speculation(pace)
         else:
-            log.info("no speculation", has_same_bits=has_same_bits, has_processors=bool(processors))
+            why = "a logits processor sees each token" if processors else "it would change bits"
+            log.info("no speculation", why=why)
     runner = ModelRunner(model.decoder, kernels, torch.device("cpu"))
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)

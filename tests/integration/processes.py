@@ -53,7 +53,7 @@ def chairlift(
 
 @contextmanager
 def serving(worker_address: str, *, status: int = 200, **settings: Any) -> Iterator[str]:
-    """A frontend's URL, once its /health says the status."""
+    """A frontend's URL, once it can take requests, or its /health says another status."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     with chairlift("serve", address=worker_address, port=port, **settings):
         until_health(url, status)
@@ -61,16 +61,18 @@ def serving(worker_address: str, *, status: int = 200, **settings: Any) -> Itera
 
 
 def until_health(url: str, status: int) -> None:
+    """A healthy frontend may still wait for the worker's tokenizer, and say 503 till then."""
+    page = "ready" if status == 200 else "health"
     deadline = time.monotonic() + READY_TIMEOUT_S
     with httpx2.Client() as http:
         while time.monotonic() < deadline:
             try:
-                if http.get(f"{url}/health").status_code == status:
+                if http.get(f"{url}/{page}").status_code == status:
                     return
             except httpx2.TransportError:
                 pass
             time.sleep(0.05)
-    raise AssertionError(f"/health never said {status}")
+    raise AssertionError(f"/{page} never said {status}")
 
 
 def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def model(request: pytest.FixtureRequest, tiny_model: Path) -> LoadedModel:
 
 
 def engine_for(
-    model: LoadedModel, num_blocks: int | None = None, **settings: object
+    model: LoadedModel, num_blocks: int | None = None, **settings: Any
 ) -> tuple[Engine, Recorder]:
     if num_blocks is not None:
         num_bytes = block_bytes(model.config.attention_shape, BLOCK_SIZE, model.dtype.itemsize)
@@ -60,7 +61,7 @@ def engine_for(
         "kernels": "native",
         "speculation": "off",  # a row for each token; drafts are in test_speculation.py
     }
-    engine = build_engine(model, WorkerSettings(**{**values, **settings}))  # type: ignore[arg-type]
+    engine = build_engine(model, WorkerSettings(**{**values, **settings}))
     recorder = Recorder(engine._runner)
     engine._runner = recorder  # type: ignore[assignment]
     return engine, recorder
@@ -93,7 +94,7 @@ def run(engine: Engine, sequences: list[Sequence], *, stagger: int = 0) -> None:
 
 
 def alone(
-    model: LoadedModel, temperature: float, **settings: object
+    model: LoadedModel, temperature: float, **settings: Any
 ) -> tuple[list[Sequence], dict[bytes, list[torch.Tensor]]]:
     """Every rider in an engine of its own."""
     sequences, logits = riders(temperature), {}
@@ -134,7 +135,7 @@ def test_logits_are_bitwise_those_of_a_lonely_run(
     ],
 )
 def test_logits_are_bitwise_those_of_a_lonely_run_however_it_is_cut(
-    model: LoadedModel, temperature: float, settings: dict[str, object], stagger: int
+    model: LoadedModel, temperature: float, settings: dict[str, Any], stagger: int
 ) -> None:
     """Other chunks, other arrivals, preemption."""
     expected, expected_logits = alone(model, temperature)
@@ -190,7 +191,7 @@ def test_resumed_requests_change_no_bit(model: LoadedModel, temperature: float) 
     ],
 )
 def test_int8_logits_are_bitwise_those_of_a_lonely_run(
-    tiny_model: Path, dtype: DtypeChoice, settings: dict[str, object], stagger: int
+    tiny_model: Path, dtype: DtypeChoice, settings: dict[str, Any], stagger: int
 ) -> None:
     """Quantized too: each token's activations have a scale of their own."""
     model = load_model(tiny_model, dtype, 256, linear_factory("int8", "auto"))

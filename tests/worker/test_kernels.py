@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import torch
 from chairlift.worker.attention.cpu import TorchCpuAttention
 from chairlift.worker.attention.native import NativeCpuAttention
 from chairlift.worker.kernels import compiler
-from chairlift.worker.kernels.choice import cpu_kernels
-from chairlift.worker.kernels.compiler import NativeKernelError
+from chairlift.worker.kernels.choice import available_kernels, cpu_kernels
+from chairlift.worker.kernels.compiler import NativeKernelError, load_kernels
+from chairlift.worker.models.linear import Linear
 from chairlift.worker.models.linear_choice import linear_factory, row_quantizer
 from chairlift.worker.models.native_linear import Unit, abilities
 from chairlift.worker.models.native_row_quantizer import NativeRowQuantizer
@@ -50,17 +52,38 @@ def test_the_native_kernel_is_compiled_once(empty_cache: Path) -> None:
     assert [path.stat().st_mtime_ns for path in empty_cache.rglob("*.so")] == [made_at]
 
 
-@pytest.mark.parametrize("command", ["nosuchcompiler", "false"])
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("nosuchcompiler", "no C compiler nosuchcompiler: install one"),
+        ("false", "compiler false failed .CC names another.: it ended with 1"),
+        ("cc --nosuchoption", "compiler cc failed .CC names another.: .*nosuchoption"),
+    ],
+)
 def test_without_a_compiler_torch_does_it(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, command: str
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, command: str, why: str
 ) -> None:
-    """With one line in the log; asked for by name, the kernel's absence is an error."""
+    """With one warning that says what to do; asked for by name, the kernels' absence is an error
+    that says the same."""
     monkeypatch.setenv("CC", command)
     with structlog.testing.capture_logs() as lines:
-        assert isinstance(cpu_kernels("auto", SHAPE, 4, DTYPE).attention, TorchCpuAttention)
-    assert len(lines) == 1 and lines[0]["why"]
-    with pytest.raises(NativeKernelError):
-        cpu_kernels("native", SHAPE, 4, DTYPE)
+        kernels = available_kernels("auto")
+        assert isinstance(cpu_kernels(kernels, SHAPE, 4, DTYPE).attention, TorchCpuAttention)
+        assert isinstance(linear_factory("none", kernels)(torch.ones(4, 96), None), Linear)
+    (warning,) = (line for line in lines if line["log_level"] == "warning")
+    assert re.search(why, warning["why"])
+    for start in (lambda: available_kernels("native"), load_kernels):
+        with pytest.raises(NativeKernelError, match=why):
+            start()
+
+
+def test_a_cache_that_can_not_be_written(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the variable that puts it elsewhere."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    with pytest.raises(NativeKernelError, match=r"/proc/nowhere.*XDG_CACHE_HOME"):
+        available_kernels("native")
 
 
 def test_a_kernel_that_computes_something_else_is_not_used(

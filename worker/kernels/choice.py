@@ -17,7 +17,7 @@ from ..batch import Batch, Segment
 from ..models.native_operations import NativeOperations
 from ..models.operations import Operations
 from ..models.rope import Rope, RotaryTable
-from .compiler import NativeKernelError
+from .compiler import NativeKernelError, load_kernels
 
 KernelsName = Literal["auto", "native", "torch"]
 
@@ -34,6 +34,19 @@ class Kernels:
 
     attention: AttentionBackend[Any]
     operations: Operations
+
+
+def available_kernels(name: KernelsName) -> KernelsName:
+    """torch's where ours can't be made. Raises NativeKernelError when they have to be ours."""
+    try:
+        if name != "torch":
+            load_kernels()
+    except NativeKernelError as error:
+        if name == "native":
+            raise
+        log.warning("without kernels of our own: slower, and no speculation", why=str(error))
+        return "torch"
+    return name
 
 
 def cpu_kernels(

@@ -9,11 +9,16 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from ...shared.errors import ChairliftError
+
+log = structlog.get_logger(__name__)
 
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-w")
 NATIVE_FLAGS = {"aarch64": "-mcpu=native", "arm64": "-mcpu=native"}  # elsewhere -march=native
@@ -49,15 +54,15 @@ def load_kernels() -> ctypes.CDLL:
     """One library of all of them. torch has to be imported before it: the two then share OpenMP's
     threads. Raises NativeKernelError.
     """
-    command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, _native_flag()]
+    command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, _native_flag()]
     try:
         path = _path(command)
         if not path.exists():
             _compile(command, path)
         library = ctypes.CDLL(str(path))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", "") or str(error)).strip() or repr(error)
-        raise NativeKernelError(said.splitlines()[0]) from None
+    except (OSError, RuntimeError) as error:
+        remedy = "XDG_CACHE_HOME says where compiled kernels are kept"
+        raise NativeKernelError(f"{error}: {remedy}") from None
     for name, arguments in SIGNATURES.items():
         function = library[name]
         function.argtypes, function.restype = arguments, None
@@ -66,17 +71,33 @@ def load_kernels() -> ctypes.CDLL:
 
 
 def _compile(command: list[str], path: Path) -> None:
+    """Each file by a process of its own, then all into one library."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log.info("compiling the kernels, once on this machine", to=str(path))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         library = Path(folder) / path.name
-        subprocess.run(
-            [*command, *map(str, sorted(FOLDER.glob("*.c"))), "-o", str(library), "-lm"],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
+        objects = {source: f"{folder}/{source.stem}.o" for source in FOLDER.glob("*.c")}
+        commands = [[*command, "-c", str(source), "-o", to] for source, to in objects.items()]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_run, commands))
+        _run([*command, *objects.values(), "-o", str(library), "-lm"])
         library.replace(path)
+
+
+def _run(command: list[str]) -> None:
+    """Raises NativeKernelError."""
+    compiler = command[0]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except OSError:
+        remedy = "install one, like Debian's gcc, or name it in CC"
+        raise NativeKernelError(f"no C compiler {compiler}: {remedy}") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines() or [f"it ended with {error.returncode}"]
+        message = f"the C compiler {compiler} failed (CC names another): {said[0]}"
+        raise NativeKernelError(message) from None
+    except subprocess.TimeoutExpired:
+        raise NativeKernelError(f"the C compiler {compiler} took over {TIMEOUT_S:g} s") from None
 
 
 def _path(command: list[str]) -> Path:
