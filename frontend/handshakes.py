@@ -19,7 +19,8 @@ REASONS: dict[int, str] = {
         "one side uses keys and the other none, or no worker listens there"
     ),
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: (
-        "the other side hung up: is --curve-worker the key of this worker?"
+        "the other side hung up: one side uses keys and the other none, or --curve-worker is not "
+        "the key of this worker"
     ),
 }
 

@@ -265,6 +265,9 @@ class ServeSettings(_Settings):
     request_timeout_s: Seconds = Field(
         default=600.0, description="Seconds that a request may take from coming in to its end."
     )
+    best_priority: Annotated[int, Field(ge=-100, le=100)] = Field(
+        default=0, description="Lowest `priority` that a request may have: lower ones go first."
+    )
     isolate_prefix_cache: bool = Field(
         default=False, description="Reuse cached prompt prefixes within one API key only."
     )

@@ -20,6 +20,7 @@ TUNING = {
     # pages and 48.5 on large ones.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+PROGRAMS = {"chairlift", "__main__.py"}  # the installed script; `python -m chairlift`
 RESTARTED = "_CHAIRLIFT_RESTARTED"
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -32,8 +33,13 @@ def tune(environment: MutableMapping[str, str]) -> bool:
 
 
 def restart_tuned() -> None:
-    """Begins this program again, in the same process, unless it has its settings. Takes 0.1 s."""
-    if RESTARTED not in os.environ and tune(os.environ) and sys.executable:
+    """Begins this program again, in the same process, unless it has its settings. Takes 0.1 s.
+
+    Only where it is `chairlift`: another may have done something already, or come from stdin.
+    """
+    if Path(sys.argv[0]).name not in PROGRAMS or not sys.executable:
+        return
+    if RESTARTED not in os.environ and tune(os.environ):
         os.environ[RESTARTED] = "1"  # once: glibc hides its variable from a program with privileges
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ...shared.errors import InvalidRequestError
 from ..request_options import RequestOptions
 from .context import Context
 from .parameters import Neutral, without_neutral
@@ -38,7 +39,12 @@ class RequestBody(BaseModel):
 class WorkerRequestBody(RequestBody):
     """Asks something of the worker, which has an order, an end and a cache."""
 
-    priority: Annotated[int, Field(ge=-100, le=100, description="Lower ones go first.")] = 0
+    priority: Annotated[
+        int,
+        Field(
+            ge=-100, le=100, description="Lower ones go first; below 0 where the server allows it."
+        ),
+    ] = 0
     deadline_ms: Annotated[
         int | None,
         Field(
@@ -67,7 +73,11 @@ class WorkerRequestBody(RequestBody):
     ] = None
 
     def options(self, context: Context, tenant: str) -> RequestOptions:
-        """How the worker is asked for it."""
+        """How the worker is asked for it. Raises InvalidRequestError for a priority too good."""
+        best = context.settings.best_priority
+        if self.priority < best:
+            message = f"priority must be at least {best} here (--best-priority of the server)"
+            raise InvalidRequestError(message, param="priority")
         ttl_s = context.settings.request_timeout_s
         return RequestOptions(
             cache_salt=context.cache_salt(tenant, self.cache_salt),

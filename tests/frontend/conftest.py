@@ -45,7 +45,7 @@ def fake() -> FakeClient:
 
 @pytest.fixture
 def settings(address: str) -> ServeSettings:
-    return ServeSettings(address=address)
+    return ServeSettings(address=address, best_priority=-100)  # all that the schema has
 
 
 @pytest.fixture

@@ -104,10 +104,10 @@ def test_pooling(http: TestClient, fake: Any) -> None:
 
 def test_how_it_is_served(http: TestClient, fake: Any) -> None:
     """Priority, deadline and salt reach the worker; nothing is kept for anybody."""
-    assert post(http, priority=-7, deadline_ms=1500, cache_salt="a").status_code == 200
+    assert post(http, priority=7, deadline_ms=1500, cache_salt="a").status_code == 200
     assert post(http).status_code == 200
     chosen, usual = fake.options
-    assert (chosen.priority, chosen.ttl_s, len(chosen.cache_salt)) == (-7, 1.5, 32)
+    assert (chosen.priority, chosen.ttl_s, len(chosen.cache_salt)) == (7, 1.5, 32)
     assert (usual.priority, usual.cache_salt, usual.is_resumable) == (0, b"", False)
 
 

@@ -120,14 +120,14 @@ def test_invalid_grammars(
 @pytest.mark.parametrize("path", BODIES)
 def test_passed_on(http: TestClient, fake: Any, path: str) -> None:
     """What the worker heeds reaches it."""
-    asked = {"skip_special_tokens": False, "include_stop_str_in_output": True, "priority": -7}
+    asked = {"skip_special_tokens": False, "include_stop_str_in_output": True, "priority": 7}
     assert post(http, path, **asked, prompt_logprobs=4).status_code == 200
     assert post(http, path).status_code == 200
     (_, changed), (_, usual) = fake.asked
     assert (changed.skip_special_tokens, changed.include_stop_str_in_output) == (False, True)
     assert (usual.skip_special_tokens, usual.include_stop_str_in_output) == (True, False)
     assert (changed.num_prompt_logprobs, usual.num_prompt_logprobs) == (4, -1)
-    assert [options.priority for options in fake.options] == [-7, 0]
+    assert [options.priority for options in fake.options] == [7, 0]
     assert {options.tenant for options in fake.options} == {b""}
     assert {options.tokenizer for options in fake.options} == {fake.tokenizer.fingerprint}
 

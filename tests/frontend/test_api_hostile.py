@@ -65,6 +65,17 @@ def test_a_text_that_cannot_fit_is_not_encoded(fake: Any, monkeypatch: pytest.Mo
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
+def test_who_may_go_ahead(fake: Any) -> None:
+    """Nobody but by the operator's leave, and then so far and no further."""
+    for settings, best in ((ServeSettings(), 0), (ServeSettings(best_priority=-5), -5)):
+        with TestClient(create_app(fake, settings)) as http:
+            asked = {"prompt": "a", "max_tokens": 1}
+            assert http.post(COMPLETIONS, json=asked | {"priority": best}).status_code == 200
+            answer = http.post(COMPLETIONS, json=asked | {"priority": best - 1})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "priority"
+        assert f"at least {best}" in answer.json()["error"]["message"]
+
+
 class TestStalledReaders:
     """Readers that take nothing, and callers that never finish asking."""
 

@@ -286,14 +286,14 @@ def test_null_is_the_default_inside_too(http: TestClient) -> None:
 def test_sampling_and_extensions(http: TestClient, fake: FakeClient) -> None:
     """What the other endpoints take for the sampler is taken here too."""
     asked = {"seed": 7, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.5, "stop": ["x"]}
-    body = {"input": "a", "priority": -3, "deadline_ms": 2000, **asked}
+    body = {"input": "a", "priority": 3, "deadline_ms": 2000, **asked}
     effort = {"reasoning": {"effort": "low", "summary": "auto"}}
     kwargs = {"chat_template_kwargs": {"switch": "on"}}
     answer = http.post(RESPONSES, json=body | effort | kwargs).json()
     assert answer["reasoning"] == {"effort": "low", "summary": None}
     params, options = fake.asked[0][1], fake.options[0]
     assert (params.seed, params.top_k, params.stop) == (7, 5, ("x",))
-    assert (options.priority, options.ttl_s) == (-3, 2.0)
+    assert (options.priority, options.ttl_s) == (3, 2.0)
     assert "lowon" in asked_of(fake)
 
 

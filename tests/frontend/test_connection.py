@@ -150,7 +150,7 @@ def another_workers_key(keys: Keys) -> FrontendCurve:
     [
         (Keys.of_worker, lambda keys: None, "one side uses keys"),
         (lambda keys: None, lambda keys: keys.of(keys.listed), "one side uses keys"),
-        (Keys.of_worker, another_workers_key, "is --curve-worker the key"),
+        (Keys.of_worker, another_workers_key, "--curve-worker is not the key"),
     ],
 )
 def test_refusals_are_explained(

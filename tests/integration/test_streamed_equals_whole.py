@@ -119,7 +119,7 @@ def case(chance: random.Random, scouts: list[Case], answers: list[Answer]) -> Ca
         "repetition_penalty": 1.3,
         "logit_bias": {str(chance.randrange(VOCAB_SIZE)): chance.choice([-100, 4, 8])},
         "stop_token_ids": chance.choices(range(VOCAB_SIZE), k=5),
-        "priority": chance.randint(-2, 2),
+        "priority": chance.randint(0, 2),
     }
     for name in chance.sample(sorted(optional), chance.randint(0, 4)):
         body[name] = optional[name]

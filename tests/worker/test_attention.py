@@ -261,3 +261,31 @@ def test_a_later_token_that_is_no_number_does_not_reach_earlier_ones(
         results.append(backend.attend(0, q, prepared))
     assert torch.equal(results[0][:2], results[1][:2])
     assert not results[1][2].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("position", [0, 2, 40])
+def test_a_key_that_is_no_number_is_not_passed_over(
+    dtype: torch.dtype, poison: float, position: int
+) -> None:
+    """A query that sees it gets no numbers where the reference has none, and the same where it has
+    some: minus infinity is a score like others. (torch's attention gives zeros for infinities.)"""
+    shape = shape_of(num_kv_heads=1, group=1)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(70, 1, shape.head_dim, generator=generator).to(dtype) for _ in range(3))
+    q = q.abs()  # so that a score is the infinity that the key has
+    k[position, :, 3] = poison
+    segment = Segment(0, 70, 70, [2, 0, 1])
+    batch = batch_of((segment,), [slots_of(segment, 0)])
+
+    def attended(backend: AttentionBackend[Any]) -> torch.Tensor:
+        prepared = backend.prepare(batch)
+        backend.write(0, k, v, prepared)
+        return backend.attend(0, q, prepared).double()
+
+    expected = attended(ReferenceAttention(shape, NUM_BLOCKS))
+    found = attended(NativeCpuAttention(shape, NUM_BLOCKS, dtype))
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    difference = (found - expected)[expected.isfinite()].abs()
+    assert not len(difference) or difference.max() < TOLERANCE[dtype]

@@ -13,7 +13,7 @@ import torch
 
 from chairlift.worker.attention.cpu import TorchCpuAttention
 from chairlift.worker.attention.native import NativeCpuAttention
-from chairlift.worker.kernels import compiler
+from chairlift.worker.kernels import compiler as compiler_module
 from chairlift.worker.kernels.choice import available_kernels, cpu_kernels
 from chairlift.worker.kernels.compiler import NativeKernelError, load_kernels
 from chairlift.worker.models.linear import Linear
@@ -26,7 +26,7 @@ SHAPE, DTYPE = shape_of(), torch.float32
 
 
 def forget_kernels() -> None:
-    compiler.load_kernels.cache_clear()
+    compiler_module.load_kernels.cache_clear()
     abilities.cache_clear()
 
 
@@ -84,6 +84,57 @@ def test_a_cache_that_can_not_be_written(
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     with pytest.raises(NativeKernelError, match=r"/proc/nowhere.*XDG_CACHE_HOME"):
         available_kernels("native")
+
+
+@pytest.mark.parametrize("damage", ["torn", "empty", "another", "no digest"])
+def test_a_damaged_library_is_compiled_anew(empty_cache: Path, damage: str) -> None:
+    """Loading a torn one would kill the process, at every start."""
+    load_kernels()
+    (compiled,) = empty_cache.rglob("*.so")
+    whole = compiled.read_bytes()
+    damaged = {"torn": whole[: len(whole) // 2], "empty": b"", "another": whole[:-1] + b"x"}
+    compiled.unlink()  # this process has it mapped
+    compiled.write_bytes(damaged.get(damage, whole))
+    if damage == "no digest":
+        compiled.with_suffix(".sha256").unlink()
+    forget_kernels()
+    load_kernels()
+    assert compiled.stat().st_size == len(whole) and compiled.with_suffix(".sha256").exists()
+
+
+def test_a_cache_that_others_may_write_to(empty_cache: Path) -> None:
+    """What lies there would be run."""
+    folder = empty_cache / "chairlift" / "kernels"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    with pytest.raises(NativeKernelError, match="others may write"):
+        load_kernels()
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (r"printf '\\377\\376' >&2; exit 1", "failed"),
+        ("sleep 60", "took over 0.5 s"),
+    ],
+)
+def test_a_compiler_that_misbehaves(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    """It writes what is no text, or never ends: then it is ended, and what it started."""
+    compiler = empty_cache / "compiler"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(compiler_module, "TIMEOUT_S", 0.5)
+    with pytest.raises(NativeKernelError, match=why):
+        load_kernels()
+
+
+def test_a_compiler_that_is_no_command(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
+    monkeypatch.setenv("CC", "cc '")
+    with pytest.raises(NativeKernelError, match="CC is no command"):
+        load_kernels()
 
 
 def test_a_kernel_that_computes_something_else_is_not_used(

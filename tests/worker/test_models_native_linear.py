@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chairlift.worker.kernels.compiler import NativeKernelError
 from chairlift.worker.models import linear_choice
 from chairlift.worker.models.int8_linear import MAX_IN_FEATURES, Int8Linear, OneDnnChannels
 from chairlift.worker.models.linear import Linear
@@ -19,6 +20,7 @@ from chairlift.worker.models.native_linear import (
     STEP_BYTES,
     NativeChannels,
     NativeLinear,
+    PackedMatrix,
     Unit,
     abilities,
     best_unit,
@@ -125,6 +127,12 @@ def test_a_row_that_is_no_number_is_alone_with_it(dtype: torch.dtype, unit: Unit
     assert found[17].isnan().all()
     found[17] = expected[17]
     assert torch.equal(found, expected)
+
+
+def test_a_unit_that_is_not_there() -> None:
+    """An instruction that the processor doesn't have would kill the process."""
+    with pytest.raises(NativeKernelError, match="no tiles"):
+        PackedMatrix(torch.zeros(4, 96), Unit.TILES)
 
 
 def test_the_best_unit() -> None:

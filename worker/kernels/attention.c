@@ -68,7 +68,8 @@ static inline __attribute__((always_inline)) void score(
     }
 }
 
-/* From query i's scores its weights, on the scale of the greatest score so far. */
+/* From query i's scores its weights, on the scale of the greatest score so far. A score that is NaN, or
+ * +inf, makes its weight NaN, and so the query's result. */
 static inline __attribute__((always_inline)) void weigh(
     Block *block, Tile *tile, vec low, vec high, int padded, int i) {
     const int begin = block->begin[i], end = block->end[i];
@@ -80,8 +81,9 @@ static inline __attribute__((always_inline)) void weigh(
     }
     const float here = greatest(maximum(low, high));
     const float before = tile->greatest[i], now = here > before ? here : before;
-    const float kept = exponential(splat(before - now))[0];
-    const vec p_low = exponential(low - now), p_high = exponential(high - now);
+    const float base = now == -INFINITY ? 0.0f : now; /* no key has counted yet: none weighs anything */
+    const float kept = exponential(splat(before - base))[0];
+    const vec p_low = exponential(low - base), p_high = exponential(high - base);
     tile->greatest[i] = now;
     tile->total[i] = tile->total[i] * kept + sum(p_low + p_high);
     *(vec *)block->weights[i] = p_low;

@@ -7,6 +7,8 @@ import hashlib
 import os
 import platform
 import shlex
+import signal
+import stat
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -54,10 +56,14 @@ def load_kernels() -> ctypes.CDLL:
     """One library of all of them. torch has to be imported before it: the two then share OpenMP's
     threads. Raises NativeKernelError.
     """
-    command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, _native_flag()]
+    try:
+        command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, _native_flag()]
+    except ValueError as error:
+        raise NativeKernelError(f"CC is no command: {error}") from None
     try:
         path = _path(command)
-        if not path.exists():
+        _check_is_ours(path.parent)
+        if not _is_whole(path):
             _compile(command, path)
         library = ctypes.CDLL(str(path))
     except (OSError, RuntimeError) as error:
@@ -70,9 +76,28 @@ def load_kernels() -> ctypes.CDLL:
     return library
 
 
+def _check_is_ours(folder: Path) -> None:
+    """What lies there is run: nobody else may write to it. Makes it. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"others may write to {folder}")
+
+
+def _is_whole(path: Path) -> bool:
+    """A library with its digest beside it: a torn one would kill the process that loads it."""
+    try:
+        return _digest_of(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return False
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
 def _compile(command: list[str], path: Path) -> None:
     """Each file by a process of its own, then all into one library."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     log.info("compiling the kernels, once on this machine", to=str(path))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         library = Path(folder) / path.name
@@ -81,23 +106,29 @@ def _compile(command: list[str], path: Path) -> None:
         with ThreadPoolExecutor() as pool:
             list(pool.map(_run, commands))
         _run([*command, *objects.values(), "-o", str(library), "-lm"])
+        _digest_of(library).write_text(hashlib.sha256(library.read_bytes()).hexdigest())
         library.replace(path)
+        _digest_of(library).replace(_digest_of(path))
 
 
 def _run(command: list[str]) -> None:
     """Raises NativeKernelError."""
-    compiler = command[0]
+    compiler, pipe = command[0], subprocess.PIPE
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, start_new_session=True)
     except OSError:
         remedy = "install one, like Debian's gcc, or name it in CC"
         raise NativeKernelError(f"no C compiler {compiler}: {remedy}") from None
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines() or [f"it ended with {error.returncode}"]
-        message = f"the C compiler {compiler} failed (CC names another): {said[0]}"
-        raise NativeKernelError(message) from None
+    try:
+        _, errors = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # what it started as well
+        process.communicate()
         raise NativeKernelError(f"the C compiler {compiler} took over {TIMEOUT_S:g} s") from None
+    if process.returncode:
+        said = errors.decode(errors="replace").strip().splitlines()
+        said = said or [f"it ended with {process.returncode}"]
+        raise NativeKernelError(f"the C compiler {compiler} failed (CC names another): {said[0]}")
 
 
 def _path(command: list[str]) -> Path:

@@ -199,7 +199,7 @@ static void finish_sums(
     for (int half = 0; half < 2 && first < num_outputs; half++, first += LANES, sums += LANES) {
         const int64_t left = num_outputs - first, width = left < LANES ? left : LANES;
         vec bias = {}, scale = {};
-        ivec offset = {};
+        uvec offset = {}; /* sums and offsets may overflow: what is left of both fits */
         if (finish->bias) memcpy(&bias, finish->bias + first, width * sizeof(float));
         if (kind == INT8) memcpy(&scale, finish->scales + first, width * sizeof(float));
         if (kind == INT8) memcpy(&offset, finish->offsets + first, width * sizeof(int32_t));
@@ -207,7 +207,7 @@ static void finish_sums(
             const int32_t *sum = sums + row * PAIR;
             char *to = y + row * num_outputs * item_bytes(is_bf16);
             const vec result = kind == INT8
-                ? __builtin_convertvector(*(const ivec *)sum - offset, vec) * scale
+                ? __builtin_convertvector((ivec)(*(const uvec *)sum - offset), vec) * scale
                 : *(const vec *)sum + bias;
             if (width == LANES) store(to, first, result, is_bf16);
             else for (int i = 0; i < width; i++) put(to, first + i, result[i], is_bf16);

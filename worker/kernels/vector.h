@@ -58,7 +58,7 @@ static inline float greatest(vec v) {
     return v[0];
 }
 
-/* e^x for x <= 0, to 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2]; 0 below -87. */
+/* e^x for x <= 0, to 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2]; 0 below -87; NaN of a NaN. */
 static inline vec exponential(vec x) {
     vec n = x * 1.44269504088896341f;
     vec rounded = (n + 12582912.0f) - 12582912.0f; /* 1.5 * 2^23: to the nearest integer */
@@ -72,7 +72,7 @@ static inline vec exponential(vec x) {
     p = p * r * r + r + 1.0f;
     ivec power = (__builtin_convertvector(rounded, ivec) + 127) << 23;
     vec result = p * (vec)power;
-    return choose(x > -87.0f, result, splat(0.0f));
+    return choose(x <= -87.0f, splat(0.0f), result);
 }
 
 static inline __attribute__((always_inline)) vec load(const char *p, int64_t i, int is_bf16) {

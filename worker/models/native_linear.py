@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from ..kernels.compiler import load_kernels
+from ..kernels.compiler import NativeKernelError, load_kernels
 from .row_quantizer import ZERO_POINT
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # of a matrix
@@ -47,7 +47,10 @@ class PackedMatrix:
     """A matrix [num_outputs, num_inputs] laid out for products with rows."""
 
     def __init__(self, matrix: torch.Tensor, unit: Unit) -> None:
-        """Of a matrix that suits the unit, as `best_unit` says."""
+        """Of a matrix that suits the unit, as `best_unit` says. Raises NativeKernelError where this
+        processor has no such unit."""
+        if (matrix.dtype, unit) not in abilities():
+            raise NativeKernelError(f"no {unit.name.lower()} for {matrix.dtype} on this CPU")
         self.num_outputs = len(matrix)
         self._row_bytes = matrix.shape[1] * matrix.itemsize
         self._kind, self._unit = KINDS[matrix.dtype], unit
