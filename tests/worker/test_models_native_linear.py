@@ -106,10 +106,8 @@ def test_a_rows_bits_do_not_depend_on_the_number_of_rows(
     dtype: torch.dtype, unit: Unit, size: tuple[int, int]
 ) -> None:
     """Nor on where it lies among them."""
-    layer, x = (
-        NativeLinear(random(*size, dtype=dtype), None, unit),
-        random(70, size[1], dtype=dtype),
-    )
+    layer = NativeLinear(random(*size, dtype=dtype), None, unit)
+    x = random(70, size[1], dtype=dtype)
     expected = layer(x)
     for count in ROW_COUNTS:
         assert torch.equal(layer(x[:count]), expected[:count])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import structlog
 import torch
@@ -20,6 +20,7 @@ from ..models.rope import Rope, RotaryTable
 from .compiler import NativeKernelError, load_kernels
 
 KernelsName = Literal["auto", "native", "torch"]
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -36,32 +37,42 @@ class Kernels:
     operations: Operations
 
 
-def available_kernels(name: KernelsName) -> KernelsName:
-    """torch's where ours can't be made. Raises NativeKernelError when they have to be ours."""
+def ours_or(other: T, name: KernelsName, make_ours: Callable[[], T], warning: str) -> T:
+    """Ours, unless torch's are asked for or there are none, which is warned of. Raises
+    NativeKernelError when they have to be ours and can't."""
+    if name == "torch":
+        return other
     try:
-        if name != "torch":
-            load_kernels()
+        return make_ours()
     except NativeKernelError as error:
         if name == "native":
             raise
-        log.warning("without kernels of our own: slower, and no speculation", why=str(error))
-        return "torch"
-    return name
+        log.warning(warning, why=str(error))
+        return other
+
+
+def available_kernels(name: KernelsName) -> KernelsName:
+    """torch's where ours can't be made. Raises NativeKernelError when they have to be ours."""
+
+    def ours() -> KernelsName:
+        load_kernels()
+        return name
+
+    return ours_or("torch", name, ours, "without kernels of our own: slower, and no speculation")
 
 
 def cpu_kernels(
     name: KernelsName, shape: AttentionShape, num_blocks: int, dtype: torch.dtype
 ) -> Kernels:
     """Raises NativeKernelError when they have to be the native ones and can't."""
-    if name != "torch":
-        try:
-            _check(shape, dtype)
-            return Kernels(NativeCpuAttention(shape, num_blocks, dtype), NativeOperations())
-        except NativeKernelError as error:
-            if name == "native":
-                raise
-            log.warning("running without the native kernels, which is slower", why=str(error))
-    return Kernels(TorchCpuAttention(shape, num_blocks, dtype), Operations())
+
+    def ours() -> Kernels | None:
+        _check(shape, dtype)
+        return Kernels(NativeCpuAttention(shape, num_blocks, dtype), NativeOperations())
+
+    warning = "running without the native kernels, which is slower"
+    found = ours_or(None, name, ours, warning)  # torch's has a pool too: made where it is needed
+    return found or Kernels(TorchCpuAttention(shape, num_blocks, dtype), Operations())
 
 
 def _check(shape: AttentionShape, dtype: torch.dtype) -> None:

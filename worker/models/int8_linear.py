@@ -27,6 +27,22 @@ class Int8Channels(Protocol):
 ChannelsFactory = Callable[[torch.Tensor, torch.Tensor], Int8Channels]  # of bytes and scales
 
 
+class OneDnnChannels:
+    """Int8Channels by oneDNN."""
+
+    def __init__(self, values: torch.Tensor, scales: torch.Tensor) -> None:
+        self._scales = scales
+        self._zero_points = torch.zeros(len(values), dtype=torch.int32)
+        self._packed = torch.ops.onednn.qlinear_prepack(values, None)
+
+    def product(self, values: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(values, 1.0, ZERO_POINT, self._packed, self._scales, self._zero_points),
+            *(None, 1.0, 0, torch.float32, "none", [], ""),  # no bias, no quantized output
+        )
+        return y
+
+
 class Int8Linear:
     """x [num_tokens, in_features] to [num_tokens, out_features], in the type of x.
 
@@ -42,7 +58,7 @@ class Int8Linear:
         quantizer: RowQuantizer,
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
-        make_channels: ChannelsFactory | None = None,
+        make_channels: ChannelsFactory = OneDnnChannels,
     ) -> None:
         """Raises ModelError for a weight that is too wide."""
         in_features = weight.shape[1]
@@ -53,29 +69,12 @@ class Int8Linear:
             )
         self._quantizer = quantizer
         self._bias = None if bias is None else bias.float()
-        make_channels = make_channels or OneDnnChannels
         self._channels = make_channels(*_quantized(quantizer, weight))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = self._quantizer.quantize(x)
         y = self._channels.product(rows.values)
         return self._quantizer.rescale(y, rows.scales, self._bias, x.dtype)
-
-
-class OneDnnChannels:
-    """Int8Channels by oneDNN."""
-
-    def __init__(self, values: torch.Tensor, scales: torch.Tensor) -> None:
-        self._scales = scales
-        self._zero_points = torch.zeros(len(values), dtype=torch.int32)
-        self._packed = torch.ops.onednn.qlinear_prepack(values, None)
-
-    def product(self, values: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            *(values, 1.0, ZERO_POINT, self._packed, self._scales, self._zero_points),
-            *(None, 1.0, 0, torch.float32, "none", [], ""),  # no bias, no quantized output
-        )
-        return y
 
 
 def _quantized(quantizer: RowQuantizer, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

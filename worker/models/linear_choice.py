@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-import structlog
 import torch
 import torch.nn.functional as F
 
-from ..kernels.choice import KernelsName
+from ..kernels.choice import KernelsName, ours_or
 from ..kernels.compiler import NativeKernelError
 from .int8_linear import Int8Channels, Int8Linear, OneDnnChannels, check_machine
 from .linear import Linear, LinearFactory, LinearLayer
@@ -18,8 +17,6 @@ from .native_row_quantizer import NativeRowQuantizer
 from .row_quantizer import ZERO_POINT, RowQuantizer
 
 QuantizeName = Literal["none", "int8"]
-
-log = structlog.get_logger(__name__)
 
 TRIAL_ROWS, TRIAL_SIZE = 41, 200
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.int8: 1e-9}
@@ -46,18 +43,15 @@ def _channels(able: Abilities, values: torch.Tensor, scales: torch.Tensor) -> In
 
 def _right_products(name: KernelsName) -> Abilities:
     """What the processor can multiply that is right, as this machine's compiler made it."""
-    if name == "torch":
-        return frozenset()
-    try:
+
+    def ours() -> Abilities:
         able = abilities()
         for dtype, unit in able:
             _check_products(dtype, unit)
-    except NativeKernelError as error:
-        if name == "native":
-            raise
-        log.warning("running without products of our own, which is slower", why=str(error))
-        return frozenset()
-    return able
+        return able
+
+    warning = "running without products of our own, which is slower"
+    return ours_or(frozenset(), name, ours, warning)
 
 
 def _check_products(dtype: torch.dtype, unit: Unit) -> None:
@@ -79,16 +73,13 @@ def _check_products(dtype: torch.dtype, unit: Unit) -> None:
 
 
 def row_quantizer(name: KernelsName) -> RowQuantizer:
-    if name != "torch":
-        try:
-            native = NativeRowQuantizer()
-            _check_quantizer(native)
-            return native
-        except NativeKernelError as error:
-            if name == "native":
-                raise
-            log.warning("int8 without the native kernels, which is slower", why=str(error))
-    return RowQuantizer()
+    def ours() -> RowQuantizer:
+        native = NativeRowQuantizer()
+        _check_quantizer(native)
+        return native
+
+    warning = "int8 without the native kernels, which is slower"
+    return ours_or(RowQuantizer(), name, ours, warning)
 
 
 def _check_quantizer(native: RowQuantizer) -> None:

@@ -91,9 +91,7 @@ class NativeLinear:
 
     is_row_independent = True
 
-    def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, unit: Unit = Unit.VECTORS
-    ) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, unit: Unit) -> None:
         """Of a float32 or bfloat16 weight that suits the unit."""
         self._matrix = PackedMatrix(weight, unit)
         self._bias = None if bias is None else bias.float()
@@ -106,9 +104,7 @@ class NativeLinear:
 class NativeChannels:
     """Int8Channels whose sums are exact. OneDnnChannels' have the same bits up to 2^24."""
 
-    def __init__(
-        self, values: torch.Tensor, scales: torch.Tensor, unit: Unit = Unit.VECTORS
-    ) -> None:
+    def __init__(self, values: torch.Tensor, scales: torch.Tensor, unit: Unit) -> None:
         """Of int8 values that suit the unit."""
         self._matrix = PackedMatrix(values, unit)
         self._scales = scales
