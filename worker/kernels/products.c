@@ -5,6 +5,10 @@
  * inputs from the first to the last, however many rows there are: a row's result has the same bits in any
  * company.
  *
+ * With few rows the matrix comes from memory hardly faster than it is multiplied. Vectors take it a slice
+ * at a time, for all rows, and each pass over a slice fetches its part of the next: so memory and
+ * arithmetic are both busy all the time.
+ *
  * Packed is a matrix as both read it: [outputs / 32][row_bytes / 4][32][4 bytes], the outputs filled up
  * with zeros to a multiple of 32. A row of inputs has `row_bytes`, for tiles a multiple of 64.
  */
@@ -14,8 +18,9 @@
 #define PAIR 32 /* outputs that are computed together, of two vectors or tiles side by side */
 #define LINE 64
 #define TILE_ROWS 16
-#define MOST_ROWS (2 * TILE_ROWS) /* that are computed together */
-#define AHEAD 4096 /* bytes of the matrix to fetch early; 1.2 times as fast as without at 1 to 16 rows */
+#define TILES_ROWS (2 * TILE_ROWS) /* that are computed together by tiles */
+#define MOST_ROWS 48               /* by either */
+#define AHEAD 4096 /* bytes of the matrix to fetch early, for tiles */
 
 enum { FLOAT32, BFLOAT16, INT8 };
 enum { VECTORS, TILES };
@@ -38,38 +43,46 @@ typedef struct {
     const int32_t *offsets;
 } Finish;
 
-static inline __attribute__((always_inline)) void fetch(const char *matrix, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(matrix + AHEAD + at);
-}
-
 #ifdef __AVX512F__
 #define HAS_VECTORS 1
 #include <immintrin.h>
 
 #define VECTOR_ROWS 12 /* times two vectors of sums: they fit into the registers */
+#define FEW_ROWS (4 * VECTOR_ROWS) /* with more, memory has time enough */
+#define SLICE 256 /* bytes of each row; 64 to 1,024 are slower at 16 rows of 1,792 */
 
-static inline __attribute__((always_inline)) __m512i add_products(
-    __m512i sums, __m512i x, __m512i matrix, int kind) {
+/* Bytes are summed as integers. Cast in C, the sums would be moved about in every turn of the loop. */
+static inline __attribute__((always_inline)) __m512 add_products(
+    __m512 sums, __m512i x, __m512i matrix, int kind) {
 #ifdef __AVX512BF16__
-    if (kind == BFLOAT16) return (__m512i)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)matrix);
+    if (kind == BFLOAT16) return _mm512_dpbf16_ps(sums, (__m512bh)x, (__m512bh)matrix);
 #endif
 #ifdef __AVX512VNNI__
-    if (kind == INT8) return _mm512_dpbusd_epi32(sums, x, matrix);
+    if (kind == INT8) {
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(matrix));
+        return sums;
+    }
 #endif
-    return (__m512i)_mm512_fmadd_ps((__m512)x, (__m512)matrix, (__m512)sums);
+    return _mm512_fmadd_ps((__m512)x, (__m512)matrix, sums);
 }
 
-/* `count` rows times 32 outputs, into sums [count, 32]. Its loops over rows have to be unrolled, or the
- * compiler keeps the sums in memory. */
-static inline __attribute__((always_inline)) void multiply_vectors(
-    int64_t row_bytes, const char *x, const char *matrix, int32_t *sums, int count, int kind) {
-    __m512i left[VECTOR_ROWS], right[VECTOR_ROWS];
+/* A pass: `count` rows times 32 outputs, `bytes` of each row, added to sums [count, 32]. In each turn two
+ * lines are fetched from `next` on, which goes on by `stride`. The loops over rows have to be unrolled,
+ * or the compiler keeps the sums in memory. */
+static inline __attribute__((always_inline)) void add_rows(
+    int64_t row_bytes, int64_t bytes, const char *x, const char *matrix, const char *next, int64_t stride,
+    float *sums, int count, int kind) {
+    __m512 left[VECTOR_ROWS], right[VECTOR_ROWS];
 #pragma GCC unroll 12
-    for (int i = 0; i < count; i++) left[i] = right[i] = _mm512_setzero_si512();
+    for (int i = 0; i < count; i++) {
+        left[i] = _mm512_load_ps(sums + i * PAIR);
+        right[i] = _mm512_load_ps(sums + i * PAIR + LANES);
+    }
     /* From these the other rows are at most three away: addresses for which there are registers. */
     const char *fifth = x + (count > 4 ? 4 : 0) * row_bytes, *ninth = x + (count > 8 ? 8 : 0) * row_bytes;
-    for (int64_t at = 0; at < row_bytes; at += 4, matrix += 2 * LINE) {
-        fetch(matrix, 2 * LINE);
+    for (int64_t at = 0; at < bytes; at += 4, matrix += 2 * LINE, next += stride) {
+        __builtin_prefetch(next, 0, 2);
+        __builtin_prefetch(next + LINE, 0, 2);
         const __m512i m_left = _mm512_loadu_si512(matrix), m_right = _mm512_loadu_si512(matrix + LINE);
 #pragma GCC unroll 12
         for (int i = 0; i < count; i++) {
@@ -83,29 +96,46 @@ static inline __attribute__((always_inline)) void multiply_vectors(
     }
 #pragma GCC unroll 12
     for (int i = 0; i < count; i++) {
-        _mm512_store_si512(sums + i * PAIR, left[i]);
-        _mm512_store_si512(sums + i * PAIR + LANES, right[i]);
+        _mm512_store_ps(sums + i * PAIR, left[i]);
+        _mm512_store_ps(sums + i * PAIR + LANES, right[i]);
     }
 }
 
-static void multiply_by_vectors(int64_t row_bytes, const char *x, const char *matrix, int32_t *sums,
-                                int count, int kind) {
-#define CASE(n)                                                                           \
-    case n:                                                                               \
-        if (kind == FLOAT32) multiply_vectors(row_bytes, x, matrix, sums, n, FLOAT32);    \
-        else if (kind == INT8) multiply_vectors(row_bytes, x, matrix, sums, n, INT8);     \
-        else multiply_vectors(row_bytes, x, matrix, sums, n, BFLOAT16);                   \
+static void pass(int64_t row_bytes, int64_t bytes, const char *x, const char *matrix, const char *next,
+                 int64_t stride, float *sums, int count, int kind) {
+#define ROWS(n, kind) add_rows(row_bytes, bytes, x, matrix, next, stride, sums, n, kind)
+#define CASE(n)                                   \
+    case n:                                       \
+        if (kind == FLOAT32) ROWS(n, FLOAT32);    \
+        else if (kind == INT8) ROWS(n, INT8);     \
+        else ROWS(n, BFLOAT16);                   \
         return;
     switch (count) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
         CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
     }
 #undef CASE
+#undef ROWS
+}
+
+/* `count` rows times 32 outputs, into sums [count, 32]. */
+static void multiply_by_vectors(int64_t row_bytes, const char *x, const char *matrix, int32_t *sums,
+                                int count, int kind) {
+    const int64_t passes = (count + VECTOR_ROWS - 1) / VECTOR_ROWS, slice = passes > 1 ? SLICE : row_bytes;
+    memset(sums, 0, count * PAIR * sizeof *sums);
+    for (int64_t from = 0; from < row_bytes; from += slice, matrix += slice * PAIR)
+        for (int64_t i = 0; i < passes; i++) {
+            const int64_t left = row_bytes - from, row = count * i / passes, end = count * (i + 1) / passes;
+            const char *next = matrix + SLICE * PAIR * (passes + i) / passes;
+            pass(row_bytes, left < slice ? left : slice, x + row * row_bytes + from, matrix, next,
+                 2 * LINE / passes, (float *)sums + row * PAIR, end - row, kind);
+        }
 }
 
 #else
 #define HAS_VECTORS 0
 #define VECTOR_ROWS 1
+#define FEW_ROWS 1
 static void multiply_by_vectors(int64_t row_bytes, const char *x, const char *matrix, int32_t *sums,
                                 int count, int kind) {}
 #endif
@@ -145,6 +175,10 @@ static void configure(int upper, int lower) {
 }
 
 static void release_tiles(void) { _tile_release(); }
+
+static inline __attribute__((always_inline)) void fetch(const char *matrix, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(matrix + AHEAD + at);
+}
 
 #define MULTIPLY(sums, rows, matrix)                          \
     if (kind == BFLOAT16) _tile_dpbf16ps(sums, rows, matrix); \
@@ -230,9 +264,9 @@ void multiply(int32_t kind, int32_t unit, int64_t num_rows, int64_t num_outputs,
               const float *scales, char *y) {
     const Finish finish = {bias, scales, offsets};
     const int64_t out_bytes = num_outputs * item_bytes(kind == BFLOAT16);
-    const int64_t num_blocks = (num_rows + VECTOR_ROWS - 1) / VECTOR_ROWS;
+    const int64_t num_blocks = num_rows > FEW_ROWS ? (num_rows + VECTOR_ROWS - 1) / VECTOR_ROWS : 1;
     if (num_rows == 0) return;
-    const int64_t block = unit == TILES ? MOST_ROWS : (num_rows + num_blocks - 1) / num_blocks;
+    const int64_t block = unit == TILES ? TILES_ROWS : (num_rows + num_blocks - 1) / num_blocks;
 #pragma omp parallel
     {
         int32_t sums[MOST_ROWS * PAIR] __attribute__((aligned(LINE)));
