@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .batch import Batch, make_batch
 from .kernels.choice import Kernels
 from .models.decoder import Decoder
+from .models.native_layers import layers_of
 from .scheduler import Plan, ScheduledSequence
 from .scoring import SLICE_ROWS, score
 
@@ -43,14 +44,15 @@ class ModelRunner:
 
     def __init__(self, decoder: Decoder, kernels: Kernels, device: torch.device) -> None:
         self._decoder = decoder
-        self._kernels = kernels
+        self._attention = kernels.attention
+        self._layers = layers_of(decoder, kernels)
         self._device = device
         self._min_rows = 1
 
     @property
     def null_block(self) -> int:
         """Nobody's: what is written there is never read for an answer."""
-        attention = self._kernels.attention
+        attention = self._attention
         return attention.null_slot // attention.block_size
 
     @property
@@ -81,7 +83,7 @@ class ModelRunner:
 
     def prepare(self, plan: Plan) -> PreparedStep:
         """Everything that the forward pass reads, laid out."""
-        attention = self._kernels.attention
+        attention = self._attention
         batch = make_batch(
             plan, attention.block_size, attention.null_slot, self._device, self._min_rows
         )
@@ -91,7 +93,7 @@ class ModelRunner:
     def run(self, step: PreparedStep) -> StepOutput:
         """The forward pass, and what the plan's sequences want to know of it."""
         decoder = self._decoder
-        hidden = decoder.forward(step.batch, self._kernels, step.attention)
+        hidden = decoder.forward(step.batch, self._layers, step.attention)
         output = StepOutput(decoder.logits(hidden.index_select(0, step.batch.logit_rows)))
         for number, (entry, segment) in enumerate(
             zip(step.plan.entries, step.batch.segments, strict=True)

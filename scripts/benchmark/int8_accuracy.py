@@ -20,6 +20,7 @@ from chairlift.worker.main import build_engine
 from chairlift.worker.models.linear import Linear, LinearFactory, LinearLayer
 from chairlift.worker.models.linear_choice import QuantizeName, linear_factory
 from chairlift.worker.models.loader import DtypeChoice, LoadedModel, load_model
+from chairlift.worker.models.native_layers import layers_of
 from chairlift.worker.scheduler import Plan, ScheduledSequence
 from chairlift.worker.sequence import Sequence as EngineSequence
 
@@ -171,7 +172,8 @@ def _log_probs(model: LoadedModel, document: Document) -> torch.Tensor:
     sequence.block_table = list(range(num_blocks))
     plan = Plan((ScheduledSequence.next_of(sequence, num_tokens),))
     batch = make_batch(plan, attention.block_size, attention.null_slot, torch.device("cpu"))
-    hidden = model.decoder.forward(batch, kernels, attention.prepare(batch))
+    layers = layers_of(model.decoder, kernels)
+    hidden = model.decoder.forward(batch, layers, attention.prepare(batch))
     return model.decoder.logits(hidden[: num_tokens - 1]).log_softmax(-1)
 
 

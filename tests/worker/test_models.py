@@ -13,8 +13,10 @@ import torch
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.worker.batch import make_batch
 from chairlift.worker.kernels.choice import Kernels, KernelsName, cpu_kernels
+from chairlift.worker.models.decoder import Layers
 from chairlift.worker.models.linear_choice import linear_factory
 from chairlift.worker.models.loader import LoadedModel, load_model
+from chairlift.worker.models.native_layers import layers_of
 from chairlift.worker.scheduler import Plan, ScheduledSequence
 from chairlift.worker.sequence import Sequence
 from tests.checkpoints import VARIANTS, VOCAB_SIZE, make_checkpoint
@@ -32,11 +34,14 @@ class Driver:
     model: LoadedModel
     free_blocks: list[int]
     kernels_name: KernelsName = "torch"
+    min_rows: int = 1
     kernels: Kernels = field(init=False)
+    layers: Layers = field(init=False)
 
     def __post_init__(self) -> None:
         shape = self.model.config.attention_shape
         self.kernels = cpu_kernels(self.kernels_name, shape, NUM_BLOCKS, self.model.dtype)
+        self.layers = layers_of(self.model.decoder, self.kernels)
 
     def add(self, prompt: list[int], num_blocks: int = 6) -> Sequence:
         sequence = Sequence(bytes(16), list(prompt), SamplingParams(max_tokens=NUM_OUTPUT_TOKENS))
@@ -48,11 +53,11 @@ class Driver:
         """Computes so many more tokens of each; logits of the last rows, or of every row."""
         plan = Plan(entries=tuple(ScheduledSequence.next_of(*entry) for entry in counts))
         attention, cpu = self.kernels.attention, torch.device("cpu")
-        batch = make_batch(plan, attention.block_size, attention.null_slot, cpu)
+        batch = make_batch(plan, attention.block_size, attention.null_slot, cpu, self.min_rows)
         if every_row:
             batch = replace(batch, logit_rows=torch.arange(plan.num_rows))
         decoder = self.model.decoder
-        hidden = decoder.forward(batch, self.kernels, attention.prepare(batch))
+        hidden = decoder.forward(batch, self.layers, attention.prepare(batch))
         logits = decoder.logits(hidden.index_select(0, batch.logit_rows))
         for sequence, count in counts:
             sequence.num_computed_tokens += count

@@ -25,7 +25,7 @@ MAX_TILE = 8  # queries that share the loads of a block
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-class _Shape(ctypes.Structure):
+class ShapeStruct(ctypes.Structure):
     _fields_ = (
         ("num_heads", INT),
         ("num_kv_heads", INT),
@@ -60,17 +60,17 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
         self._dtype = dtype
         self._is_bf16 = int(dtype == torch.bfloat16)
         padded = -(-shape.head_dim // LANES) * LANES
-        self._sizes = _Shape(
+        self.struct = ShapeStruct(
             shape.num_heads, shape.num_kv_heads, shape.head_dim, padded, shape.scale
         )
         group = shape.num_heads // shape.num_kv_heads
-        self._rows_per_item = max(1, MAX_TILE // group)
+        self.rows_per_item = max(1, MAX_TILE // group)
         heads = (num_blocks + 1, shape.num_kv_heads)
-        self._keys = [
+        self.keys = [
             torch.zeros((*heads, shape.head_dim, BLOCK_SIZE), dtype=dtype)
             for _ in range(shape.num_layers)
         ]
-        self._values = [
+        self.values = [
             torch.zeros((*heads, BLOCK_SIZE, padded), dtype=dtype) for _ in range(shape.num_layers)
         ]
 
@@ -93,7 +93,7 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: NativeStep) -> None:
         k, v = _with_plain_rows(k), _with_plain_rows(v)
         self._kernels.write_kv(
-            ctypes.byref(self._sizes),
+            ctypes.byref(self.struct),
             self._is_bf16,
             prepared.slot_mapping.data_ptr(),
             len(k),
@@ -101,8 +101,8 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
             v.data_ptr(),
             k.stride(0),
             v.stride(0),
-            self._keys[layer].data_ptr(),
-            self._values[layer].data_ptr(),
+            self.keys[layer].data_ptr(),
+            self.values[layer].data_ptr(),
         )
 
     def write_rotated(
@@ -115,7 +115,7 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
     ) -> torch.Tensor:
         q = torch.empty(len(qkv), self.shape.num_heads, self.shape.head_dim, dtype=self._dtype)
         self._kernels.write_rotated(
-            ctypes.byref(self._sizes),
+            ctypes.byref(self.struct),
             self._is_bf16,
             len(qkv),
             qkv.data_ptr(),
@@ -126,8 +126,8 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
             rotation.positions.data_ptr(),
             prepared.slot_mapping.data_ptr(),
             q.data_ptr(),
-            self._keys[layer].data_ptr(),
-            self._values[layer].data_ptr(),
+            self.keys[layer].data_ptr(),
+            self.values[layer].data_ptr(),
         )
         return q
 
@@ -136,28 +136,28 @@ class NativeCpuAttention(AttentionBackend[NativeStep]):
         out = torch.empty(q.shape, dtype=self._dtype)
         out[prepared.num_rows :] = 0  # padding
         self._kernels.attend(
-            ctypes.byref(self._sizes),
+            ctypes.byref(self.struct),
             self._is_bf16,
             self.shape.sliding_windows[layer] or 0,
             prepared.segments.ctypes.data,
             prepared.items.ctypes.data,
             len(prepared.items),
-            self._rows_per_item,
+            self.rows_per_item,
             prepared.tables.ctypes.data,
             q.data_ptr(),
             q.stride(0),
-            self._keys[layer].data_ptr(),
-            self._values[layer].data_ptr(),
+            self.keys[layer].data_ptr(),
+            self.values[layer].data_ptr(),
             out.data_ptr(),
         )
         return out
 
     def _items(self, segments: NDArray[np.int32]) -> NDArray[np.int32]:
         """The long ones first, so that no thread is left with one at the end."""
-        counts = -(-segments[:, 1] // self._rows_per_item)
+        counts = -(-segments[:, 1] // self.rows_per_item)
         owners = np.repeat(np.arange(len(segments)), counts)
         firsts = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = firsts * self._rows_per_item
+        rows = firsts * self.rows_per_item
         order = np.argsort(-(segments[owners, 2] + rows), kind="stable")
         return np.stack((owners, rows), axis=1)[order].astype(np.int32)
 

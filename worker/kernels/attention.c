@@ -8,22 +8,13 @@
  * each dimension; values [block][kv head][32][padded head_dim], padded to a multiple of 16.
  */
 
+#include "kernels.h"
 #include "vector.h"
 
 #define BLOCK 32
 #define MAX_TILE 8
 #define MAX_DIM 512
 #define LINE 64
-
-typedef struct {
-    int32_t num_heads, num_kv_heads, head_dim, padded_dim;
-    float scale;
-} Shape;
-
-/* Rows of one sequence: `num_rows` queries from row `start` on, the first at `position`. */
-typedef struct {
-    int32_t start, num_rows, position, table; /* `table`: where its block ids begin */
-} Segment;
 
 /* Some queries of one sequence under one key-value head. */
 typedef struct {

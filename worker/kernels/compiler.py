@@ -40,9 +40,10 @@ SIGNATURES: dict[str, tuple[type[ctypes._SimpleCData[Any]], ...]] = {  # what th
     "silu_and_multiply": (INT, LONG, LONG, POINTER, POINTER),
     "find_units": (POINTER,),
     "pack_matrix": (LONG, LONG, POINTER, POINTER),
-    "multiply": (INT, INT, LONG, LONG, LONG, *(POINTER,) * 6),
+    "multiply": (POINTER, LONG, POINTER, POINTER),
     "quantize_rows": (INT, LONG, LONG, LONG, POINTER, POINTER, POINTER),
     "rescale_rows": (INT, LONG, LONG, POINTER, POINTER, POINTER, POINTER),
+    "run_layers": (POINTER,) * 5,
 }
 FOLDER = Path(__file__).parent
 

@@ -3,6 +3,7 @@
  * A row is one thread's, and computed in the same order of operations whichever others there are.
  */
 
+#include "kernels.h"
 #include "vector.h"
 
 /* The last of a row's elements that don't fill a vector, one by one. */

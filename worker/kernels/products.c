@@ -13,6 +13,7 @@
  * with zeros to a multiple of 32. A row of inputs has `row_bytes`, for tiles a multiple of 64.
  */
 
+#include "kernels.h"
 #include "vector.h"
 
 #define PAIR 32 /* outputs that are computed together, of two vectors or tiles side by side */
@@ -22,7 +23,6 @@
 #define MOST_ROWS 48               /* by either */
 #define AHEAD 4096 /* bytes of the matrix to fetch early, for tiles */
 
-enum { FLOAT32, BFLOAT16, INT8 };
 enum { VECTORS, TILES };
 
 #ifdef __AVX512BF16__
@@ -35,13 +35,6 @@ enum { VECTORS, TILES };
 #else
 #define HAS_INT8_VECTORS 0
 #endif
-
-/* What becomes of a sum: sum + bias, where there is a bias, in the inputs' type; or, of unsigned bytes
- * and signed ones, the float (sum - offset) * scale. */
-typedef struct {
-    const float *bias, *scales; /* [outputs] */
-    const int32_t *offsets;
-} Finish;
 
 #ifdef __AVX512F__
 #define HAS_VECTORS 1
@@ -226,17 +219,16 @@ static void multiply_by_tiles(int64_t row_bytes, const char *x, const char *matr
 #endif
 
 /* Sums [count, 32], finished, into the columns of y [count, num_outputs] from `first` on. */
-static void finish_sums(
-    const int32_t *sums, int count, int64_t first, int64_t num_outputs, const Finish *finish, char *y,
-    int kind) {
-    const int is_bf16 = kind == BFLOAT16;
+static void finish_sums(const Matrix *matrix, const int32_t *sums, int count, int64_t first, char *y) {
+    const int64_t num_outputs = matrix->num_outputs;
+    const int kind = matrix->kind, is_bf16 = kind == BFLOAT16;
     for (int half = 0; half < 2 && first < num_outputs; half++, first += LANES, sums += LANES) {
         const int64_t left = num_outputs - first, width = left < LANES ? left : LANES;
         vec bias = {}, scale = {};
         uvec offset = {}; /* sums and offsets may overflow: what is left of both fits */
-        if (finish->bias) memcpy(&bias, finish->bias + first, width * sizeof(float));
-        if (kind == INT8) memcpy(&scale, finish->scales + first, width * sizeof(float));
-        if (kind == INT8) memcpy(&offset, finish->offsets + first, width * sizeof(int32_t));
+        if (matrix->bias) memcpy(&bias, matrix->bias + first, width * sizeof(float));
+        if (kind == INT8) memcpy(&scale, matrix->scales + first, width * sizeof(float));
+        if (kind == INT8) memcpy(&offset, matrix->offsets + first, width * sizeof(int32_t));
         for (int row = 0; row < count; row++) {
             const int32_t *sum = sums + row * PAIR;
             char *to = y + row * num_outputs * item_bytes(is_bf16);
@@ -256,14 +248,13 @@ void find_units(int32_t *takes) {
     memcpy(takes, found, sizeof found);
 }
 
-/* x [num_rows, row_bytes] times the packed matrix, finished, into y [num_rows, num_outputs]: floats, or
- * bfloat16 where x is. What a thread does with 32 outputs, it does for all rows: the matrix is read from
- * memory once. */
-void multiply(int32_t kind, int32_t unit, int64_t num_rows, int64_t num_outputs, int64_t row_bytes,
-              const char *x, const char *packed, const float *bias, const int32_t *offsets,
-              const float *scales, char *y) {
-    const Finish finish = {bias, scales, offsets};
-    const int64_t out_bytes = num_outputs * item_bytes(kind == BFLOAT16);
+/* x [num_rows, row_bytes] times the matrix, finished, into y [num_rows, num_outputs]: floats, or bfloat16
+ * where x is. What a thread does with 32 outputs, it does for all rows: the matrix is read from memory
+ * once. */
+void multiply(const Matrix *matrix, int64_t num_rows, const char *x, char *y) {
+    const int kind = matrix->kind, unit = matrix->unit;
+    const int64_t row_bytes = matrix->row_bytes;
+    const int64_t out_bytes = matrix->num_outputs * item_bytes(kind == BFLOAT16);
     const int64_t num_blocks = num_rows > FEW_ROWS ? (num_rows + VECTOR_ROWS - 1) / VECTOR_ROWS : 1;
     if (num_rows == 0) return;
     const int64_t block = unit == TILES ? TILES_ROWS : (num_rows + num_blocks - 1) / num_blocks;
@@ -272,16 +263,16 @@ void multiply(int32_t kind, int32_t unit, int64_t num_rows, int64_t num_outputs,
         int32_t sums[MOST_ROWS * PAIR] __attribute__((aligned(LINE)));
         int configured = 0;
 #pragma omp for schedule(static) nowait
-        for (int64_t output = 0; output < num_outputs; output += PAIR)
+        for (int64_t output = 0; output < matrix->num_outputs; output += PAIR)
             for (int64_t row = 0; row < num_rows; row += block) {
                 const int count = num_rows - row < block ? num_rows - row : block;
                 const int lower = count > TILE_ROWS ? count - TILE_ROWS : 0;
-                const char *rows = x + row * row_bytes, *matrix = packed + output * row_bytes;
+                const char *rows = x + row * row_bytes, *packed = matrix->packed + output * row_bytes;
                 if (unit == TILES && configured != count) configure(count - lower, lower);
                 configured = count;
-                if (unit == TILES) multiply_by_tiles(row_bytes, rows, matrix, sums, lower > 0, kind);
-                else multiply_by_vectors(row_bytes, rows, matrix, sums, count, kind);
-                finish_sums(sums, count, output, num_outputs, &finish, y + row * out_bytes, kind);
+                if (unit == TILES) multiply_by_tiles(row_bytes, rows, packed, sums, lower > 0, kind);
+                else multiply_by_vectors(row_bytes, rows, packed, sums, count, kind);
+                finish_sums(matrix, sums, count, output, y + row * out_bytes);
             }
         if (unit == TILES) release_tiles();
     }

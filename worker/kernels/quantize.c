@@ -4,6 +4,7 @@
  * torch computes the same bits (models/row_quantizer.py).
  */
 
+#include "kernels.h"
 #include "vector.h"
 
 #define ZERO_POINT 128

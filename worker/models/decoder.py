@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from ..batch import Batch
 from ..kernels.choice import Kernels
 from .config import ModelConfig
 from .linear import LinearLayer
-from .rope import RotaryTable
+from .rope import RotaryTable, Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,37 @@ class DecoderWeights:
     head: LinearLayer  # to vocab_size
 
 
+class Layers(Protocol):
+    """All layers of a decoder, with the kernels and the KV cache that they compute with."""
+
+    def run(self, x: torch.Tensor, rotation: Rotation, prepared: Any) -> torch.Tensor:
+        """Takes x [num_tokens, hidden_size], which may change, through all layers; normed at the
+        end. `prepared` is the attention's, of the step."""
+        ...
+
+
+class PlainLayers:
+    """Layers of any kernels."""
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, kernels: Kernels) -> None:
+        self._eps = config.rms_norm_eps
+        self._weights = weights
+        self._kernels = kernels
+
+    def run(self, x: torch.Tensor, rotation: Rotation, prepared: Any) -> torch.Tensor:
+        attention, operations = self._kernels.attention, self._kernels.operations
+        delta = None  # what the last part of a layer adds to x
+        for index, layer in enumerate(self._weights.layers):
+            normed = operations.add_and_norm(x, delta, layer.input_norm, self._eps)
+            qkv = layer.qkv(normed)
+            q = attention.write_rotated(index, qkv, layer.qk_norm, rotation, prepared)
+            attended = attention.attend(index, q, prepared)  # [num_tokens, num_heads, head_dim]
+            delta = layer.output(attended.flatten(1))
+            normed = operations.add_and_norm(x, delta, layer.post_attention_norm, self._eps)
+            delta = layer.down(operations.silu_and_multiply(layer.gate_up(normed)))
+        return operations.add_and_norm(x, delta, self._weights.norm, self._eps)
+
+
 class Decoder:
     """Llama, Mistral, Qwen2 and Qwen3: they differ in what ModelConfig and the weights hold.
 
@@ -50,7 +81,7 @@ class Decoder:
         self.config = config
         self.weights = weights
         self.max_model_len = max_model_len
-        self._rotary = RotaryTable(config.rope, config.head_dim, max_model_len)
+        self.rotary = RotaryTable(config.rope, config.head_dim, max_model_len)
 
     @property
     def is_row_independent(self) -> bool:
@@ -59,24 +90,13 @@ class Decoder:
         products = chain.from_iterable((x.qkv, x.output, x.gate_up, x.down) for x in layers)
         return all(x.is_row_independent for x in (self.weights.head, *products))
 
-    def forward(self, batch: Batch, kernels: Kernels, prepared: Any) -> torch.Tensor:
+    def forward(self, batch: Batch, layers: Layers, prepared: Any) -> torch.Tensor:
         """What the model makes of the batch's tokens, [num_tokens, hidden_size], normed.
 
-        Stores their keys and values; `prepared` is `kernels.attention.prepare(batch)`.
+        Stores their keys and values; `prepared` is the attention's, of the batch.
         """
-        attention, operations, eps = kernels.attention, kernels.operations, self.config.rms_norm_eps
-        rotation = self._rotary.at(batch.positions)
         x = F.embedding(batch.input_ids, self.weights.embedding)  # [num_tokens, hidden_size]
-        delta = None  # what the last part of a layer adds to x
-        for index, layer in enumerate(self.weights.layers):
-            normed = operations.add_and_norm(x, delta, layer.input_norm, eps)
-            qkv = layer.qkv(normed)
-            q = attention.write_rotated(index, qkv, layer.qk_norm, rotation, prepared)
-            attended = attention.attend(index, q, prepared)  # [num_tokens, num_heads, head_dim]
-            delta = layer.output(attended.flatten(1))
-            normed = operations.add_and_norm(x, delta, layer.post_attention_norm, eps)
-            delta = layer.down(operations.silu_and_multiply(layer.gate_up(normed)))
-        return operations.add_and_norm(x, delta, self.weights.norm, eps)
+        return layers.run(x, self.rotary.at(batch.positions), prepared)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of the tokens after these [num_rows, hidden_size]: float32 [num_rows, vocab_size]."""

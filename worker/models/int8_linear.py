@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from ...shared.errors import ModelError
+from .native_linear import Matrix
 from .row_quantizer import ZERO_POINT, RowQuantizer
 
 BLOCK_ROWS = 512  # of a weight, quantized at a time: torch makes float32 copies
@@ -18,6 +19,11 @@ VNNI_FLAGS = {"avx512_vnni", "avx_vnni"}
 
 class Int8Channels(Protocol):
     """A quantized weight: signed bytes [out_features, in_features], a scale for each row."""
+
+    @property
+    def native(self) -> Matrix | None:
+        """What kernels of our own multiply with, if it is theirs."""
+        ...
 
     def product(self, values: torch.Tensor) -> torch.Tensor:
         """(values - ZERO_POINT) @ weight.T, float32, of uint8 [num_rows, in_features]."""
@@ -29,6 +35,8 @@ ChannelsFactory = Callable[[torch.Tensor, torch.Tensor], Int8Channels]  # of byt
 
 class OneDnnChannels:
     """Int8Channels by oneDNN."""
+
+    native = None
 
     def __init__(self, values: torch.Tensor, scales: torch.Tensor) -> None:
         self._scales = scales
@@ -70,6 +78,12 @@ class Int8Linear:
         self._quantizer = quantizer
         self._bias = None if bias is None else bias.float()
         self._channels = make_channels(*_quantized(quantizer, weight))
+
+    @property
+    def native(self) -> Matrix | None:
+        """Only where rows are quantized by them as well."""
+        matrix = self._channels.native if self._quantizer.is_native else None
+        return matrix and matrix.with_bias(self._bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         rows = self._quantizer.quantize(x)

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from .native_linear import Matrix
+
 # oneDNN takes another float32 kernel for one long row than for many, with other last bits.
 _LONG_ROW = 4096
 _PACKED_ROWS_HINT = 32  # measured: hints of 1 to 256 give the same layout
@@ -18,6 +20,11 @@ class LinearLayer(Protocol):
     """x [num_tokens, in_features] to [num_tokens, out_features]."""
 
     is_row_independent: bool  # row i of the result depends on row i of x alone, bit for bit
+
+    @property
+    def native(self) -> Matrix | None:
+        """What kernels of our own multiply with, if it is theirs."""
+        ...
 
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor: ...
 
@@ -32,6 +39,8 @@ class Linear:
     there oneDNN sums few rows in another order than many. Takes the weight over: once packed, only
     the packed copy is kept.
     """
+
+    native = None
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.out_features, self.in_features = weight.shape

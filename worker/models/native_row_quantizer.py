@@ -11,6 +11,8 @@ from .row_quantizer import QuantizedRows, RowQuantizer
 class NativeRowQuantizer(RowQuantizer):
     """One pass over a row: 8 us for 16 rows of 896 where torch takes 65."""
 
+    is_native = True
+
     def __init__(self) -> None:
         """Raises NativeKernelError."""
         self._kernels = load_kernels()

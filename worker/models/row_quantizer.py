@@ -25,6 +25,8 @@ class RowQuantizer:
     The slow twin of NativeRowQuantizer, which computes the same bits.
     """
 
+    is_native = False
+
     def quantize(self, x: torch.Tensor) -> QuantizedRows:
         """Symmetric: the greatest magnitude of a row becomes LIMIT. x is [num_rows, size]."""
         x = x.float()

@@ -1,0 +1,119 @@
+"""A decoder's layers by one call a step (kernels/layers.c), with the bits of PlainLayers."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from ..attention.native import NativeCpuAttention, NativeStep, ShapeStruct
+from ..kernels.choice import Kernels
+from ..kernels.compiler import FLOAT, INT, LONG, POINTER, load_kernels
+from .decoder import Decoder, DecoderLayer, Layers, PlainLayers
+from .native_linear import Matrix, address
+from .native_operations import NativeOperations
+from .rope import Rotation
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *(("input_norm", POINTER), ("post_attention_norm", POINTER)),
+        *(("qk_norm", POINTER), ("qk_eps", FLOAT), ("window", INT)),
+        *((name, ctypes.POINTER(Matrix)) for name in ("qkv", "output", "gate_up", "down")),
+        *(("keys", POINTER), ("values", POINTER)),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        *(("is_bf16", INT), ("rows_per_item", INT), ("shape", ShapeStruct), ("eps", FLOAT)),
+        *((name, LONG) for name in ("hidden_size", "intermediate_size", "num_layers")),
+        ("layers", ctypes.POINTER(_Layer)),
+        *((name, POINTER) for name in ("norm", "cosines", "sines")),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *(("num_rows", LONG), ("num_real_rows", LONG)),
+        *((name, POINTER) for name in ("positions", "slots", "segments", "items", "tables")),
+        ("num_items", LONG),
+    )
+
+
+class _Room(ctypes.Structure):
+    _fields_ = (
+        *((name, POINTER) for name in ("normed", "delta", "q", "attended", "wide", "gated")),
+        *((name, POINTER) for name in ("bytes", "row_scales", "sums")),
+    )
+
+
+def layers_of(decoder: Decoder, kernels: Kernels) -> Layers:
+    """The fastest that there are for these kernels and the decoder's products."""
+    has_ours = isinstance(kernels.operations, NativeOperations)
+    matrices = [_matrices(layer) for layer in decoder.weights.layers]
+    if isinstance(kernels.attention, NativeCpuAttention) and has_ours and all(matrices):
+        return NativeLayers(decoder, kernels.attention)
+    return PlainLayers(decoder.config, decoder.weights, kernels)
+
+
+def _matrices(layer: DecoderLayer) -> list[Matrix]:
+    """Of its products, if all are by kernels of our own; else none."""
+    products = (layer.qkv, layer.output, layer.gate_up, layer.down)
+    matrices = [product.native for product in products]
+    return [one for one in matrices if one is not None] if None not in matrices else []
+
+
+class NativeLayers:
+    """Layers whose kernels call one another."""
+
+    def __init__(self, decoder: Decoder, attention: NativeCpuAttention) -> None:
+        """Of a decoder whose products are all by kernels of our own."""
+        self._kernels = load_kernels()
+        self._decoder, self._attention = decoder, attention  # whose memory the structures point to
+        weights, config = decoder.weights, decoder.config
+        self._matrices = [_matrices(layer) for layer in weights.layers]
+        layers = [self._layer(index) for index in range(len(weights.layers))]
+        self._layers = (_Layer * len(layers))(*layers)
+        self._dtype = weights.norm.dtype
+        self._model = _Model(
+            *(self._dtype == torch.bfloat16, attention.rows_per_item, attention.struct),
+            *(config.rms_norm_eps, config.hidden_size, config.intermediate_size, len(layers)),
+            self._layers,
+            *map(address, (weights.norm, decoder.rotary.cos, decoder.rotary.sin)),
+        )
+
+    def _layer(self, index: int) -> _Layer:
+        layer, attention = self._decoder.weights.layers[index], self._attention
+        qk_norm = layer.qk_norm
+        return _Layer(
+            *(address(layer.input_norm), address(layer.post_attention_norm)),
+            *((address(qk_norm.weight), qk_norm.eps) if qk_norm is not None else (None, 0.0)),
+            attention.shape.sliding_windows[index] or 0,
+            *map(ctypes.pointer, self._matrices[index]),
+            *(address(attention.keys[index]), address(attention.values[index])),
+        )
+
+    def run(self, x: torch.Tensor, rotation: Rotation, prepared: NativeStep) -> torch.Tensor:
+        num_rows, out = len(x), torch.empty_like(x)
+        step = _Step(
+            *(num_rows, prepared.num_rows),
+            *(address(rotation.positions), address(prepared.slot_mapping)),
+            *(one.ctypes.data for one in (prepared.segments, prepared.items, prepared.tables)),
+            len(prepared.items),
+        )
+        buffers = self._buffers(num_rows)
+        room = _Room(*map(address, buffers))
+        structures = (ctypes.byref(one) for one in (self._model, step, room))
+        self._kernels.run_layers(*structures, address(x), address(out))
+        return out
+
+    def _buffers(self, num_rows: int) -> tuple[torch.Tensor, ...]:
+        """In the order of _Room."""
+        config, shape = self._decoder.config, self._attention.shape
+        q_size = shape.num_heads * shape.head_dim
+        widest = max(matrix.num_outputs for layer in self._matrices for matrix in layer)
+        sizes = (*[config.hidden_size] * 2, q_size, q_size, widest, config.intermediate_size)
+        rows = [torch.empty(num_rows, size, dtype=self._dtype) for size in sizes]
+        values = torch.empty(num_rows, max(sizes), dtype=torch.uint8)
+        return *rows, values, torch.empty(num_rows), torch.empty(num_rows, widest)
