@@ -73,6 +73,7 @@ class Job:
             "max_num_seqs": self.concurrency,
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "max_model_len": self.model_len,
+            "hang_timeout_s": self.timeout_s,  # static batching reads all prompts in one step
             "num_threads": self.num_threads,
         }
         return {name: value for name, value in values.items() if value is not None} | {**self.given}

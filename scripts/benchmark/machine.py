@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from .errors import BenchmarkError
+
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 IDLE_COLUMNS = (3, 4)  # idle and waiting for disks
 LISTENING = re.compile(r"^ *\d+: [0-9A-F]*:([0-9A-F]{4}) [0-9A-F:]+ 0A .* (\d+) 1 ", re.MULTILINE)
@@ -69,13 +71,17 @@ class LoadMeter:
         self._own_s = self._cpu_s()
 
     def read(self) -> Load:
+        """Raises BenchmarkError when one of the processes is gone."""
         busy_s, total_s = _machine_times()
         foreign_s = busy_s - self._busy_s - (self._cpu_s() - self._own_s)
         share = max(0.0, foreign_s) / max(total_s - self._total_s, 1 / TICKS_PER_S)
         return Load(100 * share, self._load_average)
 
     def _cpu_s(self) -> float:
-        return sum(map(cpu_s, self._own))
+        try:
+            return sum(map(cpu_s, self._own))
+        except FileNotFoundError:
+            raise BenchmarkError("a process that is measured has ended meanwhile") from None
 
 
 def cpu_s(pid: int) -> float:

@@ -101,10 +101,8 @@ async def attack(caller: Caller) -> Rows:
     quiet = _pauses_ms(await caller.streams())
     streams = asyncio.create_task(caller.streams())
     ttfts: list[float] = []
-    while True:
-        await asyncio.wait({streams}, timeout=sizes.interval_s / 5 if not ttfts else None)
-        if streams.done():
-            break
+    await asyncio.wait({streams}, timeout=sizes.interval_s / 5)
+    while not streams.done():
         ttfts.append((await caller.ask(caller.prompt(sizes.long_prompt), 4)).ttft_ms)
         await asyncio.wait({streams}, timeout=max(0.0, sizes.interval_s - ttfts[-1] / 1000))
     beside = _pauses_ms(await streams)

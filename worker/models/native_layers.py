@@ -10,7 +10,7 @@ from ..attention.native import NativeCpuAttention, NativeStep, ShapeStruct
 from ..kernels.choice import Kernels
 from ..kernels.compiler import FLOAT, INT, LONG, POINTER, load_kernels
 from .decoder import Decoder, DecoderLayer, Layers, PlainLayers
-from .native_linear import Matrix, address
+from .native_linear import KINDS, Matrix, address
 from .native_operations import NativeOperations
 from .rope import Rotation
 
@@ -73,6 +73,8 @@ class NativeLayers:
         self._decoder, self._attention = decoder, attention  # whose memory the structures point to
         weights, config = decoder.weights, decoder.config
         self._matrices = [_matrices(layer) for layer in weights.layers]
+        kinds = {matrix.kind for layer in self._matrices for matrix in layer}
+        self._has_bytes = KINDS[torch.int8] in kinds
         layers = [self._layer(index) for index in range(len(weights.layers))]
         self._layers = (_Layer * len(layers))(*layers)
         self._dtype = weights.norm.dtype
@@ -112,8 +114,9 @@ class NativeLayers:
         """In the order of _Room."""
         config, shape = self._decoder.config, self._attention.shape
         q_size = shape.num_heads * shape.head_dim
-        widest = max(matrix.num_outputs for layer in self._matrices for matrix in layer)
+        widest = max(matrix.num_outputs for matrix in self._matrices[0])
         sizes = (*[config.hidden_size] * 2, q_size, q_size, widest, config.intermediate_size)
         rows = [torch.empty(num_rows, size, dtype=self._dtype) for size in sizes]
-        values = torch.empty(num_rows, max(sizes), dtype=torch.uint8)
-        return *rows, values, torch.empty(num_rows), torch.empty(num_rows, widest)
+        of_bytes = num_rows if self._has_bytes else 0
+        values = torch.empty(of_bytes, max(sizes), dtype=torch.uint8)
+        return *rows, values, torch.empty(of_bytes), torch.empty(of_bytes, widest)
