@@ -53,7 +53,7 @@ def served(
     model = kind.make(tmp_path_factory.mktemp(kind.name))
     with (
         short_address() as address,
-        chairlift("worker", model=model, address=address, dtype="float32"),
+        chairlift("worker", model=model, address=address, dtype="float32") as worker,
         serving(address) as url,
     ):
-        yield Served(kind, model, url)
+        yield Served(kind, model, url, address, worker.pid)

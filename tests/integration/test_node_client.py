@@ -1,7 +1,7 @@
-"""The official client for Node against real processes; a feature is a file tests/node/*.test.mjs.
+"""Programs in Node against real processes: the official client, and a frontend of the protocol.
 
-Node itself is a development dependency. The client, in the version of tests/node/package-lock.json,
-comes from npm once for each environment, when it is first used.
+A feature is a file tests/node/*.test.mjs. Node itself is a development dependency. The packages,
+in the versions of tests/node/package-lock.json, come from npm once for each environment.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def test_node_client(name: str, served: Served, node_modules: Path, tmp_path: Pa
             OPENAI_BASE_URL=f"{served.url}/v1",
             OPENAI_API_KEY="none",
             CHAIRLIFT_TEST_MODEL=served.model.name,
+            CHAIRLIFT_TEST_DIRECTORY=served.address.removeprefix("ipc://"),
+            CHAIRLIFT_TEST_WORKER=str(served.worker_pid),
         ),
     )
     assert node.returncode == 0, f"{node.stdout}\n{node.stderr}"

@@ -62,6 +62,8 @@ class Served:
     kind: ToolModel
     model: Path
     url: str
+    address: str  # of the worker
+    worker_pid: int  # its parent's
 
     def bias(self, tokens: Mapping[str, float]) -> dict[str, float]:
         """For `logit_bias`, of those tokens that the model has."""
