@@ -61,12 +61,14 @@ class ModelRunner:
 
     def tune(self, tiny: Plan, clock: Callable[[], float], max_s: float) -> None:
         """Pads tiny batches from now on if that makes the plan, which is one, faster; not where
-        finding out would take longer than `max_s`.
+        finding out would take longer than `max_s`, nor where our own products gain nothing by it.
 
         oneDNN may take a slower kernel for one to three rows than for four: all products of a 0.4 B
         model took a 2-core Zen 4 29.5, 32.8 and 25.3 ms at 1, 2 and 4 rows in bfloat16, and 54.7,
         65.7 and 38.3 ms in float32.
         """
+        if not self._layers.gains_by_padding:
+            return
         started = clock()
         self.run(self.prepare(tiny))
         if (clock() - started) * 2 * (NUM_TRIALS + 1) > max_s:

@@ -17,26 +17,24 @@ export class Frontend {
   #requests = new Map(); // unfinished, by id in hexadecimal digits
   #farewells = []; // cancels and detaches: said twice
   #greeting = null; #formerEpochs = new Set();
-  #frameNumber = 0; #acknowledged = 0; #lastSync = 0;
+  #frameNumber = 0; #acknowledged = 0; #lastSync = 0; #numAttempts = 0;
   #hasGap = false; #hasFinished = false;
-  #sent = Promise.resolve();
+  #outgoing = []; #isSending = false;
   #meet; #met = new Promise((resolve) => (this.#meet = resolve));
 
   constructor(directory) {
     this.sub = new Subscriber({ maxMessageSize: 64 << 20 });
     this.sub.connect(`ipc://${directory}/tokens`);
     this.sub.subscribe(this.#id);
-    this.push = new Push({ immediate: true, linger: 100 });
+    this.push = new Push({ immediate: true, linger: 100, sendTimeout: 500 });
     this.push.connect(`ipc://${directory}/requests`);
     this.timer = setInterval(() => this.#tick(), SYNC_MS / 4);
     this.#listen();
   }
 
-  async close() {
+  close() {
     clearInterval(this.timer);
-    await this.#sent;
-    this.sub.close();
-    this.push.close();
+    for (const socket of [this.sub, this.push]) socket.close();
   }
 
   // `params` is the page's SamplingParams, an array. Leaving the loop cancels.
@@ -50,14 +48,14 @@ export class Frontend {
   // Takes a request over, from its first token on.
   async *attach(id) {
     await this.#met;
-    yield* this.#read(id, (held) => ["attach", this.#id, id, held.length, true, 1]);
+    const attempt = ++this.#numAttempts;
+    yield* this.#read(id, (held) => ["attach", this.#id, id, held.length, true, attempt]);
   }
 
-  // Reads no further; what is resumable goes on for the worker's grace.
-  detach(id) { this.#part("detach", id); }
+  detach(id) { this.#part("detach", id); } // what is resumable goes on for the worker's grace
 
   async *#read(id, opening) {
-    const request = { id, opening, held: [], textLength: 0, news: [], wake: () => {} };
+    const request = { id, opening, held: [], textLength: 0, news: [], wake() {} };
     this.#requests.set(hex(id), request);
     this.#send(opening([]));
     try {
@@ -74,25 +72,32 @@ export class Frontend {
     const request = this.#requests.get(hex(id));
     if (!this.#requests.delete(hex(id))) return;
     this.#farewells.push([tag, this.#id, id]);
-    this.#send([tag, this.#id, id]);
+    this.#send(this.#farewells.at(-1));
     request.wake();
   }
 
-  #send(message) {
-    const bytes = Buffer.from(encode([VERSION, message], asBigInt));
-    this.#sent = this.#sent.then(() => this.push.send(bytes));
+  async #send(message) {
+    this.#outgoing.push(Buffer.from(encode([VERSION, message], asBigInt)));
+    if (this.#isSending) return;
+    this.#isSending = true;
+    while (this.#outgoing.length && !this.push.closed) {
+      const [bytes] = this.#outgoing, isTaken = await this.push.send(bytes).then(() => true, () => false);
+      if (isTaken && bytes === this.#outgoing[0]) this.#outgoing.shift(); // else it is tried again
+    }
+    this.#isSending = false;
   }
 
   async #listen() {
     for await (const [, body] of this.sub) {
-      const [version, [tag, ...fields]] = decode(body, asBigInt), epoch = BigInt(fields[0].length ? 0 : fields[0]);
-      if (version !== VERSION) throw new Error(`the worker speaks protocol version ${version}`);
-      if (tag === "tokenizer" || this.#formerEpochs.has(epoch)) continue;
+      const [version, [tag, ...fields]] = decode(body, asBigInt);
+      if (version !== VERSION || tag === "tokenizer") continue;
+      const epoch = BigInt(fields[0]);
+      if (this.#formerEpochs.has(epoch)) continue;
       const isKnown = this.#greeting !== null && BigInt(this.#greeting[0]) === epoch;
       if (tag === "frame" && isKnown) this.#take(fields);
       else if (tag === "greeting" && !isKnown) this.#greet(fields);
       else this.#hasGap = true; // a connection made anew, or a greeting that was lost
-      if (this.#hasGap && Date.now() - this.#lastSync >= GAP_SYNC_MS) this.#syncAll();
+      if (this.#hasGap) this.#syncAfter(GAP_SYNC_MS);
     }
   }
 
@@ -100,6 +105,7 @@ export class Frontend {
     if (this.#greeting) this.#formerEpochs.add(BigInt(this.#greeting[0]));
     this.#greeting = greeting;
     this.#frameNumber = this.#acknowledged = Number(greeting[7]);
+    this.#outgoing = []; // said to the worker before; farewells come with the next sync
     for (const { opening, held } of this.#requests.values()) this.#send(opening(held));
     this.#meet();
   }
@@ -109,13 +115,20 @@ export class Frontend {
     this.#hasGap ||= Number(number) > this.#frameNumber + (isHeartbeat ? 0 : 1);
     this.#frameNumber = Math.max(this.#frameNumber, Number(number));
     const ends = new Map(finishes), tokens = unpacked(tokenIds);
+    for (const [isOwner, submit] of joined) if (isOwner) this.#own(submit);
     idsOf(ids).forEach((id, row) => {
       const request = this.#requests.get(hex(id)), rowTokens = tokens.splice(0, counts[row]);
       if (request) this.#takeRow(request, offsets[row], rowTokens, textOffsets[row], [...texts[row]], ends.get(row));
     });
-    const lost = idsOf(unknown).map((id) => this.#requests.get(hex(id)));
-    for (const request of lost) if (request) this.#send(request.opening(request.held));
+    for (const request of idsOf(unknown).map((id) => this.#requests.get(hex(id))))
+      if (request) this.#send(request.opening(request.held));
     if (this.#frameNumber - this.#acknowledged >= ACKNOWLEDGE_EVERY) this.#sync(null);
+  }
+
+  // It is ours to submit again: what was attached to, or another's that we were next in line for.
+  #own([, , id, tokenizer, prompt, , ...end]) {
+    const request = this.#requests.get(hex(id)), start = ["submit", this.#id, id, tokenizer, prompt];
+    if (request) request.opening = (held) => [...start, packed(held), ...end.with(6, held.length > 0)];
   }
 
   #takeRow(request, offset, tokens, textOffset, characters, finish) {
@@ -131,11 +144,12 @@ export class Frontend {
   }
 
   #tick() {
-    const hasSomethingToSay = this.#requests.size || this.#farewells.length || this.#hasFinished;
-    if (this.#greeting && hasSomethingToSay && Date.now() - this.#lastSync >= SYNC_MS) this.#syncAll();
+    const hasNews = this.#requests.size || this.#farewells.length || this.#hasFinished;
+    if (hasNews && !this.#outgoing.length) this.#syncAfter(SYNC_MS);
   }
 
-  #syncAll() {
+  #syncAfter(pause) {
+    if (Date.now() - this.#lastSync < pause) return;
     for (const farewell of this.#farewells.splice(0)) this.#send(farewell);
     this.#sync(Buffer.concat([...this.#requests.values()].flatMap(({ id, held }) => [id, packed([held.length])])));
     this.#lastSync = Date.now();

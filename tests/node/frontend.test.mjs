@@ -14,7 +14,7 @@ async function using(work) {
   try {
     return await work(frontend);
   } finally {
-    await frontend.close();
+    frontend.close();
   }
 }
 
@@ -65,16 +65,36 @@ test("resumes another's request from its first token", async () => {
   });
 });
 
+async function killWorker() {
+  const parent = process.env.CHAIRLIFT_TEST_WORKER;
+  const children = await readFile(`/proc/${parent}/task/${parent}/children`, "utf8");
+  process.kill(Number(children.split(" ")[0]), "SIGKILL");
+}
+
 test("goes on after the worker's death", () =>
   using(async (frontend) => {
     const expected = await whole(frontend.stream(prompt, params(2000)));
     const stream = frontend.stream(prompt, params(2000));
     const { value } = await stream.next();
-    const parent = process.env.CHAIRLIFT_TEST_WORKER;
-    const children = await readFile(`/proc/${parent}/task/${parent}/children`, "utf8");
-    process.kill(Number(children.split(" ")[0]), "SIGKILL");
+    await killWorker();
     const rest = await whole(stream);
     assert.ok(rest.tokenIds.length > 0);
     assert.deepEqual([...value.tokenIds, ...rest.tokenIds], expected.tokenIds);
     assert.equal(value.text + rest.text, expected.text);
   }));
+
+test("so does what was taken over from another", async () => {
+  const expected = await using((frontend) => whole(frontend.stream(prompt, params(2000))));
+  await using(async (first) => {
+    const stream = first.stream(prompt, params(2000), { isResumable: true });
+    const { value: opened } = await stream.next();
+    first.detach(opened.requestId);
+    await using(async (second) => {
+      const taken = second.attach(opened.requestId);
+      const { value } = await taken.next();
+      await killWorker();
+      const rest = await whole(taken);
+      assert.deepEqual([...value.tokenIds, ...rest.tokenIds], expected.tokenIds);
+    });
+  });
+});

@@ -22,10 +22,10 @@ from chairlift.worker.models.native_linear import (
     NativeLinear,
     PackedMatrix,
     Unit,
-    abilities,
     best_unit,
 )
 from chairlift.worker.models.row_quantizer import RowQuantizer
+from tests.native import able
 from tests.vnni import needs_vnni
 
 ROW_COUNTS = (1, 2, 11, 12, 13, 16, 17, 24, 25, 31, 32, 33, 48, 49, 64, 65)
@@ -35,9 +35,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 
 def units_for(*dtypes: torch.dtype) -> pytest.MarkDecorator:
     """All that this processor multiplies such matrices with, or a skip that says why."""
-    able = sorted((one for one in abilities() if one[0] in dtypes), key=str)
+    found = sorted((one for one in able() if one[0] in dtypes), key=str)
     none = pytest.param(None, None, marks=pytest.mark.skip(reason="this CPU has neither unit"))
-    return pytest.mark.parametrize(("dtype", "unit"), able or [none])
+    return pytest.mark.parametrize(("dtype", "unit"), found or [none])
 
 
 def random(*size: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -13,17 +13,17 @@ from chairlift.worker.models.linear import Linear
 from chairlift.worker.models.linear_choice import QuantizeName, linear_factory
 from chairlift.worker.models.loader import LoadedModel, load_model
 from chairlift.worker.models.native_layers import NativeLayers, layers_of
-from chairlift.worker.models.native_linear import abilities
 from tests.checkpoints import VARIANTS, make_checkpoint
+from tests.native import needs_our_products
 from tests.vnni import needs_vnni
 from tests.worker.test_models import Driver, make_prompts, shuffled_blocks
 
-needs_our_products = pytest.mark.skipif(not abilities(), reason="this CPU has no AVX-512")
+float32, int8 = needs_our_products(torch.float32), needs_our_products(torch.int8)
 KINDS: tuple[Any, ...] = (
-    pytest.param("float32", "none", marks=needs_our_products),
-    pytest.param("bfloat16", "none", marks=needs_our_products),
-    pytest.param("float32", "int8", marks=(needs_our_products, needs_vnni)),
-    pytest.param("bfloat16", "int8", marks=(needs_our_products, needs_vnni)),
+    pytest.param("float32", "none", marks=float32),
+    pytest.param("bfloat16", "none", marks=needs_our_products(torch.bfloat16)),
+    pytest.param("float32", "int8", marks=(int8, needs_vnni)),
+    pytest.param("bfloat16", "int8", marks=(int8, needs_vnni)),
 )
 MIN_ROWS = 70  # padded up to it
 
@@ -41,7 +41,7 @@ def test_the_same_bits_as_one_kernel_after_the_other(
     make_checkpoint(variant, tmp_path)
     model = load(tmp_path, dtype, quantize)
     ours, plain = (Driver(model, shuffled_blocks(), "native") for _ in range(2))
-    plain.layers = PlainLayers(model.config, model.decoder.weights, plain.kernels)
+    plain.layers = PlainLayers(model.decoder, plain.kernels)
     assert isinstance(ours.layers, NativeLayers)
     pairs = [(ours.add(prompt), plain.add(prompt)) for prompt in make_prompts()]
     for num_rows in (1, 31, 40, 1):
@@ -57,6 +57,7 @@ def test_the_same_bits_as_one_kernel_after_the_other(
                     sequence.append(7)
 
 
+@float32
 def test_one_after_the_other_where_a_kernel_is_torchs(tmp_path: Path) -> None:
     """Another attention, or a single matrix that isn't ours."""
     make_checkpoint("llama", tmp_path)

@@ -31,7 +31,7 @@ def test_tiny_batches_are_padded_where_that_is_faster(
 ) -> None:
     """And the padding changes not a bit of a row's logits; a slow model is not kept waiting."""
     make_checkpoint("llama", tmp_path)
-    runner = build_engine(load_model(tmp_path), WorkerSettings())._runner
+    runner = build_engine(load_model(tmp_path), WorkerSettings())._runner  # oneDNN's products
     sequence = Sequence(bytes(16), [7], SamplingParams(max_tokens=1))
     sequence.block_table = [0]
     single = Plan((ScheduledSequence.next_of(sequence, 1),))

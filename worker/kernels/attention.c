@@ -252,15 +252,15 @@ void write_rotated(const Shape *shape, int is_bf16, int64_t num_rows, const char
         const char *x = qkv + row * row_heads * head_bytes;
         const float *c = cosines + positions[row] * (dim / 2), *s = sines + positions[row] * (dim / 2);
         for (int head = 0; head < num_heads + num_kv_heads; head++) {
-            char key[MAX_DIM * sizeof(float)];
+            float key[MAX_DIM];
             const int kv_head = head - num_heads;
-            char *out = kv_head < 0 ? q + (row * num_heads + head) * head_bytes : key;
+            char *out = kv_head < 0 ? q + (row * num_heads + head) * head_bytes : (char *)key;
             const char *w = weight ? weight + head * head_bytes : 0;
             if (is_bf16) rotate_head(dim, x + head * head_bytes, w, eps, c, s, out, 1);
             else rotate_head(dim, x + head * head_bytes, w, eps, c, s, out, 0);
             const char *value = x + (head + num_kv_heads) * head_bytes;
             if (kv_head >= 0)
-                write_slot(shape, slots[row], kv_head, bytes, key, value, keys, values);
+                write_slot(shape, slots[row], kv_head, bytes, (char *)key, value, keys, values);
         }
     }
 }

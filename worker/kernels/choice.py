@@ -51,6 +51,14 @@ def ours_or(other: T, name: KernelsName, make_ours: Callable[[], T], warning: st
         return other
 
 
+def check_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
+    """Raises NativeKernelError."""
+    found, expected = found.double(), expected.double()
+    difference = (found - expected).abs() / (1 + expected.abs())
+    if not (greatest := difference.max().item()) < tolerance:
+        raise NativeKernelError(f"compiled here, {what} are wrong by {greatest:g}")
+
+
 def available_kernels(name: KernelsName) -> KernelsName:
     """torch's where ours can't be made. Raises NativeKernelError when they have to be ours."""
 
@@ -82,9 +90,7 @@ def _check(shape: AttentionShape, dtype: torch.dtype) -> None:
     native = Kernels(NativeCpuAttention(shape, NUM_TRIAL_BLOCKS, dtype), NativeOperations())
     reference = Kernels(ReferenceAttention(shape, NUM_TRIAL_BLOCKS), Operations())
     for found, expected in zip(_tried(native, dtype), _tried(reference, dtype), strict=True):
-        difference = (found.double() - expected.double()).abs() / (1 + expected.double().abs())
-        if not (greatest := difference.max().item()) < TOLERANCE[dtype]:
-            raise NativeKernelError(f"compiled here they are wrong by {greatest:g}")
+        check_close(found, expected, TOLERANCE[dtype], "they")
 
 
 def _tried(kernels: Kernels, dtype: torch.dtype) -> Iterator[torch.Tensor]:

@@ -22,7 +22,10 @@ from ...shared.errors import ChairliftError
 
 log = structlog.get_logger(__name__)
 
-FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC", "-w")
+FLAGS = (
+    *("-std=gnu11", "-O3", "-fno-math-errno", "-fno-strict-aliasing"),  # bytes are read as vectors
+    *("-fopenmp", "-shared", "-fPIC", "-w"),
+)
 NATIVE_FLAGS = {"aarch64": "-mcpu=native", "arm64": "-mcpu=native"}  # elsewhere -march=native
 TIMEOUT_S = 60.0
 INT, LONG, FLOAT, POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p

@@ -148,7 +148,7 @@ static int has_tiles(void) { return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM,
 #define RIGHT 1
 #define LOWER_LEFT 2
 #define LOWER_RIGHT 3
-#define ROWS 4
+#define UPPER_ROWS 4
 #define LOWER_ROWS 5
 #define MATRIX_LEFT 6
 #define MATRIX_RIGHT 7
@@ -161,10 +161,11 @@ static void configure(int upper, int lower) {
         uint8_t rows[16];
     } tiles = {.palette = 1};
     for (int i = 0; i < 8; i++) tiles.row_bytes[i] = LINE;
-    tiles.rows[LEFT] = tiles.rows[RIGHT] = tiles.rows[ROWS] = upper;
+    tiles.rows[LEFT] = tiles.rows[RIGHT] = tiles.rows[UPPER_ROWS] = upper;
     tiles.rows[LOWER_LEFT] = tiles.rows[LOWER_RIGHT] = tiles.rows[LOWER_ROWS] = lower ? lower : 1;
     tiles.rows[MATRIX_LEFT] = tiles.rows[MATRIX_RIGHT] = TILE_ROWS;
-    _tile_loadconfig(&tiles);
+    _Static_assert(sizeof tiles == LINE, "what the instruction reads");
+    __asm__ volatile("ldtilecfg %0" ::"m"(tiles)); /* GCC 12's own says that it reads 8 bytes of them */
 }
 
 static void release_tiles(void) { _tile_release(); }
@@ -184,13 +185,13 @@ static inline __attribute__((always_inline)) void multiply_tiles(
     if (has_lower) _tile_zero(LOWER_LEFT);
     if (has_lower) _tile_zero(LOWER_RIGHT);
     for (int64_t at = 0; at < row_bytes; at += LINE, matrix += 2 * TILE_ROWS * LINE) {
-        _tile_loadd(ROWS, x + at, row_bytes);
+        _tile_loadd(UPPER_ROWS, x + at, row_bytes);
         fetch(matrix, TILE_ROWS * LINE);
         _tile_loadd(MATRIX_LEFT, matrix, 2 * LINE);
-        MULTIPLY(LEFT, ROWS, MATRIX_LEFT);
+        MULTIPLY(LEFT, UPPER_ROWS, MATRIX_LEFT);
         fetch(matrix + TILE_ROWS * LINE, TILE_ROWS * LINE);
         _tile_loadd(MATRIX_RIGHT, matrix + LINE, 2 * LINE);
-        MULTIPLY(RIGHT, ROWS, MATRIX_RIGHT);
+        MULTIPLY(RIGHT, UPPER_ROWS, MATRIX_RIGHT);
         if (!has_lower) continue;
         _tile_loadd(LOWER_ROWS, x + TILE_ROWS * row_bytes + at, row_bytes);
         MULTIPLY(LOWER_LEFT, LOWER_ROWS, MATRIX_LEFT);

@@ -43,6 +43,8 @@ class DecoderWeights:
 class Layers(Protocol):
     """All layers of a decoder, with the kernels and the KV cache that they compute with."""
 
+    gains_by_padding: bool  # whether a few rows more may take less time: with oneDNN's products
+
     def run(self, x: torch.Tensor, rotation: Rotation, prepared: Any) -> torch.Tensor:
         """Takes x [num_tokens, hidden_size], which may change, through all layers; normed at the
         end. `prepared` is the attention's, of the step."""
@@ -52,9 +54,11 @@ class Layers(Protocol):
 class PlainLayers:
     """Layers of any kernels."""
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights, kernels: Kernels) -> None:
-        self._eps = config.rms_norm_eps
-        self._weights = weights
+    gains_by_padding = True
+
+    def __init__(self, decoder: Decoder, kernels: Kernels) -> None:
+        self._eps = decoder.config.rms_norm_eps
+        self._weights = decoder.weights
         self._kernels = kernels
 
     def run(self, x: torch.Tensor, rotation: Rotation, prepared: Any) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from ..kernels.choice import KernelsName, ours_or
+from ..kernels.choice import KernelsName, check_close, ours_or
 from ..kernels.compiler import NativeKernelError
 from .int8_linear import Int8Channels, Int8Linear, OneDnnChannels, check_machine
 from .linear import Linear, LinearFactory, LinearLayer
@@ -67,9 +67,7 @@ def _check_products(dtype: torch.dtype, unit: Unit) -> None:
         x, weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
         expected = F.linear(x.double(), weight.double(), bias.double())
         found = NativeLinear(weight, bias, unit)(x)
-    difference = (found.double() - expected).abs() / (1 + expected.abs())
-    if not (greatest := difference.max().item()) < TOLERANCE[dtype]:
-        raise NativeKernelError(f"compiled here, {unit.name.lower()} are wrong by {greatest:g}")
+    check_close(found, expected, TOLERANCE[dtype], unit.name.lower())
 
 
 def row_quantizer(name: KernelsName) -> RowQuantizer:

@@ -50,29 +50,32 @@ class _Room(ctypes.Structure):
 
 def layers_of(decoder: Decoder, kernels: Kernels) -> Layers:
     """The fastest that there are for these kernels and the decoder's products."""
-    has_ours = isinstance(kernels.operations, NativeOperations)
+    attention, operations = kernels.attention, kernels.operations
     matrices = [_matrices(layer) for layer in decoder.weights.layers]
-    if isinstance(kernels.attention, NativeCpuAttention) and has_ours and all(matrices):
-        return NativeLayers(decoder, kernels.attention)
-    return PlainLayers(decoder.config, decoder.weights, kernels)
+    are_ours = isinstance(operations, NativeOperations) and all(map(all, matrices))
+    if isinstance(attention, NativeCpuAttention) and are_ours:
+        return NativeLayers(decoder, attention, matrices)
+    return PlainLayers(decoder, kernels)
 
 
-def _matrices(layer: DecoderLayer) -> list[Matrix]:
-    """Of its products, if all are by kernels of our own; else none."""
-    products = (layer.qkv, layer.output, layer.gate_up, layer.down)
-    matrices = [product.native for product in products]
-    return [one for one in matrices if one is not None] if None not in matrices else []
+def _matrices(layer: DecoderLayer) -> list[Matrix | None]:
+    """Of its products; None of those that are not by kernels of our own."""
+    return [one.native for one in (layer.qkv, layer.output, layer.gate_up, layer.down)]
 
 
 class NativeLayers:
     """Layers whose kernels call one another."""
 
-    def __init__(self, decoder: Decoder, attention: NativeCpuAttention) -> None:
-        """Of a decoder whose products are all by kernels of our own."""
+    gains_by_padding = False
+
+    def __init__(
+        self, decoder: Decoder, attention: NativeCpuAttention, matrices: list[list[Matrix | None]]
+    ) -> None:
+        """`matrices` are the decoder's, all of them."""
         self._kernels = load_kernels()
         self._decoder, self._attention = decoder, attention  # whose memory the structures point to
         weights, config = decoder.weights, decoder.config
-        self._matrices = [_matrices(layer) for layer in weights.layers]
+        self._matrices = [[one for one in layer if one is not None] for layer in matrices]
         kinds = {matrix.kind for layer in self._matrices for matrix in layer}
         self._has_bytes = KINDS[torch.int8] in kinds
         layers = [self._layer(index) for index in range(len(weights.layers))]
@@ -118,5 +121,6 @@ class NativeLayers:
         sizes = (*[config.hidden_size] * 2, q_size, q_size, widest, config.intermediate_size)
         rows = [torch.empty(num_rows, size, dtype=self._dtype) for size in sizes]
         of_bytes = num_rows if self._has_bytes else 0
-        values = torch.empty(of_bytes, max(sizes), dtype=torch.uint8)
+        widest_inputs = max(config.hidden_size, q_size, config.intermediate_size)
+        values = torch.empty(of_bytes, widest_inputs, dtype=torch.uint8)
         return *rows, values, torch.empty(of_bytes), torch.empty(of_bytes, widest)
