@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,15 @@ def test_a_mistral_window_holds_for_all_layers(tmp_path: Path) -> None:
         ({"architectures": ...}, ["lacks the key architectures"]),
         ({"vocab_size": ...}, ["lacks the key vocab_size"]),
         ({"hidden_size": "64"}, ["hidden_size", '"64"', "integer"]),
-        ({"num_hidden_layers": 0}, ["num_hidden_layers", "at least 1"]),
+        ({"num_hidden_layers": 0}, ["num_hidden_layers", "from 1 to"]),
         ({"num_hidden_layers": True}, ["num_hidden_layers", "integer"]),
         ({"rms_norm_eps": -1}, ["rms_norm_eps", "positive"]),
+        ({"rms_norm_eps": math.nan}, ["rms_norm_eps", "positive"]),
+        ({"rope_theta": math.inf}, ["rope_theta", "positive"]),
+        (
+            {"architectures": ["MistralForCausalLM"], "sliding_window": 2**31},
+            ["sliding_window", "2147483647"],
+        ),
         ({"num_key_value_heads": 3}, ["num_key_value_heads", "divide"]),
         ({"num_attention_heads": 6, "num_key_value_heads": 6}, ["hidden_size", "multiple"]),
         ({"head_dim": 15}, ["head_dim", "even"]),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...shared.errors import ModelError
+
+MAX_INTEGER = 2**31 - 1  # kernels take no more
 
 
 class ConfigSection:
@@ -48,8 +51,8 @@ class ConfigSection:
 
     def integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
         value = self._required(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.refusal(key, f"must be an integer of at least {minimum}")
+        if type(value) is not int or not minimum <= value <= MAX_INTEGER:
+            raise self.refusal(key, f"must be an integer from {minimum} to {MAX_INTEGER}")
         return value
 
     def optional_integer(self, key: str) -> int | None:
@@ -57,7 +60,7 @@ class ConfigSection:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._required(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if type(value) not in (int, float) or not 0 < value < math.inf:
             raise self.refusal(key, "must be a positive number")
         return float(value)
 
