@@ -17,9 +17,9 @@ from chairlift.shared.messages import Extras, Finish, Joined, WorkerStats
 from chairlift.shared.queue_place import QueuePlace
 from chairlift.shared.sampling_params import Grammar, SamplingParams
 from tests.golden_messages import REPLIES, REQUESTS, path_of
+from tests.in_words import limits
 
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
-ROUND = {2**bits - 1: f"2^{bits} - 1" for bits in (31, 32, 63)} | {2**62: "2^62"}
 PARTS = SamplingParams, Grammar, Finish, QueuePlace, Extras, Joined, WorkerStats
 STRUCTS: dict[str, type[Struct]] = {  # by heading
     **{str(type(one).__struct_config__.tag): type(one) for one in (REQUESTS | REPLIES).values()},
@@ -93,14 +93,8 @@ def _range(kind: Any, of: str = "") -> Iterator[str]:
         yield f"more than {kind.gt}, at most {most}"
     elif least is not None and least == most:
         yield str(least)
-    elif least is not None and most is not None:
-        yield f"{_number(least)} to {_number(most)}"
-    elif most is not None:
-        yield f"at most {_number(most)}"
-
-
-def _number(value: float) -> str:
-    return ROUND.get(value, str(value)) if isinstance(value, int) else str(value)
+    else:
+        yield from limits(least, most)
 
 
 def _default(field: inspect.Field) -> str:

@@ -52,8 +52,7 @@ class ModelRunner:
     @property
     def null_block(self) -> int:
         """Nobody's: what is written there is never read for an answer."""
-        attention = self._attention
-        return attention.null_slot // attention.block_size
+        return self._attention.null_slot // self._attention.block_size
 
     @property
     def max_model_len(self) -> int:

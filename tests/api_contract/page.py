@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.api_contract.contract import Contract, Json, Parameter
+from tests.in_words import limits, number
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 MARKED = re.compile(r"(<!-- begin (\w+)[^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = "| parameter | type | default | standing | |\n|---|---|---|---|---|"
 ORDER = ("honoured", "harmless", "refused")
-ROUND = {2**bits - 1: f"2^{bits} - 1" for bits in (31, 32, 63, 64)} | {-(2**63): "-2^63"}
 
 
 def written(page: str, contract: Contract) -> str:
@@ -104,13 +104,13 @@ def _reference(contract: Contract, name: str) -> str:
 
 
 def _list(contract: Contract, schema: Json) -> str:
-    count = _range(schema.get("minItems"), schema.get("maxItems"))
+    count = limits(schema.get("minItems"), schema.get("maxItems"))
     item = type_of(contract, schema.get("items", {}))
     return " ".join(["list of", *count, item if item.startswith("[") else f"({item})"])
 
 
 def _mapping(contract: Contract, schema: Json) -> str:
-    count = _range(schema.get("minProperties"), schema.get("maxProperties"))
+    count = limits(schema.get("minProperties"), schema.get("maxProperties"))
     for pattern, values in schema.get("patternProperties", {}).items():
         shape = f"({type_of(contract, values)}) by names like {code_of(pattern)}"
         return " ".join(["object of", *count, shape])
@@ -120,29 +120,15 @@ def _mapping(contract: Contract, schema: Json) -> str:
 
 def _bounds(schema: Json) -> Iterator[str]:
     if "exclusiveMinimum" in schema:
-        yield f"more than {_number(schema['exclusiveMinimum'])}"
-    yield from _range(schema.get("minimum"), schema.get("maximum"))
+        yield f"more than {number(schema['exclusiveMinimum'])}"
+    yield from limits(schema.get("minimum"), schema.get("maximum"))
     if schema.get("minLength") == 1 and "maxLength" not in schema:
         yield "not empty"
     else:
-        for length in _range(schema.get("minLength"), schema.get("maxLength")):
+        for length in limits(schema.get("minLength"), schema.get("maxLength")):
             yield f"{length} characters"
     if "pattern" in schema:
         yield f"like {code_of(schema['pattern'])}"
-
-
-def _range(least: float | None, most: float | None) -> Iterator[str]:
-    """In words, if there is one."""
-    if least is not None and most is not None:
-        yield f"{_number(least)} to {_number(most)}"
-    elif least is not None:
-        yield f"at least {_number(least)}"
-    elif most is not None:
-        yield f"at most {_number(most)}"
-
-
-def _number(value: float) -> str:
-    return ROUND.get(value, str(value)) if isinstance(value, int) else str(value)
 
 
 def code(value: Any) -> str:

@@ -3,9 +3,8 @@
  * code out of the caches.
  */
 
-#include <string.h>
-
 #include "kernels.h"
+#include "vector.h"
 
 typedef struct {
     const char *input_norm, *post_attention_norm; /* [hidden_size] */
@@ -63,7 +62,7 @@ void run_layers(const Model *model, const Step *step, const Room *room, char *x,
     const int is_bf16 = model->is_bf16;
     const int64_t rows = step->num_rows, size = model->hidden_size;
     const int64_t q_size = (int64_t)model->shape.num_heads * model->shape.head_dim;
-    const int64_t q_bytes = q_size * (is_bf16 ? 2 : 4);
+    const int64_t q_bytes = q_size * item_bytes(is_bf16);
     const char *delta = 0; /* what the last part of a layer adds to x */
     memset(room->attended + step->num_real_rows * q_bytes, 0, (rows - step->num_real_rows) * q_bytes);
     for (const Layer *layer = model->layers; layer < model->layers + model->num_layers; layer++) {

@@ -19,8 +19,9 @@
 #define PAIR 32 /* outputs that are computed together, of two vectors or tiles side by side */
 #define LINE 64
 #define TILE_ROWS 16
-#define TILES_ROWS (2 * TILE_ROWS) /* that are computed together by tiles */
-#define MOST_ROWS 48               /* by either */
+#define TILES_ROWS (2 * TILE_ROWS)  /* that are computed together by tiles */
+#define VECTOR_ROWS 12              /* by vectors: times two of sums they fit into the registers */
+#define MOST_ROWS (4 * VECTOR_ROWS) /* by either; of more, memory has time enough for the matrix */
 #define AHEAD 4096 /* bytes of the matrix to fetch early, for tiles */
 
 enum { VECTORS, TILES };
@@ -40,8 +41,6 @@ enum { VECTORS, TILES };
 #define HAS_VECTORS 1
 #include <immintrin.h>
 
-#define VECTOR_ROWS 12 /* times two vectors of sums: they fit into the registers */
-#define FEW_ROWS (4 * VECTOR_ROWS) /* with more, memory has time enough */
 #define SLICE 256 /* bytes of each row; 64 to 1,024 are slower at 16 rows of 1,792 */
 
 /* Bytes are summed as integers. Cast in C, the sums would be moved about in every turn of the loop. */
@@ -127,8 +126,6 @@ static void multiply_by_vectors(int64_t row_bytes, const char *x, const char *ma
 
 #else
 #define HAS_VECTORS 0
-#define VECTOR_ROWS 1
-#define FEW_ROWS 1
 static void multiply_by_vectors(int64_t row_bytes, const char *x, const char *matrix, int32_t *sums,
                                 int count, int kind) {}
 #endif
@@ -256,7 +253,7 @@ void multiply(const Matrix *matrix, int64_t num_rows, const char *x, char *y) {
     const int kind = matrix->kind, unit = matrix->unit;
     const int64_t row_bytes = matrix->row_bytes;
     const int64_t out_bytes = matrix->num_outputs * item_bytes(kind == BFLOAT16);
-    const int64_t num_blocks = num_rows > FEW_ROWS ? (num_rows + VECTOR_ROWS - 1) / VECTOR_ROWS : 1;
+    const int64_t num_blocks = num_rows > MOST_ROWS ? (num_rows + VECTOR_ROWS - 1) / VECTOR_ROWS : 1;
     if (num_rows == 0) return;
     const int64_t block = unit == TILES ? TILES_ROWS : (num_rows + num_blocks - 1) / num_blocks;
 #pragma omp parallel

@@ -76,8 +76,6 @@ class NativeLayers:
         self._decoder, self._attention = decoder, attention  # whose memory the structures point to
         weights, config = decoder.weights, decoder.config
         self._matrices = [[one for one in layer if one is not None] for layer in matrices]
-        kinds = {matrix.kind for layer in self._matrices for matrix in layer}
-        self._has_bytes = KINDS[torch.int8] in kinds
         layers = [self._layer(index) for index in range(len(weights.layers))]
         self._layers = (_Layer * len(layers))(*layers)
         self._dtype = weights.norm.dtype
@@ -87,6 +85,15 @@ class NativeLayers:
             self._layers,
             *map(address, (weights.norm, decoder.rotary.cos, decoder.rotary.sin)),
         )
+        present = [matrix for layer in self._matrices for matrix in layer]
+        q_size, widest = config.num_heads * config.head_dim, max(x.num_outputs for x in present)
+        self._sizes = (  # of _Room, as far as they have the model's type
+            *(config.hidden_size, config.hidden_size, q_size, q_size),
+            *(widest, config.intermediate_size),
+        )
+        of_bytes = [matrix for matrix in present if matrix.kind == KINDS[torch.int8]]
+        self._widest_inputs = max((matrix.row_bytes for matrix in of_bytes), default=0)
+        self._widest_outputs = max((matrix.num_outputs for matrix in of_bytes), default=0)
 
     def _layer(self, index: int) -> _Layer:
         layer, attention = self._decoder.weights.layers[index], self._attention
@@ -115,12 +122,6 @@ class NativeLayers:
 
     def _buffers(self, num_rows: int) -> tuple[torch.Tensor, ...]:
         """In the order of _Room."""
-        config, shape = self._decoder.config, self._attention.shape
-        q_size = shape.num_heads * shape.head_dim
-        widest = max(matrix.num_outputs for matrix in self._matrices[0])
-        sizes = (*[config.hidden_size] * 2, q_size, q_size, widest, config.intermediate_size)
-        rows = [torch.empty(num_rows, size, dtype=self._dtype) for size in sizes]
-        of_bytes = num_rows if self._has_bytes else 0
-        widest_inputs = max(config.hidden_size, q_size, config.intermediate_size)
-        values = torch.empty(of_bytes, widest_inputs, dtype=torch.uint8)
-        return *rows, values, torch.empty(of_bytes), torch.empty(of_bytes, widest)
+        rows = [torch.empty(num_rows, size, dtype=self._dtype) for size in self._sizes]
+        values = torch.empty(num_rows, self._widest_inputs, dtype=torch.uint8)
+        return *rows, values, torch.empty(num_rows), torch.empty(num_rows, self._widest_outputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..kernels.compiler import load_kernels
+from .native_linear import address
 from .operations import Operations
 
 
@@ -23,7 +24,7 @@ class NativeOperations(Operations):
             x.dtype == torch.bfloat16,
             *x.shape,
             x.data_ptr(),
-            delta.data_ptr() if delta is not None else None,
+            address(delta),
             weight.data_ptr(),
             eps,
             out.data_ptr(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..kernels.compiler import load_kernels
+from .native_linear import address
 from .row_quantizer import QuantizedRows, RowQuantizer
 
 
@@ -44,7 +45,7 @@ class NativeRowQuantizer(RowQuantizer):
             *y.shape,
             y.data_ptr(),
             scales.data_ptr(),
-            None if bias is None else bias.data_ptr(),
+            address(bias),
             out.data_ptr(),
         )
         return out
