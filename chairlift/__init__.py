@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .frontend.embedding import Embedding
     from .frontend.request_options import RequestOptions
     from .frontend.results import Completion, Delta
+    from .frontend.step_feed import StepFeed
     from .frontend.sync_client import Client
     from .frontend.token_stream import TokenStream
     from .shared.curve import FrontendCurve
@@ -39,6 +40,7 @@ __all__ = [
     "QueuePlace",
     "RequestOptions",
     "SamplingParams",
+    "StepFeed",
     "TokenStream",
     "__version__",
 ]
@@ -54,6 +56,7 @@ _HOMES = {
     "QueuePlace": "shared.queue_place",
     "RequestOptions": "frontend.request_options",
     "SamplingParams": "shared.sampling_params",
+    "StepFeed": "frontend.step_feed",
     "TokenStream": "frontend.token_stream",
 }
 

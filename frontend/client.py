@@ -19,7 +19,7 @@ from ..shared.errors import (
     TokenizerMismatchError,
     WorkerUnavailableError,
 )
-from ..shared.messages import Finish, Greeting, TokenizerFiles, WorkerStats
+from ..shared.messages import Finish, Greeting, Steps, TokenizerFiles, WorkerStats
 from ..shared.queue_place import QueuePlace
 from ..shared.sampling_params import MAX_SEED, SamplingParams, checked, checked_sampling_params
 from ..shared.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ from .protocol import News, Opened, Output
 from .readers import Readers
 from .request_options import RequestOptions
 from .results import Completion, Delta, exception_for
+from .step_feed import StepFeed, Watchers
 from .token_stream import TokenStream
 
 MAX_LIVE_REQUESTS = 2048
@@ -82,6 +83,7 @@ class AsyncClient:
         self._connection: Connection | None = None
         self._owner: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._readers: Readers | None = None
+        self._watchers: Watchers | None = None
         self._changed = asyncio.Event()
         self._is_closed = False
 
@@ -256,6 +258,7 @@ class AsyncClient:
             stop_reason=finish.stop_reason,
             logprobs=whole.logprobs,
             prompt_logprobs=whole.prompt_logprobs,
+            receipt=whole.receipt,
         )
 
     async def chat(self, messages: Sequence[ChatMessage], **params: Any) -> Completion:
@@ -283,12 +286,30 @@ class AsyncClient:
         async with self.generate(token_ids, EMBEDDING_PARAMS, options) as stream:
             return Embedding.of(await last_of(stream), len(token_ids))
 
+    async def watch(self) -> StepFeed:
+        """The ragged batch, step by step, from the next one on.
+
+            async with await client.watch() as feed:
+                async for steps in feed:
+                    for step in steps.records:
+                        print(step.number, [*step.rows()])
+
+        Raises WorkerUnavailableError.
+        """
+        await self.connect()
+        connection, _ = self._open()
+        if self._watchers is None:
+            self._watchers = Watchers(connection)
+        return self._watchers.join()
+
     async def close(self) -> None:
         """Ends every stream with an abort and lets go of the sockets; idempotent."""
         self._is_closed = True
         self._changed.set()
         if self._readers is not None:
             self._readers.close()
+        if self._watchers is not None:
+            self._watchers.close()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -334,6 +355,8 @@ class AsyncClient:
                 self._on_greeting(news)
             case TokenizerFiles():
                 self._take_tokenizer(news)
+            case Steps() if self._watchers is not None:
+                self._watchers.put(news)
 
     def _on_greeting(self, greeting: Greeting) -> None:
         assert self._connection is not None, "greetings come over the connection"

@@ -82,6 +82,12 @@ class Connection:
             if self._retry is None:
                 self._retry = self._loop.call_later(SEND_RETRY_S, self._flush_again)
 
+    def speak(self) -> None:
+        """What is due, without waiting for the next tick."""
+        for item in self.protocol.tick(self._loop.time()):
+            self._on_news(item)
+        self.flush()
+
     def close(self) -> None:
         self._ticker.cancel()
         self._receiving.cancel()
@@ -96,11 +102,9 @@ class Connection:
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
-        for item in self.protocol.tick(self._loop.time()):
-            self._on_news(item)
+        self.speak()
         for handshakes in self._handshakes:
             handshakes.check(self._loop.time())
-        self.flush()
         self._receive()  # should an edge of the file descriptor ever be missed
 
     def _receive(self) -> None:

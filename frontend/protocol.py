@@ -27,9 +27,11 @@ from ..shared.messages import (
     Greeting,
     Pooling,
     Row,
+    Steps,
     Submit,
     Sync,
     TokenizerFiles,
+    Watch,
     WorkerState,
     WorkerStats,
     pack_live,
@@ -39,6 +41,7 @@ from ..shared.messages import (
 )
 from ..shared.queue_place import QueuePlace
 from ..shared.sampling_params import SamplingParams
+from ..shared.steps import Receipt
 from .request_options import RequestOptions
 
 SYNC_INTERVAL_S = 1.0
@@ -60,6 +63,7 @@ class Output(Struct, frozen=True, gc=False):
     prompt_logprobs: list[TokenLogprob] = []  # with the first
     embedding: bytes = b""  # float32, little-endian; with the last
     queue: QueuePlace | None = None  # instead of all else, as long as it waits
+    receipt: Receipt | None = None  # with the last, of what ran
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Opened:
     prompt_token_ids: list[int]
 
 
-News = Greeting | TokenizerFiles | Opened | Output
+News = Greeting | TokenizerFiles | Opened | Output | Steps
 
 
 @dataclass(slots=True)
@@ -114,6 +118,7 @@ class _Request:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             embedding=extras.embedding,
+            receipt=extras.receipt,
         )
 
     def is_patient(self, now: float) -> bool:
@@ -136,6 +141,7 @@ class FrontendProtocol:
         self.stats = WorkerStats()
         self.last_heard = now
         self.wants_tokenizer = False
+        self.wants_steps = False
         self._requests: dict[bytes, _Request] = {}
         self._farewells: dict[bytes, bytes] = {}  # said twice, since nobody answers to them
         self._former_epochs: set[int] = set()
@@ -143,6 +149,7 @@ class FrontendProtocol:
         self._frame_number = 0
         self._acknowledged = 0
         self._last_sync = float("-inf")
+        self._last_watch = float("-inf")
         self._has_gap = False
         self._has_finished = False  # something that the worker still keeps for us
 
@@ -246,6 +253,8 @@ class FrontendProtocol:
             return [message]
         if message.epoch in self._former_epochs:
             return []
+        if isinstance(message, Steps):
+            return [message]
         self.last_heard = now
         if isinstance(message, Greeting):
             return self._take_greeting(message, now)
@@ -270,6 +279,9 @@ class FrontendProtocol:
         is_due = now - self._last_sync >= SYNC_INTERVAL_S
         if has_something_to_say and is_due and not self._is_stuck:
             self._sync(now)
+        if self.wants_steps and not self._is_stuck and now - self._last_watch >= SYNC_INTERVAL_S:
+            self._last_watch = now
+            self.outgoing.append(encode(Watch(self.frontend_id)))
         return [Output(request_id, [], "", OUT_OF_TIME) for request_id in overdue]
 
     @property
@@ -294,6 +306,7 @@ class FrontendProtocol:
     def _take_greeting(self, greeting: Greeting, now: float) -> list[News]:
         """A first connection, a connection made again, or another worker process."""
         is_same_worker = self.greeting is not None and self.greeting.epoch == greeting.epoch
+        self._last_watch = float("-inf")
         if is_same_worker:
             self._has_gap = True  # whatever was sent meanwhile is lost
             self._sync_soon(now)

@@ -104,4 +104,5 @@ def _delta(output: Output) -> Delta:
         output.prompt_logprobs,
         output.embedding,
         output.queue,
+        output.receipt,
     )

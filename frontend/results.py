@@ -19,6 +19,7 @@ from ..shared.finishes import CONFLICT, NOT_FOUND
 from ..shared.logprobs import TokenLogprob
 from ..shared.messages import Finish, FinishReason
 from ..shared.queue_place import QueuePlace
+from ..shared.steps import Receipt
 
 
 class Delta(Struct, frozen=True, gc=False):
@@ -32,6 +33,7 @@ class Delta(Struct, frozen=True, gc=False):
     prompt_logprobs: list[TokenLogprob] = []  # less the first; once
     embedding: bytes = b""  # float32, little-endian; of the last one
     queue: QueuePlace | None = None  # then there is nothing else
+    receipt: Receipt | None = None  # of the last one, unless it never ran
 
     def __add__(self, other: Delta) -> Delta:
         """This one, then the other."""
@@ -43,6 +45,7 @@ class Delta(Struct, frozen=True, gc=False):
             self.prompt_logprobs or other.prompt_logprobs,
             other.embedding,
             other.queue,
+            other.receipt,
         )
 
 
@@ -58,6 +61,7 @@ class Completion:
     stop_reason: str | int | None = None  # the stop string or token id that ended it
     logprobs: list[TokenLogprob] = field(default_factory=list)  # of the tokens, if wanted
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # less the first
+    receipt: Receipt | None = None  # how it fared among the others
 
     def __str__(self) -> str:
         return self.text

@@ -20,9 +20,11 @@ from .messages import (
     Frame,
     Greeting,
     Message,
+    Steps,
     Submit,
     Sync,
     TokenizerFiles,
+    Watch,
 )
 from .sampling_params import MAX_GRAMMAR_BYTES
 
@@ -51,8 +53,8 @@ def encode(message: Message) -> bytes:
     return cast(bytes, msgpack.packb([VERSION, body], use_bin_type=True))
 
 
-Request = Submit | Attach | Detach | Cancel | Sync
-Reply = Greeting | TokenizerFiles | Frame
+Request = Submit | Attach | Detach | Cancel | Sync | Watch
+Reply = Greeting | TokenizerFiles | Frame | Steps
 
 
 def decode_request(data: bytes) -> Request:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -15,6 +14,8 @@ from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import Processor
+
+from .steps import request_hash
 
 LIBRARY_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
 
@@ -98,7 +99,7 @@ class LossyStream(io.TextIOBase):
 
 def short_hash(request_id: bytes) -> str:
     """8 hex digits to follow a request by: the id itself is the key to its stream."""
-    return hashlib.sha256(request_id).hexdigest()[:8]
+    return request_hash(request_id).hex()
 
 
 def _never_blocking(stream: TextIO, format: Literal["console", "json"]) -> Any:

@@ -1,7 +1,7 @@
 """The messages between frontends and the worker: what crosses the wire, and its limits.
 
-Frontend to worker: Submit, Attach, Detach, Cancel, Sync. Worker to frontend: Greeting,
-TokenizerFiles, Frame.
+Frontend to worker: Submit, Attach, Detach, Cancel, Sync, Watch. Worker to frontend: Greeting,
+TokenizerFiles, Frame, Steps.
 How they become bytes is `codec`'s business.
 """
 
@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from .queue_place import QueuePlace
 from .sampling_params import SamplingParams
+from .steps import Count, Ended, Receipt, StepRecord
 
 MAX_PROMPT_TOKENS = 1 << 20
 MAX_FRAME_ROWS = 4096
@@ -24,9 +25,9 @@ MAX_CONTEXT_BYTES = 16384
 MAX_SALT_BYTES = 32
 MAX_TENANT_BYTES = 16
 MAX_TTL_MS = 86_400_000
+WATCH_LEASE_S = 3.0
 LIVE_RECORD_BYTES = 20  # request_id (16) and the number of tokens held (u32)
 
-Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 FrameNumber = Annotated[int, Meta(ge=0, le=2**62)]  # never reached, and the next one still fits
 MAX_GENERATION = 2**62
 Generation = Annotated[int, Meta(ge=0, le=MAX_GENERATION)]
@@ -123,6 +124,12 @@ class Sync(Message, frozen=True, tag="sync"):
     live: Annotated[bytes, Meta(max_length=LIVE_RECORD_BYTES * MAX_FRAME_ROWS)] | None
 
 
+class Watch(Message, frozen=True, tag="watch"):
+    """Tell me of every step for the next WATCH_LEASE_S; said again each second, for longer."""
+
+    frontend_id: FrontendId
+
+
 class Greeting(Message, frozen=True, tag="greeting"):
     """First message on a new subscription: who the worker is and what it can take."""
 
@@ -165,6 +172,8 @@ class WorkerStats(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     num_orphans: Count = 0  # requests without an owner that may still be attached to
     num_draft_tokens: Count = 0  # guessed, and computed with the step
     num_accepted_tokens: Count = 0  # of them, those that were right
+    phases_us: tuple[Count, ...] = ()  # time of all steps, in the order of PHASES
+    num_refused: list[tuple[str, Count]] = []  # requests that never ran, by code
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -180,11 +189,13 @@ class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Extras(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What few rows have: log probabilities in records as `logprobs` has them, an embedding."""
+    """What few rows have: log probabilities in records as `logprobs` has them, an embedding; and
+    how the request fared, with the end."""
 
     logprobs: bytes = b""  # of the row's tokens
     prompt_logprobs: bytes = b""  # of the prompt's, less the first; with rows from offset 0 on
     embedding: bytes = b""  # float32, little-endian; with the end
+    receipt: Receipt | None = None
 
 
 class Joined(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -252,6 +263,15 @@ class Frame(Message, frozen=True, tag="frame"):
             start += count
             finish, more = finishes.get(row), extras.get(row)
             yield Row(request_id, offset, ids, text_offset, text, finish, more)
+
+
+class Steps(Message, frozen=True, tag="steps"):
+    """The steps since the last such message, and which of their requests have ended. Some may be
+    missing: their numbers tell."""
+
+    epoch: Count
+    records: list[StepRecord]
+    ended: list[Ended]
 
 
 def pack_token_ids(token_ids: Sequence[int]) -> bytes:

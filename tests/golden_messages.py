@@ -19,15 +19,18 @@ from chairlift.shared.messages import (
     Greeting,
     Joined,
     Message,
+    Steps,
     Submit,
     Sync,
     TokenizerFiles,
+    Watch,
     WorkerStats,
     pack_live,
     pack_token_ids,
 )
 from chairlift.shared.queue_place import QueuePlace
 from chairlift.shared.sampling_params import Grammar, SamplingParams
+from chairlift.shared.steps import Ended, Receipt, StepRecord, request_hash
 
 FOLDER = Path(__file__).parent / "golden"
 FRONTEND, REQUEST, OTHER = b"frontend", b"request-id-16-by", b"another-request!"
@@ -78,7 +81,42 @@ REQUESTS: dict[str, Message] = {
     "cancel": Cancel(FRONTEND, REQUEST),
     "sync": Sync(FRONTEND, 1, 2, False, True, pack_live({REQUEST: 4, OTHER: 0})),
     "acknowledgement": Sync(FRONTEND, 1, 2, True, False, None),
+    "watch": Watch(FRONTEND),
 }
+RECEIPT = Receipt(
+    queued_us=12_000,
+    first_token_us=80_000,
+    total_us=912_000,
+    max_gap_us=44_000,
+    num_prompt_tokens=200,
+    num_cached_tokens=64,
+    num_output_tokens=50,
+    num_resumed_tokens=3,
+    num_steps=53,
+    num_chunks=5,
+    num_recomputed_tokens=201,
+    num_preemptions=1,
+    num_mates=318,
+    max_mates=9,
+)
+STEP = StepRecord(
+    number=1234,
+    began_us=1_764_540_000_000_000,
+    phases_us=(80, 310, 18_500, 400, 350, 500),
+    num_waiting=1,
+    waiting=request_hash(b"waiting-request!"),
+    num_free_blocks=100,
+    num_shared_blocks=2,
+    preempted=request_hash(b"preempted-reques"),
+    requests=request_hash(REQUEST) + request_hash(OTHER),
+    num_tokens=[1, 64],
+    num_prompt_tokens=[0, 64],
+    num_drafts=[0, 0],
+    num_new_tokens=[1, 0],
+    num_computed_tokens=[120, 64],
+    num_total_tokens=[121, 200],
+    num_blocks=[4, 7],
+)
 REPLIES: dict[str, Message] = {
     "greeting": Greeting(1, "model", 0, b"12345678", b"87654321", 100, 64, 0),
     "tokenizer": TokenizerFiles(b"{}", b"{}"),
@@ -86,7 +124,9 @@ REPLIES: dict[str, Message] = {
         epoch=2**63 - 1,
         number=7,
         state="ready",
-        stats=WorkerStats(num_running=1),
+        stats=WorkerStats(
+            num_running=1, phases_us=(1, 2, 3, 4, 5, 6), num_refused=[("overloaded", 1)]
+        ),
         unknown=OTHER,
         joined=[Joined(True, SUBMIT)],
         request_ids=REQUEST + OTHER,
@@ -96,9 +136,10 @@ REPLIES: dict[str, Message] = {
         text_offsets=[0, 9],
         texts=["hé", ""],
         finishes=[(1, Finish("stop", "\n", num_cached_tokens=32, queue=QueuePlace(1, 1000)))],
-        extras=[(0, Extras(bytes(24), bytes(4), bytes(8)))],
+        extras=[(0, Extras(bytes(24), bytes(4), bytes(8), RECEIPT))],
         queued=[(OTHER, QueuePlace(3, 1200))],
     ),
+    "steps": Steps(1, [STEP], [Ended(request_hash(REQUEST), "stop", RECEIPT)]),
 }
 
 

@@ -16,11 +16,15 @@ from msgspec import NODEFAULT, Struct
 from chairlift.shared.messages import Extras, Finish, Joined, WorkerStats
 from chairlift.shared.queue_place import QueuePlace
 from chairlift.shared.sampling_params import Grammar, SamplingParams
+from chairlift.shared.steps import Ended, Receipt, StepRecord
 from tests.golden_messages import REPLIES, REQUESTS, path_of
 from tests.in_words import limits
 
 PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
-PARTS = SamplingParams, Grammar, Finish, QueuePlace, Extras, Joined, WorkerStats
+PARTS = (
+    SamplingParams, Grammar, Finish, QueuePlace, Extras, Receipt, Joined, WorkerStats, StepRecord,
+    Ended,
+)  # fmt: skip
 STRUCTS: dict[str, type[Struct]] = {  # by heading
     **{str(type(one).__struct_config__.tag): type(one) for one in (REQUESTS | REPLIES).values()},
     **{one.__name__: one for one in PARTS},

@@ -41,6 +41,8 @@ TORCH_FREE = {
     "worker/ownership.py",
     "worker/streams.py",
     "worker/publisher.py",
+    "worker/journey.py",
+    "worker/step_times.py",
     "worker/sequence.py",
     "worker/scores.py",
     "worker/pool.py",

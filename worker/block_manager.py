@@ -33,6 +33,7 @@ class BlockManager:
         self.has_prefix_cache = has_prefix_cache
         self.num_prefix_queries = 0  # tokens asked for
         self.num_prefix_hits = 0  # tokens found
+        self.num_shared_blocks = 0  # held by more than one
         self._num_holders = [0] * num_blocks
         self._blank: dict[int, None] = dict.fromkeys(range(num_blocks))  # free, remember nothing
         self._cached: dict[int, None] = {}  # free, remember a prefix; least recent release first
@@ -106,6 +107,7 @@ class BlockManager:
         # The tail goes first, so that a prefix outlives what was built on it.
         for block in reversed(sequence.block_table):
             self._num_holders[block] -= 1
+            self.num_shared_blocks -= self._num_holders[block] == 1
             if self._num_holders[block] == 0:
                 free = self._cached if block in self._hash_of_block else self._blank
                 free[block] = None
@@ -212,6 +214,7 @@ class BlockManager:
         self._blank.pop(block, None)
         self._cached.pop(block, None)
         self._num_holders[block] += 1
+        self.num_shared_blocks += self._num_holders[block] == 2
 
 
 def _root(salt: bytes) -> bytes:

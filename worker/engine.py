@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +21,7 @@ from .sampler import LogitRow, Sampler
 from .scheduler import Plan, ScheduledSequence, Scheduler
 from .scoring import score
 from .sequence import Sequence
+from .step_times import StepTimes
 from .stopping import take_token
 from .waiting_room import WaitingRoom
 from .warm_up import warm_up_plans
@@ -31,21 +31,6 @@ TUNING_SHARE = 3  # of it
 NUM_RATE_SAMPLES = 32  # finishes that the estimated wait looks back on
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class StepTimes:
-    """Seconds spent, summed over steps."""
-
-    clock: Callable[[], float] = time.perf_counter
-    schedule_s: float = 0.0
-    forward_s: float = 0.0
-    sample_s: float = 0.0
-    commit_s: float = 0.0
-
-    @property
-    def total_s(self) -> float:
-        return self.schedule_s + self.forward_s + self.sample_s + self.commit_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +69,7 @@ class Engine:
         self.scheduler = scheduler
         self.waiting_room = WaitingRoom()  # one with a compiler takes its place where there is one
         self.times = StepTimes()
+        self.last_plan = Plan(())
         self.num_steps = 0
         self.num_prompt_tokens = 0
         self.num_generation_tokens = 0
@@ -92,7 +78,7 @@ class Engine:
         self._runner = runner
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
-        self._pulse = pulse or Pulse.private()
+        self.pulse = pulse or Pulse.private()
         self._finished_at: deque[float] = deque(maxlen=NUM_RATE_SAMPLES)  # in busy seconds
 
     def warm_up(self, max_s: float = WARM_UP_S) -> None:
@@ -118,13 +104,16 @@ class Engine:
         They are taken once more, one by one, so the sequence may end here. One with a grammar does
         so when that is compiled.
         """
-        if sequence.params.grammar is None:
-            self._join(sequence, output_token_ids)
-            return
         output = list(output_token_ids)
-        error = error_of(lambda: self.waiting_room.enter(sequence, output))
-        if error is not None:
-            sequence.finish = finish_of(sequence, error)
+        sequence.journey.arrived = self.times.clock()
+        sequence.journey.num_resumed_tokens = len(output)
+        if sequence.params.grammar is None:
+            self._join(sequence, output)
+        else:
+            error = error_of(lambda: self.waiting_room.enter(sequence, output))
+            if error is not None:
+                sequence.finish = finish_of(sequence, error)
+        self._note_ends([sequence])
 
     def _join(self, sequence: Sequence, output_token_ids: Iterable[int]) -> None:
         for token_id in output_token_ids:
@@ -138,6 +127,7 @@ class Engine:
         if sequence.finish is not None:
             return
         sequence.finish = finish
+        self._note_ends([sequence])
         if not self.waiting_room.discard(sequence):
             self.scheduler.remove(sequence)
         # What was held back belongs to tokens that were handed out.
@@ -161,6 +151,7 @@ class Engine:
         """Runs one step; the sequences that have a new token or have ended."""
         started = self.times.clock()
         ended = self._join_compiled()
+        self._note_ends(ended)
         plan = self.scheduler.plan()
         if not plan.entries:
             return ended
@@ -172,12 +163,19 @@ class Engine:
             self.scheduler.pace.model.learn(work, computed - started)
         if outcome.plan is not plan:  # it ran in halves, and the pulse knows of the last
             self._begin(plan)
-        named = ended + self._commit(outcome)
+        changed = self._commit(outcome, started)
         self.times.commit_s += self.times.clock() - computed
-        self._pulse.end_step()
-        num_finished = sum(sequence.finish is not None for sequence in named)
-        self._finished_at.extend([self.times.total_s] * num_finished)
-        return named
+        self.pulse.end_step()
+        num_finished = self._note_ends(changed)
+        self._finished_at.extend([self.times.total_s] * (len(ended) + num_finished))
+        return ended + changed
+
+    def _note_ends(self, sequences: Iterable[Sequence]) -> int:
+        """How many of them have ended."""
+        ended = [sequence for sequence in sequences if sequence.finish is not None]
+        for sequence in ended:
+            sequence.journey.ended = self.times.clock()
+        return len(ended)
 
     @property
     def has_work(self) -> bool:
@@ -235,9 +233,9 @@ class Engine:
         return results
 
     def _begin(self, plan: Plan) -> None:
-        self._pulse.begin_step([entry.sequence.request_id for entry in plan.entries])
+        self.pulse.begin_step([entry.sequence.request_id for entry in plan.entries])
 
-    def _commit(self, outcome: Outcome[Computed]) -> list[Sequence]:
+    def _commit(self, outcome: Outcome[Computed], began: float) -> list[Sequence]:
         """Takes the results in; the sequences that the step has changed."""
         plan, failures = outcome.plan, [f for f in outcome.failures if f.sequence.finish is None]
         suspects = [entry.sequence for entry in plan.entries if entry.sequence.is_suspect]
@@ -246,12 +244,14 @@ class Engine:
         for entry, computed in zip(plan.entries, outcome.results, strict=True):
             _take_along(entry, computed)
         self.scheduler.commit(plan)
+        self.last_plan = plan
         self.num_steps += 1
-        changed = []
+        now, num_mates, changed = self.times.clock(), len(plan.entries) - 1, []
         for entry, computed in zip(plan.entries, outcome.results, strict=True):
             sequence = entry.sequence
             if sequence.finish is not None:  # a ghost of static batching
                 continue
+            sequence.journey.ride(entry.span, num_mates, began, now, is_chunk=entry.is_chunk)
             if entry.is_sampled:
                 self._take_sampled(sequence, computed.choices)
             elif sequence.is_prompt_all and not sequence.num_uncomputed_tokens:
@@ -262,7 +262,7 @@ class Engine:
             self.end(failure.sequence, failure.finish)
         for suspect in suspects:
             if not suspect.is_suspect or suspect.finish is not None:
-                self._pulse.clear(suspect.request_id)
+                self.pulse.clear(suspect.request_id)
         return [*changed, *(failure.sequence for failure in failures)]
 
     def _take_sampled(self, sequence: Sequence, choices: tuple[Choice, ...]) -> None:
@@ -285,8 +285,12 @@ class Engine:
             return
         num_tokens = sequence.num_tokens
         self._take(sequence, choice.token_id)
-        self.num_generation_tokens += sequence.num_tokens - num_tokens
-        if choice.score and sequence.num_tokens > num_tokens:
+        if sequence.num_tokens == num_tokens:
+            return
+        self.num_generation_tokens += 1
+        if sequence.journey.first_token is None:
+            sequence.journey.first_token = self.times.clock()
+        if choice.score:
             sequence.scores.take(num_tokens, choice.score)
 
     def _end_prompt(self, sequence: Sequence) -> None:

@@ -6,6 +6,7 @@ the reason, and neither touches anybody else.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import structlog
@@ -15,12 +16,14 @@ from ..shared.errors import ProtocolError
 from ..shared.finishes import CANCELLED, OUT_OF_TIME
 from ..shared.logs import short_hash
 from ..shared.messages import (
+    WATCH_LEASE_S,
     Attach,
     Cancel,
     Detach,
     Finish,
     Submit,
     Sync,
+    Watch,
     unpack_live,
     unpack_token_ids,
 )
@@ -53,6 +56,7 @@ class Intake:
         admission: Admission,
     ) -> None:
         self.num_malformed = 0
+        self.num_refused: Counter[str] = Counter()  # that never ran, by code
         self._admission = admission
         self._last_complaint = self._last_expiry = float("-inf")
         self._engine = engine
@@ -118,6 +122,8 @@ class Intake:
                 self._cancel(message, frontend, now)
             case Sync():
                 self._sync(message, frontend, now)
+            case Watch():
+                frontend.watches_until = now + WATCH_LEASE_S
 
     def _submit(self, submit: Submit, frontend: Frontend, now: float) -> None:
         """The same id twice is one request."""
@@ -130,6 +136,7 @@ class Intake:
             return
         finish = self._refusal(submit) or self._start(submit, frontend, now)
         if finish is not None:
+            self.num_refused[finish.code] += 1
             frontend.tell(submit.request_id, finish)
         log.debug("request", request=short_hash(submit.request_id), refused=finish)
 
@@ -190,6 +197,7 @@ class Intake:
         for stream in self._streams:
             finish = self._overdue(stream, now)
             if finish is not None:
+                self.num_refused[finish.code] += stream.sequence.waits_to_begin
                 self.end(stream.sequence, finish)
             elif stream.sequence.waits_to_begin:
                 self._attend(stream, now)

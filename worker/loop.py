@@ -8,9 +8,10 @@ import structlog
 
 from ..shared.messages import Finish, WorkerStats
 from .engine import Engine
+from .feed import Feed
 from .intake import Intake
 from .publisher import Publisher
-from .pulse import Pulse, State, Wish
+from .pulse import State, Wish
 from .sockets import WorkerSockets
 
 LAST_WORDS_S = 1.0
@@ -31,13 +32,14 @@ class Loop:
         intake: Intake,
         engine: Engine,
         publisher: Publisher,
-        pulse: Pulse,
+        feed: Feed,
     ) -> None:
         self._sockets = sockets
         self._intake = intake
         self._engine = engine
         self._publisher = publisher
-        self._pulse = pulse
+        self._feed = feed
+        self._pulse = engine.pulse
 
     def run(self, drain_timeout_s: float) -> None:
         """Until the parent wishes otherwise; running requests then have so long to finish."""
@@ -72,7 +74,8 @@ class Loop:
     def _wait(self) -> None:
         """Until there is work or a heartbeat is due. The first step of a busy time may be long, so
         frontends hear before it that there is work."""
-        self._sockets.wait(min(self._publisher.patience_s, self._engine.patience_s))
+        parts = self._publisher, self._engine, self._feed
+        self._sockets.wait(min(part.patience_s for part in parts))
         self._take_arrivals()
         if self._engine.has_work:
             self._publisher.speak_up()
@@ -83,14 +86,20 @@ class Loop:
         return self._engine.has_work or self._engine.num_compiling > 0
 
     def _publish(self) -> None:
-        self._publisher.publish(self._sockets.send, self._stats(), time.monotonic())
+        times, send, now = self._engine.times, self._sockets.send, time.monotonic()
+        started = times.clock()
+        self._publisher.publish(send, self._stats(), now)
+        times.publish_s += times.clock() - started
+        self._feed.publish(self._publisher.watchers(now), send, now)
 
     def _take_arrivals(self) -> None:
-        now = time.monotonic()
+        times, now = self._engine.times, time.monotonic()
+        started = times.clock()
         for topic, is_subscription in self._sockets.subscriptions():
             change = self._publisher.subscribed if is_subscription else self._publisher.unsubscribed
             change(topic, now)
         self._intake.receive(self._sockets.arrivals(), now)
+        times.arrivals_s += times.clock() - started
 
     def _shut_down(self) -> None:
         """Everybody who still listens gets an answer, within a second."""
@@ -124,4 +133,6 @@ class Loop:
             num_orphans=self._intake.num_orphans,
             num_draft_tokens=self._engine.num_draft_tokens,
             num_accepted_tokens=self._engine.num_accepted_tokens,
+            phases_us=tuple(round(1e6 * seconds) for seconds in self._engine.times.phases_s),
+            num_refused=list(self._intake.num_refused.items()),
         )

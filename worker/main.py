@@ -18,6 +18,7 @@ from .attention.cpu import BLOCK_SIZE
 from .block_manager import BlockManager
 from .child import CRASHED, REFUSED
 from .engine import Engine
+from .feed import Feed
 from .grammar import GrammarCompiler
 from .grammar_trial import GrammarTrials
 from .intake import Intake
@@ -112,7 +113,8 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
         address=settings.address,
         seconds=round(time.monotonic() - started, 2),
     )
-    return Loop(sockets, intake, engine, publisher, pulse)
+    feed = Feed(engine, greeting.epoch, time.time() - engine.times.clock())
+    return Loop(sockets, intake, engine, publisher, feed)
 
 
 def prepare_process(num_threads: int | None) -> None:

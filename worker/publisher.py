@@ -114,6 +114,10 @@ class Publisher:
         frontend.last_heard = now
         return frontend
 
+    def watchers(self, now: float) -> list[bytes]:
+        """The ids of the frontends that want to be told of each step."""
+        return [f.frontend_id for f in self._frontends.values() if now < f.watches_until]
+
     def notify(self, stream: Stream) -> None:
         """The stream has new tokens or has ended."""
         for reading in stream.readings.values():

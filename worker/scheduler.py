@@ -24,12 +24,12 @@ _place = attrgetter("place")
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """The step computes the sequence's next `num_tokens` tokens, `num_prompt_tokens` of them the
-    prompt's. If that catches up with all it has, the next one `is_sampled`, unless the request
-    wants none; `to_score` are those of its tokens whose log probabilities are wanted and come of
-    these. `drafts` are guesses at the tokens after its own, which are computed with them: a token
-    is sampled after each of them as well, and counts if the draft turns out to be right. Tokens
-    are the sequence's own; rows are all that is computed."""
+    """The step computes `num_tokens` tokens of the sequence from `first` on, which are the next;
+    `num_prompt_tokens` of them are the prompt's. If that catches up with all it has, the next one
+    `is_sampled`, unless the request wants none; `to_score` are those of its tokens whose log
+    probabilities are wanted and come of these. `drafts` are guesses at the tokens after its own,
+    which are computed with them: a token is sampled after each of them as well, and counts if the
+    draft turns out to be right. Tokens are the sequence's own; rows are all that is computed."""
 
     sequence: Sequence
     num_tokens: int
@@ -37,6 +37,16 @@ class ScheduledSequence:
     is_sampled: bool
     to_score: range = range(0)
     drafts: tuple[int, ...] = ()
+    first: int = 0
+
+    @property
+    def span(self) -> range:
+        return range(self.first, self.first + self.num_tokens)
+
+    @property
+    def is_chunk(self) -> bool:
+        """Of a prompt, or of what is computed again after a preemption."""
+        return self.num_tokens > 1 or self.num_prompt_tokens > 0
 
     @property
     def num_rows(self) -> int:
@@ -59,6 +69,7 @@ class ScheduledSequence:
             to_score=sequence.scores.due(
                 sequence.num_computed_tokens, num_tokens, sequence.num_tokens
             ),
+            first=sequence.num_computed_tokens,
         )
 
 
@@ -426,6 +437,7 @@ class ContinuousScheduler(Scheduler):
         self.block_manager.release(sequence)
         sequence.num_computed_tokens = 0
         sequence.is_protected = True
+        sequence.journey.num_preemptions += 1
         self._join_queue(sequence)
         self.num_preemptions += 1
 

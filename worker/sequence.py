@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import Enum
+from functools import cached_property
 
 from ..shared.messages import Extras, Finish
 from ..shared.sampling_params import SamplingParams
+from ..shared.steps import Receipt, request_hash
 from .detokenizer import Detokenizer, NoText
 from .grammar import Constraint
+from .journey import Journey
 from .pool import Pool
 from .scores import Scores
 
@@ -58,7 +61,12 @@ class Sequence:
         self.is_suspect = False  # was in a step that killed the worker: first has to run alone
         self.is_protected = False  # preempted, and no new token since: not to be hit again
         self.output_counts: Counter[int] = Counter()
+        self.journey = Journey()
         self.finish: Finish | None = None
+
+    @cached_property
+    def request_hash(self) -> bytes:
+        return request_hash(self.request_id)
 
     @property
     def num_tokens(self) -> int:
@@ -88,17 +96,27 @@ class Sequence:
         return self.scores.num_ready(self.num_output_tokens)
 
     def extras(self, start: int, end: int) -> Extras | None:
-        """What output tokens `start` to `end` have besides their text; mostly nothing is wanted."""
+        """What output tokens `start` to `end` have besides their text; before the last mostly
+        nothing is wanted."""
         params = self.params
-        if self.pool is None and max(params.num_logprobs, params.num_prompt_logprobs) < 0:
-            return None
         is_first, is_last = start == 0, self.finish is not None
+        wants_scores = max(params.num_logprobs, params.num_prompt_logprobs) >= 0
+        if not (is_last or wants_scores or self.pool is not None):
+            return None
         extras = Extras(
             self.scores.of_output(start, end),
             self.scores.of_prompt if is_first else b"",
             self.embedding if is_last else b"",
+            self.receipt if is_last else None,
         )
-        return extras if any((extras.logprobs, extras.prompt_logprobs, extras.embedding)) else None
+        return extras if is_last or extras.logprobs or extras.prompt_logprobs else None
+
+    @property
+    def receipt(self) -> Receipt:
+        """Of one that has ended."""
+        return self.journey.receipt(
+            self.num_prompt_tokens, self.num_cached_tokens, self.num_output_tokens
+        )
 
     @property
     def num_uncomputed_tokens(self) -> int:

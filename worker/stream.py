@@ -161,6 +161,7 @@ class Frontend:
     last_sent: float = float("-inf")
     is_subscribed: bool = False
     unsubscribed_at: float = 0.0
+    watches_until: float = float("-inf")  # the steps
     needs_greeting: bool = False
     needs_tokenizer: bool = False
 

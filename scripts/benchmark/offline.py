@@ -17,11 +17,12 @@ from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
 from chairlift.shared.tokenizer import Tokenizer
 from chairlift.worker.detokenizer import Detokenizer
-from chairlift.worker.engine import Engine, StepTimes
+from chairlift.worker.engine import Engine
 from chairlift.worker.main import build_engine, prepare_process
 from chairlift.worker.models.linear_choice import linear_factory
 from chairlift.worker.models.loader import load_model
 from chairlift.worker.sequence import Sequence as EngineSequence
+from chairlift.worker.step_times import StepTimes
 
 from . import program
 from .errors import BenchmarkError

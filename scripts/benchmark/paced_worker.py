@@ -21,10 +21,11 @@ from chairlift.shared.tokenizer import Tokenizer
 from chairlift.worker.admission import Admission, Limits
 from chairlift.worker.block_manager import BlockManager
 from chairlift.worker.engine import Choice, Computed, Engine
+from chairlift.worker.feed import Feed
 from chairlift.worker.intake import Intake
 from chairlift.worker.loop import Loop
 from chairlift.worker.publisher import Publisher
-from chairlift.worker.pulse import Pulse, Wish
+from chairlift.worker.pulse import Wish
 from chairlift.worker.scheduler import ContinuousScheduler, Plan
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.sockets import WorkerSockets
@@ -82,8 +83,7 @@ class MeteredLoop(Loop):
     def __init__(
         self, sockets: WorkerSockets, intake: Intake, engine: PacedEngine, publisher: Publisher
     ) -> None:
-        self.pulse = Pulse.private()
-        super().__init__(sockets, intake, engine, publisher, self.pulse)
+        super().__init__(sockets, intake, engine, publisher, Feed(engine, publisher.epoch, 0.0))
         self._course = engine.course
 
     def turn(self) -> None:
@@ -107,7 +107,7 @@ def main(address: str, step_ms: str, course_file: str) -> int:
     admission = Admission(limits, tokenizer.fingerprint)
     intake = Intake(engine, publisher, Streams(0.0), tokenizer, admission)
     loop = MeteredLoop(WorkerSockets(Endpoints.parse(address)), intake, engine, publisher)
-    signal.signal(signal.SIGTERM, lambda *_: setattr(loop.pulse, "wish", Wish.STOP))
+    signal.signal(signal.SIGTERM, lambda *_: setattr(engine.pulse, "wish", Wish.STOP))
     loop.run(0.0)
     loop.close()
     Path(course_file).write_bytes(msgspec.json.encode(engine.course))

@@ -144,6 +144,7 @@ class BlockMachine(RuleBasedStateMachine):
             *manager._cached,
         }
         assert manager.num_free_blocks + sum(map(bool, num_holders)) == manager.num_blocks
+        assert manager.num_shared_blocks == sum(holders > 1 for holders in num_holders)
 
     @invariant()
     def shared_blocks_are_full_and_known(self) -> None:

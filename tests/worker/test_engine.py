@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from chairlift.shared.messages import Finish
-from chairlift.worker.engine import Engine, StepTimes
+from chairlift.worker.engine import Engine
 from chairlift.worker.model_runner import StepOutput
 from chairlift.worker.scheduler import ContinuousScheduler, Plan, Scheduler
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.static_scheduler import StaticScheduler
+from chairlift.worker.step_times import StepTimes
 from tests.fake_engine import (
     BLOCK_SIZE,
     CANCELLED,

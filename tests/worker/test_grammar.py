@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -40,7 +41,6 @@ from chairlift.worker.grammar import (
 from chairlift.worker.loop import Loop
 from chairlift.worker.main import build_engine, eos_token_ids_of
 from chairlift.worker.models.loader import load_model
-from chairlift.worker.pulse import Pulse
 from chairlift.worker.sampler import Sampler
 from chairlift.worker.scheduler import ContinuousScheduler
 from chairlift.worker.sequence import Sequence
@@ -733,7 +733,8 @@ def test_idle_loop_sleeps_short_while_a_grammar_compiles(slow: SlowCompiler) -> 
     """It neither spins nor oversleeps; with nothing to compile it sleeps until it is called."""
     engine, sockets, patience_s = make_engine(slow.compiler), FakeSockets(), 0.5
     publisher = Mock(patience_s=patience_s)
-    loop = Loop(sockets, Mock(), engine, publisher, Pulse.private())  # type: ignore[arg-type]
+    feed = Mock(patience_s=math.inf)
+    loop = Loop(sockets, Mock(), engine, publisher, feed)  # type: ignore[arg-type]
     loop._stats = Mock()  # type: ignore[method-assign]
     loop.turn()
     sequence = make_sequence(regex("slow"))
