@@ -286,17 +286,14 @@ class AsyncClient:
         async with self.generate(token_ids, EMBEDDING_PARAMS, options) as stream:
             return Embedding.of(await last_of(stream), len(token_ids))
 
-    async def watch(self) -> StepFeed:
-        """The ragged batch, step by step, from the next one on.
+    def watch(self) -> StepFeed:
+        """The ragged batch, step by step, of whichever worker answers.
 
-            async with await client.watch() as feed:
-                async for steps in feed:
-                    for step in steps.records:
-                        print(step.number, [*step.rows()])
-
-        Raises WorkerUnavailableError.
+        async with client.watch() as feed:
+            async for steps in feed:
+                for step in steps.records:
+                    print(step.number, [*step.rows()])
         """
-        await self.connect()
         connection, _ = self._open()
         if self._watchers is None:
             self._watchers = Watchers(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -15,10 +16,12 @@ from ..results import Delta
 from .context import Context
 from .errors import request_id_of, shutting_down
 from .event_stream import KEEP_ALIVE, queue_comment
+from .gate import Caller
 from .generation import Event, Failed, Generation, HungUp, Pause, Progress
-from .opening import Attachment, Submission
+from .opening import Attachment, OpenedAnswer, Submission
 from .position import Position
 from .sending import JSON_HEADERS, STREAM_HEADERS, ImpatientSend, send_end, start
+from .spans import Span
 from .writers import StreamWriter, stream_writer, whole_writer
 
 THREAD_TOKENS = 500  # telling more than these at once would hold up other streams
@@ -47,12 +50,13 @@ class GeneratedAnswer(_Answer):
         """Raises, before anything is sent, what the worker or the limits refuse."""
         context = self._context
         send = ImpatientSend(scope, send, context.settings.stall_timeout_s)
-        tenant = scope["chairlift.caller"].tenant
+        caller = scope["chairlift.caller"]
         more = len(self._submission.choices) - 1  # than the one that the gate holds
-        with context.places.hold(tenant, more, num_held=1):
+        with context.places.hold(caller.tenant, more, num_held=1):
             opened = self._submission.open(context.client)
-            tokenizer, request_id = self._submission.tokenizer, request_id_of(scope)
-            async with Generation(opened, context.metrics, context.settings) as generation:
+            tokenizer, request_id = self._submission.tokenizer, caller.request_id
+            span = _span_of(opened, caller)
+            async with Generation(opened, context, span) as generation:
                 generation.watch(receive, send)
                 if self._submission.is_stream:
                     await _send_stream(generation, send, tokenizer, request_id)
@@ -80,11 +84,23 @@ class ContinuedAnswer(_Answer):
         with hold(1):
             opened = await attachment.open(context.client)
             tokenizer, request_id = context.client.tokenizer, request_id_of(scope)
-            async with Generation(opened, context.metrics, context.settings) as generation:
+            async with Generation(opened, context) as generation:
                 generation.watch(receive, send)
                 with hold(opened.form.num_choices - 1, num_held=1):
                     await _send_stream(generation, send, tokenizer, request_id, attachment.after)
                     await generation.outlast(context.orphan_grace_s)
+
+
+def _span_of(opened: OpenedAnswer, caller: Caller) -> Span:
+    return Span(
+        caller.request_id,
+        opened.response_id,
+        opened.form.num_choices,
+        opened.form.model,
+        caller.arrived,
+        caller.traceparent,
+        submitted=time.monotonic(),
+    )
 
 
 async def _send_whole(generation: Generation, send: Send, tokenizer: Tokenizer) -> None:

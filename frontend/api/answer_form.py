@@ -46,6 +46,7 @@ class AnswerForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     num_prompt_tokens: int  # of all prompts
     num_best: Annotated[int, Meta(ge=0, le=MAX_CHOICES)] = 0  # told for each prompt; 0: all
     has_usage: bool = False  # in a stream
+    has_receipt: bool = False  # in the usage
     tells_cached: bool = False  # how much of the prompts was cached
     survives_hangup: bool = False
     body_digest: Annotated[str, Meta(max_length=64)] = ""  # of what came with an Idempotency-Key

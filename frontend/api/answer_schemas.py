@@ -48,6 +48,26 @@ class CompletionTokensDetails(Told):
     reasoning_tokens: int
 
 
+class ToldReceipt(Told):
+    """How a generation fared at the worker; times in milliseconds. docs/api.md explains."""
+
+    request: str
+    queued_ms: float
+    ttft_ms: float | None
+    total_ms: float
+    max_gap_ms: float
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    num_resumed_tokens: int
+    num_steps: int
+    num_chunks: int
+    num_recomputed_tokens: int
+    num_preemptions: int
+    mean_mates: float
+    max_mates: int
+
+
 class Usage(Told):
     """A prompt counts once, however many choices were asked for."""
 
@@ -56,6 +76,7 @@ class Usage(Told):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
     completion_tokens_details: CompletionTokensDetails | None = None
+    receipt: list[ToldReceipt] | None = None  # of each choice, where it was asked for
 
 
 class Head(Told):

@@ -27,8 +27,10 @@ from .places import Places
 from .responses import responses_router
 from .responses_request import RESPONSE_PARTS, ResponsesRequest
 from .schema import DocumentedApp
+from .spans import Spans
 from .streams import streams_router
 from .tokenize import DetokenizeRequest, TokenizeRequest, tokenize_router
+from .watch import watch_router
 
 
 def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
@@ -50,7 +52,9 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
         lambda: client.stats.retry_after_ms / 1000,
     )
     idempotency = Idempotency.from_settings(settings)
-    context = Context(client, settings, metrics, places, idempotency, has_tenants=len(keys) > 1)
+    context = Context(
+        client, settings, metrics, places, idempotency, Spans(), has_tenants=len(keys) > 1
+    )
     app = DocumentedApp(
         title="chairlift",
         version=version("chairlift"),
@@ -69,6 +73,7 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
     app.include_router(embeddings_router(context))
     app.include_router(tokenize_router(context))
     app.include_router(models_router(context))
+    app.include_router(watch_router(context))
     app.include_router(health_router(client))
     app.include_router(metrics_router(metrics))
     app.add_middleware(Gate, keys=keys, places=places, metrics=metrics)

@@ -17,6 +17,7 @@ from .errors import HttpError
 from .idempotency import Idempotency
 from .metrics import Metrics
 from .places import Places
+from .spans import Spans
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -33,6 +34,7 @@ class Context:
     metrics: Metrics
     places: Places
     idempotency: Idempotency
+    spans: Spans
     has_tenants: bool  # more than one API key: what is cached is nobody else's business
 
     @property

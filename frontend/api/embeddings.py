@@ -28,7 +28,7 @@ from .parameters import Neutral
 from .prompts import Prompts, encoded
 from .request_body import U31, WorkerRequestBody
 from .schema import documented
-from .sending import JSON_HEADERS, send_end, start
+from .sending import JSON_HEADERS, send_end, start, until_hung_up
 
 THREAD_NUMBERS = 1 << 14  # writing more than these at once would hold up other streams
 
@@ -59,7 +59,7 @@ class EmbeddingRequest(WorkerRequestBody):
 def embeddings_router(context: Context) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/embeddings", **documented(EmbeddingRequest, takes_key=False))
+    @router.post("/v1/embeddings", **documented(EmbeddingRequest, generates=False))
     async def create_embeddings(request: Request) -> Response:
         """Turn texts into vectors of length 1. An Idempotency-Key makes no difference."""
         asked = validated(EmbeddingRequest, await read_json(request, context.settings))
@@ -122,7 +122,7 @@ class EmbeddingAnswer(Response):
             ]
             try:
                 async with asyncio.TaskGroup() as group:
-                    watch = group.create_task(_until_hung_up(receive))
+                    watch = group.create_task(until_hung_up(receive))
                     reads = [
                         group.create_task(self._read(stream, len(token_ids)))
                         for stream, token_ids in zip(streams, self._inputs, strict=True)
@@ -155,9 +155,3 @@ class EmbeddingAnswer(Response):
             "usage": usage,
         }
         return orjson.dumps(answer)
-
-
-async def _until_hung_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    raise ClientDisconnect

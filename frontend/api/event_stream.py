@@ -103,7 +103,7 @@ class EventStream:
         self._narrators = narrators
         self._marks = ["-" if held is None else str(held) for held in after.choices]
         self._has_usage = after.has_usage
-        self._usage = Usage(form, narrators)
+        self._usage = Usage(response_id, form, narrators)
         self._num_unfinished = form.num_choices
 
     @property

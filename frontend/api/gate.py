@@ -34,6 +34,8 @@ class Caller:
 
     request_id: str
     tenant: str
+    arrived: float  # in seconds of the monotonic clock
+    traceparent: str  # of W3C's Trace Context, if one came
 
 
 class Gate:
@@ -50,7 +52,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         start = time.monotonic()
-        caller = Caller(_request_id(scope), "")
+        caller = Caller(_request_id(scope), "", start, Headers(scope=scope).get("traceparent", ""))
         scope["chairlift.caller"] = caller
         recorder = _Recorder(send, caller.request_id)
         try:
@@ -61,10 +63,10 @@ class Gate:
             if not isinstance(error, ChairliftError):
                 log.exception("request failed", request_id=caller.request_id)
             if recorder.status is None:
-                await _answer(error, scope, receive, recorder)
+                await self._refuse(error, scope, receive, recorder)
         except asyncio.CancelledError:  # the server's time to shut down is over; not news to it
             if recorder.status is None:
-                await _answer(shutting_down(), scope, receive, recorder)
+                await self._refuse(shutting_down(), scope, receive, recorder)
         finally:
             self._record(scope, recorder.status or 499, caller, time.monotonic() - start)
 
@@ -79,6 +81,11 @@ class Gate:
         is_counted = scope["method"] == "POST"
         with self._places.hold(caller.tenant, 1) if is_counted else nullcontext():
             await self._app(scope, receive, send)
+
+    async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = answer_for(error, request_id_of(scope))
+        self._metrics.refused(answer.code or answer.type)
+        await answer.response()(scope, receive, send)
 
     def _record(self, scope: Scope, status: int, caller: Caller, duration_s: float) -> None:
         """499 is nginx's way to say that the caller left."""
@@ -111,10 +118,6 @@ class _Recorder:
             self.status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self._request_id
         await self._send(message)
-
-
-async def _answer(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-    await answer_for(error, request_id_of(scope)).response()(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

@@ -26,15 +26,16 @@ from ...shared.errors import (
     RequestFailedError,
     RequestIdConflictError,
 )
-from ...shared.settings import ServeSettings
 from ..bell import Bell
 from ..results import Delta, exception_for
 from ..token_stream import TokenStream
 from .answer_form import AnswerForm
+from .context import Context
 from .idempotency import key_reused
-from .metrics import Metrics, Stopwatch
+from .metrics import Stopwatch
 from .opening import OpenedAnswer
 from .sending import ImpatientSend
+from .spans import Span
 
 log = structlog.get_logger(__name__)
 
@@ -83,12 +84,15 @@ class Generation:
     On leaving, what still runs is cancelled, unless somebody may come back for it.
     """
 
-    def __init__(self, opened: OpenedAnswer, metrics: Metrics, settings: ServeSettings) -> None:
+    def __init__(self, opened: OpenedAnswer, context: Context, span: Span | None = None) -> None:
+        """The span is told what it sees, and handed on at the end."""
+        metrics, settings = context.metrics, context.settings
         self.opened = opened
         self.form = opened.form  # a joined request's own, from the first event on
         self.is_abandoned = False
         self._loop = asyncio.get_running_loop()
         self._context = opened.form.encode()
+        self._span, self._spans = span, context.spans
         self._pause_s = settings.keep_alive_s
         self._max_buffer_bytes = settings.max_buffer_bytes
         self._stopwatches = {
@@ -125,6 +129,8 @@ class Generation:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._span is not None:
+            self._spans.end(self._span, is_abandoned=self.is_abandoned)
 
     def watch(self, receive: Receive, send: ImpatientSend) -> None:
         """Leaves at once when the caller hangs up; `send` gives up on one who takes nothing, or
@@ -223,6 +229,8 @@ class Generation:
         if delta.queue is None:
             self._recognise(self.opened.streams[index])
             self._stopwatches[index].saw(delta)
+            if self._span is not None:
+                self._span.saw(index, delta)
 
     def _recognise(self, stream: TokenStream) -> None:
         """Whose request it is, which is known by its first news; HttpError if another's."""

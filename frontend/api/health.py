@@ -19,6 +19,10 @@ def tell_draining(app: FastAPI) -> None:
     app.state.is_draining = True
 
 
+def is_draining(app: FastAPI) -> bool:
+    return getattr(app.state, "is_draining", False)
+
+
 def health_router(client: AsyncClient) -> APIRouter:
     router = APIRouter()
 
@@ -44,7 +48,7 @@ def health_router(client: AsyncClient) -> APIRouter:
 
 
 def _state(app: FastAPI, client: AsyncClient) -> str:
-    return "draining" if getattr(app.state, "is_draining", False) else client.condition
+    return "draining" if is_draining(app) else client.condition
 
 
 def _told(state: str) -> Response:

@@ -18,6 +18,7 @@ from .context import Served
 from .generation_request import Choice, GenerationRequest
 from .idempotency import HEADER, body_digest, key_reused
 from .position import Position
+from .receipts import wants_receipt
 from .reply_plan import ReplyPlan
 from .response_id import ResponseId
 
@@ -89,6 +90,7 @@ def submission(
         if key is None
         else context.idempotency.response_id(asked.endpoint, tenant, key)
     )
+    has_receipt = wants_receipt(request.headers)
     options = asked.options(context, tenant)
     choices = asked.choices(prompts, greeting, tokenizer, plan, response_id.seed)
     form = AnswerForm(
@@ -100,7 +102,8 @@ def submission(
         n=asked.num_candidates,
         num_best=asked.num_told if asked.num_told < asked.num_candidates else 0,
         num_prompt_tokens=sum(map(len, prompts)),
-        has_usage=asked.has_usage,
+        has_usage=asked.has_usage or has_receipt,
+        has_receipt=has_receipt,
         tells_cached=not context.has_tenants or bool(options.cache_salt),
         survives_hangup=asked.resumable or has_key,
         body_digest=body_digest(asked.endpoint, asked) if has_key else "",

@@ -48,7 +48,7 @@ class Response:
         }
         self._listener = listener
         self._output = Output(response_id, listener.call_ids)
-        self._usage = Usage(form, [listener])
+        self._usage = Usage(response_id, form, [listener])
         self.status: ResponseStatus = "in_progress"
         self.num_tokens = 0
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from .answer_schemas import Queue, TokenLogprob, Told
+from .answer_schemas import Queue, TokenLogprob, Told, ToldReceipt
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Json = dict[str, Any]
@@ -70,6 +70,7 @@ class ResponseUsage(Told):
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     total_tokens: int
+    receipt: list[ToldReceipt] | None = None
 
 
 class IncompleteDetails(Told):

@@ -26,6 +26,7 @@ from .answer_schemas import (
 )
 from .gate import OPEN_PATHS
 from .parameters import HAS_NO_EFFECT, Neutral
+from .receipts import HEADER as RECEIPT_HEADER
 from .responses_schema import RESPONSE_EVENTS, ResponseBody
 
 REFERENCE = "#/components/schemas/{model}"
@@ -85,6 +86,7 @@ ANSWERS: dict[str, Json] = {
     "/health": as_json(Health),
     "/ready": as_json(Health),
     "/version": as_json(Version),
+    "/watch": {"text/event-stream": {"schema": {"type": "string"}}},
     "/metrics": {"text/plain": {"schema": {"type": "string"}}},
 }
 ANSWER_SCHEMAS: tuple[type[BaseModel], ...] = (
@@ -137,10 +139,19 @@ IDEMPOTENCY_KEY = parameter(
 )
 
 
-def documented(schema: type[BaseModel], *, takes_key: bool = True) -> Json:
-    """Arguments for a route whose body is a `schema`, and that may have an Idempotency-Key."""
+RECEIPT = parameter(
+    RECEIPT_HEADER,
+    "header",
+    "1: tell with the usage, in a stream too, how the request fared among the others.",
+    {"enum": ["0", "1"], "default": "0"},
+)
+
+
+def documented(schema: type[BaseModel], *, generates: bool = True) -> Json:
+    """Arguments for a route whose body is a `schema`, and that may have our headers if it
+    generates."""
     body = {"required": True, "content": as_json(schema)}
-    extra = {"requestBody": body, "parameters": [IDEMPOTENCY_KEY] if takes_key else []}
+    extra = {"requestBody": body, "parameters": [IDEMPOTENCY_KEY, RECEIPT] if generates else []}
     return {"openapi_extra": extra, "responses": ERRORS}
 
 

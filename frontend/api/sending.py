@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -66,6 +66,13 @@ class ImpatientSend:
         if is_enough or now - self._waits_since > self._stall_timeout_s:
             self._has_given_up = True
             self._task.cancel()
+
+
+async def until_hung_up(receive: Receive) -> None:
+    """Raises ClientDisconnect then."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientDisconnect
 
 
 def json_answer(content: dict[str, Any], status: int = 200) -> Response:

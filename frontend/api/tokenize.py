@@ -72,7 +72,7 @@ class DetokenizeRequest(RequestBody):
 def tokenize_router(context: Context) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/tokenize", **documented(TokenizeRequest, takes_key=False))
+    @router.post("/tokenize", **documented(TokenizeRequest, generates=False))
     async def tokenize(request: Request) -> Response:
         """Say which tokens the model would read."""
         asked = validated(TokenizeRequest, await read_json(request, context.settings))
@@ -87,7 +87,7 @@ def tokenize_router(context: Context) -> APIRouter:
             answer["token_strs"] = [tokenizer.backend.id_to_token(token_id) for token_id in tokens]
         return json_answer(answer)
 
-    @router.post("/detokenize", **documented(DetokenizeRequest, takes_key=False))
+    @router.post("/detokenize", **documented(DetokenizeRequest, generates=False))
     async def detokenize(request: Request) -> Response:
         """Say what tokens spell, special ones by their names."""
         asked = validated(DetokenizeRequest, await read_json(request, context.settings))

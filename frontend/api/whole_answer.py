@@ -28,7 +28,7 @@ class WholeAnswer:
         self._form = form
         self._head = form.head(response_id) | {"object": SHAPES[form.endpoint].object}
         self._narrators = narrators
-        self._usage = Usage(form, narrators)
+        self._usage = Usage(response_id, form, narrators)
         self._wholes = [_Whole() for _ in range(form.num_choices)]
 
     @property

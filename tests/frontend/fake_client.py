@@ -23,6 +23,7 @@ from chairlift.shared.errors import (
 from chairlift.shared.logprobs import TokenLogprob
 from chairlift.shared.messages import Finish, Greeting, WorkerStats
 from chairlift.shared.sampling_params import MAX_LOGPROBS, SamplingParams
+from chairlift.shared.steps import Receipt
 from chairlift.shared.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -42,6 +43,7 @@ TALKATIVE = (
 )
 MAX_MODEL_LEN = 1000
 DEFAULT_OPTIONS = RequestOptions()
+RECEIPT = Receipt(queued_us=1000, first_token_us=2000, total_us=6000, num_steps=5, num_mates=5)
 TAKEN_OVER = Finish("abort", code="taken_over", message="another reader took over")
 CONFLICT = Finish("error", code="request_id_conflict", message="another request runs under it")
 INCOMPLETE = Finish("error", code="incomplete", message="the stream broke off")
@@ -228,6 +230,7 @@ class FakeStream:
             if delta.finish:
                 self.ended.set()
                 self._client.leave(self, may_go_on=True)
+                delta = replace(delta, receipt=RECEIPT)
             yield delta
 
     async def _until_more_than(self, count: int) -> None:
@@ -264,7 +267,13 @@ class FakeClient:
             frame_number=0,
             orphan_grace_ms=30_000,
         )
-        self.stats = WorkerStats(num_blocks=10, num_free_blocks=4, num_prompt_tokens=7)
+        self.stats = WorkerStats(
+            num_blocks=10,
+            num_free_blocks=4,
+            num_prompt_tokens=7,
+            phases_us=(1_000_000, 2_000_000, 3_000_000, 4_000_000, 5_000_000, 6_000_000),
+            num_refused=[("overloaded", 2)],
+        )
         self.silence_s = 0.0
         self.num_live = 0
         self.trouble: str | None = None

@@ -344,6 +344,12 @@ def test_metrics(http: TestClient, fake: Any) -> None:
         'chairlift:request_success_total{finished_reason="stop"} 1.0',
         'chairlift:http_requests_total{method="POST",route="/v1/completions",status="400"} 1.0',
         'chairlift:http_requests_total{method="other",route="unknown",status="404"} 1.0',
+        'chairlift:http_refusals_total{code="invalid_value"} 1.0',
+        'chairlift:tokens_total{kind="prompt"} 7.0',
+        'chairlift:tokens_total{kind="cached"} 0.0',
+        'chairlift:step_seconds_total{phase="forward"} 3.0',
+        'chairlift:requests_refused_total{code="overloaded"} 2.0',
+        "chairlift:request_queue_time_seconds_count 0.0",
     ):
         assert line in text, line
 

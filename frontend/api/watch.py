@@ -1,0 +1,178 @@
+"""GET /watch: the running batch as server-sent events, step by step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, FastAPI, Request
+from msgspec.structs import asdict
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ...shared.errors import InvalidRequestError
+from ...shared.steps import PHASES, Ended, StepRecord, split_hashes
+from ..client import AsyncClient
+from ..step_feed import StepFeed
+from .answer_form import Json
+from .context import Context
+from .errors import HttpError
+from .health import is_draining
+from .receipts import receipt_json
+from .schema import ERRORS
+from .sending import STREAM_HEADERS, send_end, start, until_hung_up
+from .spans import Span, unix_us
+
+STATS_S = 1.0
+MAX_WATCHERS = 32
+MAX_SPANS = 256  # that wait for a slow reader
+
+# fmt: off
+DOCUMENTATION: dict[str, Any] = {
+    "responses": {
+        **ERRORS,
+        200: {"content": {"text/event-stream": {}}, "description": "Events, until you leave"},
+    },
+}
+# fmt: on
+
+
+def watch_router(context: Context) -> APIRouter:
+    router = APIRouter()
+    watchers: set[WatchAnswer] = set()
+
+    @router.get("/watch", **DOCUMENTATION)
+    async def watch(request: Request) -> Response:
+        """See the batch move: what each step computed for which request, who waits, where the time
+        went, and each request's receipt when it ends. docs/api.md has the events."""
+        for name in request.query_params:
+            message = f"unknown parameter {name[:40]}"
+            raise InvalidRequestError(message, param=name[:40], code="unknown_parameter")
+        return WatchAnswer(context, watchers)
+
+    return router
+
+
+class WatchAnswer(Response):
+    """Sends the worker's steps to one reader until it leaves; one who is slow misses some."""
+
+    def __init__(self, context: Context, watchers: set[WatchAnswer]) -> None:
+        super().__init__()
+        self._context = context
+        self._watchers = watchers
+        self._spans: deque[Span] = deque(maxlen=MAX_SPANS)
+        self._stats_due = float("-inf")
+        self._epoch: int | None = -1  # of the worker that was told of; -1 is of none yet
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises HttpError, before anything is sent, when enough watch already."""
+        if len(self._watchers) >= MAX_WATCHERS:
+            message = f"{MAX_WATCHERS} watch already: close one"
+            raise HttpError(429, message, code="too_many_watchers")
+        self._watchers.add(self)
+        self._context.spans.listen(self._spans.append)
+        tasks = [
+            asyncio.create_task(until_hung_up(receive)),
+            asyncio.create_task(self._send_events(scope["app"], send)),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self._context.spans.leave(self._spans.append)
+            self._watchers.remove(self)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send_events(self, app: FastAPI, send: Send) -> None:
+        """Until the server drains; raises ClientDisconnect for a reader who takes nothing."""
+        await start(send, STREAM_HEADERS)
+        async with self._context.client.watch() as feed:
+            while not is_draining(app):
+                part = b"".join(await self._next_events(feed))
+                try:
+                    async with asyncio.timeout(self._context.settings.stall_timeout_s):
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                except TimeoutError:
+                    raise ClientDisconnect from None
+        await send_end(send)
+
+    async def _next_events(self, feed: StepFeed) -> list[bytes]:
+        """At least one, within STATS_S."""
+        events = []
+        try:
+            async with asyncio.timeout_at(self._stats_due):
+                steps = await anext(feed)
+            events.append(_event("steps", [_step(record) for record in steps.records]))
+            events.append(_event("ended", [_end(ended) for ended in steps.ended]))
+        except TimeoutError:
+            self._stats_due = asyncio.get_running_loop().time() + STATS_S
+            events += self._stats_events()
+        if self._spans:
+            events.append(_event("requests", [_span(span) for span in self._spans]))
+            self._spans.clear()
+        return [event for event in events if event]
+
+    def _stats_events(self) -> list[bytes]:
+        """Who the worker is comes first, when that has changed."""
+        client, events = self._context.client, []
+        epoch = client.worker.epoch if client.worker else None
+        if epoch != self._epoch:
+            self._epoch = epoch
+            events.append(_event("worker", _worker(client)))
+        stats = {"condition": client.condition, **asdict(client.stats)}
+        return [*events, _event("stats", stats)]
+
+
+def _event(name: str, content: list[Json] | Json) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(content)) if content else b""
+
+
+def _worker(client: AsyncClient) -> Json:
+    worker = client.worker
+    return {
+        "model": worker.model if worker else None,
+        "epoch": worker.epoch if worker else 0,
+        "max_model_len": worker.max_model_len if worker else 0,
+        "num_blocks": client.stats.num_blocks,
+        "condition": client.condition,
+    }
+
+
+def _step(record: StepRecord) -> Json:
+    return {
+        "number": record.number,
+        "began_us": record.began_us,
+        "phases_us": dict(zip(PHASES, record.phases_us, strict=True)),
+        "num_waiting": record.num_waiting,
+        "waiting": split_hashes(record.waiting),
+        "num_free_blocks": record.num_free_blocks,
+        "num_shared_blocks": record.num_shared_blocks,
+        "preempted": split_hashes(record.preempted),
+        "rows": {"request": split_hashes(record.requests), **record.columns},
+    }
+
+
+def _end(ended: Ended) -> Json:
+    request = ended.request.hex()
+    receipt = receipt_json(request, ended.receipt)
+    return {"request": request, "reason": ended.reason, "receipt": receipt}
+
+
+def _span(span: Span) -> Json:
+    first_token = span.first_token
+    return {
+        "requests": span.hashes,
+        "request_id": span.request_id,
+        "endpoint": span.response_id.endpoint,
+        "outcome": span.outcome,
+        "began_us": unix_us(span.arrived),
+        "submitted_us": unix_us(span.submitted),
+        "first_token_us": None if first_token is None else unix_us(first_token),
+        "ended_us": unix_us(span.ended),
+    }
