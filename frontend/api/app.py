@@ -23,6 +23,7 @@ from .idempotency import Idempotency
 from .messages import CalledFunction, ChatMessage, ToolCall
 from .metrics import Metrics, metrics_router
 from .models import models_router
+from .page import page_router
 from .places import Places
 from .responses import responses_router
 from .responses_request import RESPONSE_PARTS, ResponsesRequest
@@ -76,5 +77,6 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
     app.include_router(watch_router(context))
     app.include_router(health_router(client))
     app.include_router(metrics_router(metrics))
+    app.include_router(page_router())
     app.add_middleware(Gate, keys=keys, places=places, metrics=metrics)
     return app

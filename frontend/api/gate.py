@@ -18,9 +18,10 @@ from ...shared.errors import ChairliftError
 from ..auth import ApiKeys
 from .errors import HttpError, answer_for, request_id_of, shutting_down
 from .metrics import Metrics
+from .page import PAGE_PATHS
 from .places import Places
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = PAGE_PATHS | {"/health", "/ready"}
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from chairlift.frontend import auth
 from chairlift.frontend.api.gate import OPEN_PATHS
+from chairlift.frontend.api.page import PAGE_PATHS
 from chairlift.frontend.auth import ApiKeys
 from chairlift.shared.settings import ServeSettings
 from tests.frontend.loopback import exchange, loopback, post
@@ -58,12 +59,12 @@ def routes_of(routes: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("authorization", WRONG.values(), ids=WRONG.keys())
 def test_every_route_is_closed(http: TestClient, authorization: bytes | None) -> None:
-    """Only /health and /ready are open, whatever routes there are; what does not exist is not told
-    either."""
+    """Only /health, /ready and the page's files are open, whatever routes there are; what does not
+    exist is not told either."""
     headers = [] if authorization is None else [(b"authorization", authorization)]
     paths = set(routes_of(http.app.routes))  # type: ignore[attr-defined]
     assert {"/health", "/metrics", "/docs", "/openapi.json", "/v1/completions"} <= paths
-    assert len(paths) >= 9 and {"/health", "/ready"} == OPEN_PATHS
+    assert len(paths) >= 9 and {"/health", "/ready"} == OPEN_PATHS - PAGE_PATHS
     for path in [*paths - OPEN_PATHS, "/nothing", "/health/", "//health", "/health/../metrics"]:
         for method in METHODS:
             answer = http.request(method, path, headers=headers)

@@ -1,0 +1,67 @@
+/** Beside the rows: whose each is, and how far it has come. */
+
+import { element } from "./dom.js";
+
+/** @typedef {import("./watched_request.js").WatchedRequest} WatchedRequest */
+
+const HASH_WIDTH = 62;
+const NARROW = 110;
+
+export class Gutter {
+  #canvas = /** @type {HTMLCanvasElement} */ (element("gutter"));
+  #view;
+
+  /** @param {import("./batch_view.js").BatchView} view */
+  constructor(view) {
+    this.#view = view;
+  }
+
+  /** @param {import("./palette.js").Palette} palette */
+  draw(palette) {
+    const width = this.#canvas.parentElement?.clientWidth ?? 0;
+    const scale = devicePixelRatio;
+    this.#canvas.width = Math.round(width * scale);
+    this.#canvas.height = Math.round(this.#view.height * scale);
+    this.#canvas.style.height = `${this.#view.height}px`;
+    const context = this.#canvas.getContext("2d");
+    if (!context) return;
+    context.scale(scale, scale);
+    const size = Math.min(12, Math.max(9, this.#view.rowHeight - 3));
+    context.font = `${size}px ${getComputedStyle(this.#canvas).fontFamily}`;
+    context.textBaseline = "middle";
+    this.#view.holders().forEach((request, lane) => {
+      if (request) this.#drawLabel(context, request, this.#view.top(lane), width, palette);
+    });
+  }
+
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {WatchedRequest} request
+   * @param {number} top
+   * @param {number} width
+   * @param {import("./palette.js").Palette} palette
+   */
+  #drawLabel(context, request, top, width, palette) {
+    const middle = top + this.#view.rowHeight / 2;
+    const isSelected = request === this.#view.selected;
+    if (isSelected) {
+      context.fillStyle = palette.ink;
+      context.fillRect(0, top + 1, 3, this.#view.rowHeight - 2);
+    }
+    context.textAlign = "left";
+    context.fillStyle = request.ending ? palette.faint : palette.ink;
+    context.fillText(request.hash, 8, middle);
+    if (width < NARROW) return;
+    const right = width - 10;
+    context.textAlign = "right";
+    context.fillStyle = request.ending ? palette.faint : palette.muted;
+    context.fillText(progressOf(request), right, middle, right - HASH_WIDTH - 12);
+  }
+}
+
+/** @param {WatchedRequest} request */
+export function progressOf(request) {
+  if (request.ending) return request.ending.reason;
+  if (!request.cell) return "waiting";
+  return `${request.cell.num_computed_tokens}/${request.cell.num_total_tokens}`;
+}

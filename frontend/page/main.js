@@ -1,0 +1,49 @@
+/** All parts put together. */
+
+import { Board } from "./board.js";
+import { element } from "./dom.js";
+import { Feed } from "./feed.js";
+import { History } from "./history.js";
+import { KeyDialog } from "./key_dialog.js";
+import { Playground } from "./playground.js";
+import { Session } from "./session.js";
+import { Status } from "./status.js";
+
+const keyDialog = new KeyDialog();
+const session = new Session((reason) => keyDialog.ask(reason));
+const history = new History();
+const board = new Board(history);
+const playground = new Playground(session, (receipt) => board.showReceipt(receipt));
+const status = new Status(() => void playground.loadModels());
+
+/** @type {Record<string, (data: any) => void>} */
+const heard = {
+  worker: (worker) => {
+    if (status.meet(worker)) history.restart();
+    history.size(worker.num_blocks);
+  },
+  stats: (stats) => {
+    status.note(stats);
+    board.note(stats);
+  },
+  steps: (steps) => {
+    for (const step of steps) history.add(step);
+    board.redraw();
+  },
+  requests: (ended) => {
+    for (const one of ended) history.noteHttp(one);
+  },
+};
+
+const feed = new Feed(
+  session,
+  (name, data) => heard[name]?.(data),
+  (phase) => {
+    if (phase.name === "lost") history.breakOff();
+    status.show(phase);
+  },
+);
+
+element("idle-samples").addEventListener("click", () => playground.startSamples());
+void playground.loadModels();
+void feed.run();

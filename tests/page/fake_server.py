@@ -1,0 +1,76 @@
+"""The real app over a scripted client, with a feed that a test writes, on a loopback port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import uvicorn
+from starlette.routing import Route
+
+from chairlift.frontend.api import create_app
+from chairlift.frontend.api.http_protocol import timed_protocol
+from chairlift.frontend.client import AsyncClient
+from chairlift.shared.settings import ServeSettings
+from tests.frontend.fake_client import FakeClient
+from tests.page.fake_feed import FakeFeed
+from tests.page.rehearsal import Rehearsal
+
+START_S = 10.0
+
+
+@dataclass(frozen=True)
+class FakeServer:
+    """One server, and the hands that move it."""
+
+    url: str
+    feed: FakeFeed
+    fake: FakeClient
+    rehearsal: Rehearsal
+    loop: asyncio.AbstractEventLoop
+
+    def tell_steps(self, count: int) -> None:
+        """So many steps more of the rehearsal, at once."""
+        self.feed.tell("steps", self.rehearsal.steps(count))
+
+    def permit(self, count: int = 1) -> None:
+        """So many tokens of the scripted answers, where the client has a gate."""
+        gate = self.fake.gate
+        assert gate is not None
+        for _ in range(count):
+            self.loop.call_soon_threadsafe(gate.release)
+
+
+@contextmanager
+def serving(settings: ServeSettings, rehearsal: Rehearsal) -> Iterator[FakeServer]:
+    fake, feed = FakeClient(), FakeFeed()
+    feed.opening = [("worker", rehearsal.worker()), ("stats", rehearsal.stats())]
+    app = create_app(cast(AsyncClient, fake), settings)
+    app.router.routes.insert(0, Route("/watch", feed.watch))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        ws="none",
+        http=timed_protocol(settings.header_timeout_s),
+        timeout_graceful_shutdown=0,
+    )
+    server = uvicorn.Server(config)
+    loop = asyncio.new_event_loop()
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(
+        target=lambda: loop.run_until_complete(server.serve(sockets=[listener])), daemon=True
+    )
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield FakeServer(url, feed, fake, rehearsal, loop)
+    finally:
+        feed.drop()
+        server.should_exit = True
+        thread.join(START_S)
+        loop.close()
