@@ -1,14 +1,16 @@
-"""The command: `chairlift worker`, `chairlift serve`, `chairlift keygen`, `chairlift version`."""
+"""The command `chairlift`: a table of what it can do, and one line for what goes wrong."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .shared.errors import ChairliftError
+from .shared.errors import ChairliftError, NotInstalledError
 
 if TYPE_CHECKING:
     from .shared.settings import WorkerSettings
@@ -18,54 +20,51 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: chairlift COMMAND [options]
 
-  worker   load a model and run its steps; needs chairlift[worker]
-  serve    speak HTTP for a worker, as the OpenAI API does; needs chairlift[server]
-  keygen   make the keys that worker and frontends need on tcp beyond this machine
-  version  print the version
+{commands}
 
-`chairlift COMMAND --help` lists the options; each can also come from the environment as
-CHAIRLIFT_NAME or from a .env file."""
+`chairlift COMMAND --help` lists the options; those of processes that go on running can also come
+from the environment as CHAIRLIFT_NAME or from a .env file. `serve --frontend NAME` runs another
+frontend than HTTP, of any package that is installed: docs/frontends.md."""
 
-EXTRAS = {"worker": "worker", "serve": "server"}
 TORCH_HINT = """
 First, without a GPU: pip install torch --index-url https://download.pytorch.org/whl/cpu
 (PyPI's own torch brings gigabytes for GPUs). In a clone scripts/bootstrap does both."""
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What `chairlift NAME` does, and the extra of chairlift that it can't do it without."""
+
+    duty: str
+    run: Callable[[list[str]], int]
+    extra: str = ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 failed while running, 2 wrong settings or nothing to run."""
-    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    match command:
-        case "worker" | "serve" | "keygen":
-            return _run(command, rest)
-        case "version" | "--version":
-            print(f"chairlift {__version__}")
-            return 0
-        case "help" | "--help" | "-h":
-            print(USAGE)
-            return 0
-    known = "worker, serve, keygen or version"
-    print(f"chairlift: unknown command {command!r}: use {known}", file=sys.stderr)
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["help"]
+    name = {"--version": "version", "--help": "help", "-h": "help"}.get(name, name)
+    if name in COMMANDS:
+        return _run(name, COMMANDS[name], rest)
+    *names, last = COMMANDS
+    print(f"chairlift: unknown command {name!r}: use {', '.join(names)} or {last}", file=sys.stderr)
     return 2
 
 
-def _run(command: str, arguments: list[str]) -> int:
+def _run(name: str, command: Command, arguments: list[str]) -> int:
     try:
-        return {"worker": _worker, "serve": _serve, "keygen": _keygen}[command](arguments)
+        return command.run(arguments)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing.split(".")[0] in {"", "chairlift"}:
             raise
-        hint = TORCH_HINT if command == "worker" else ""
-        print(
-            f"chairlift {command}: {missing} is not installed: "
-            f"pip install 'chairlift[{EXTRAS[command]}]'{hint}",
-            file=sys.stderr,
-        )
+        hint = TORCH_HINT if name == "worker" else ""
+        extra = f"pip install 'chairlift[{command.extra}]'"
+        print(f"chairlift {name}: {missing} is not installed: {extra}{hint}", file=sys.stderr)
         return 2
     except ChairliftError as error:
-        print(f"chairlift {command}: {error}", file=sys.stderr)
-        return 1
+        print(f"chairlift {name}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, NotInstalledError) else 1
     except KeyboardInterrupt:
         return 130
 
@@ -94,20 +93,49 @@ def _work(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -> int
 
 
 def _serve(arguments: list[str]) -> int:
-    from .shared.logs import configure_logs
-    from .shared.settings import ServeSettings, load_settings
+    from .frontend.frontends import run_frontend
 
-    settings = load_settings(ServeSettings, "serve", arguments)
-    configure_logs(settings.log_format, settings.log_level)
-    from .frontend.api.serve import run
+    parser = argparse.ArgumentParser("chairlift serve", add_help=False, allow_abbrev=False)
+    parser.add_argument("--frontend", default="http", metavar="NAME")
+    chosen, rest = parser.parse_known_args(arguments)
+    return run_frontend(chosen.frontend, rest)
 
-    return run(settings)
+
+def _chat(arguments: list[str]) -> int:
+    from .frontend.frontends import run_frontend
+
+    return run_frontend("chat", arguments)
 
 
 def _keygen(arguments: list[str]) -> int:
     from .shared.keygen import run
 
     return run(arguments)
+
+
+def _version(_: list[str]) -> int:
+    print(f"chairlift {__version__}")
+    return 0
+
+
+def _help(_: list[str]) -> int:
+    rows = [
+        f"  {name:8} {command.duty}"
+        + (f"; needs chairlift[{command.extra}]" if command.extra else "")
+        for name, command in COMMANDS.items()
+    ]
+    print(USAGE.format(commands="\n".join(rows)))
+    return 0
+
+
+COMMANDS = {
+    "worker": Command("load a model and run its steps", _worker, "worker"),
+    "serve": Command("speak HTTP for a worker, as the OpenAI API does", _serve, "server"),
+    "chat": Command("talk with the worker's model in a terminal", _chat, "terminal"),
+    "keygen": Command("make the keys for worker and frontends on tcp beyond this machine", _keygen),
+    "version": Command("print the version", _version),
+    "help": Command("print this", _help),
+}
 
 
 if __name__ == "__main__":

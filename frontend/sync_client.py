@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from typing import Any, Literal, Self, TypeVar
 
 from ..shared.curve import FrontendCurve
 from ..shared.errors import ClientClosedError
+from ..shared.messages import Greeting
 from ..shared.tokenizer import Tokenizer
 from .client import AsyncClient
 from .embedding import Embedding
@@ -49,13 +50,23 @@ class Client:
         self._pid: int | None = None
         self._is_closed = False
 
+    @property
+    def worker(self) -> Greeting | None:
+        """See AsyncClient.worker."""
+        return self._client.worker
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """See AsyncClient.tokenizer."""
+        return self._client.tokenizer
+
     def connect(self, timeout_s: float | None = None) -> None:
         """See AsyncClient.connect."""
         self._run(self._client.connect(timeout_s))
 
     def stream(
         self, prompt: Prompt, *, wants_queue_news: bool = False, **params: Any
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta, None, None]:
         """See AsyncClient.stream; leaving the loop cancels."""
         deltas = self._client.stream(prompt, wants_queue_news=wants_queue_news, **params)
         try:

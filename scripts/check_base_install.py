@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from importlib.metadata import distribution, distributions
 
-HEAVY = {"torch", "numpy", "fastapi", "starlette", "uvicorn", "pydantic", "transformers", "triton"}
+HEAVY = {"torch", "triton", "numpy", "transformers", "fastapi", "starlette", "uvicorn", "pydantic"}
+HEAVY |= {"rich"}
 
 
 def main() -> None:

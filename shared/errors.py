@@ -12,6 +12,7 @@ ChairliftError
 ├── TokenizerMismatchError     client and worker would not speak of the same token ids
 ├── ModelError                 a checkpoint that can't be loaded
 ├── AddressError               an address that can't be bound or connected
+├── NotInstalledError          a package that has to be installed first
 └── ClientClosedError          the client was closed, or belongs to another process or event loop
 """
 
@@ -94,6 +95,10 @@ class ModelError(ChairliftError):
 
 class AddressError(ChairliftError):
     """The address is malformed, taken, or not allowed."""
+
+
+class NotInstalledError(ChairliftError):
+    """What was asked for is no part of this installation; the text names what is missing."""
 
 
 class ClientClosedError(ChairliftError):

@@ -1,4 +1,4 @@
-"""What a worker and a server can be told, from flags, the environment and `.env`.
+"""What worker and frontends can be told, from flags, the environment and `.env`.
 
 A flag beats the environment, the environment beats `.env`. Every variable is the flag's name in
 capitals after CHAIRLIFT_. Python clients have no pydantic and read three of them by themselves.
@@ -54,7 +54,7 @@ def _name_of_model(values: dict[str, Any]) -> str:
 
 
 class _Settings(BaseSettings):
-    """What both processes need: where they meet and how they log."""
+    """What all processes need: where they meet and how they log."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -226,12 +226,26 @@ class WorkerSettings(_Settings):
 ToolFormat = Literal["auto", "none", "hermes", "llama_json", "pythonic", "mistral", "mistral_args"]
 
 
-class ServeSettings(_Settings):
-    """One HTTP server: where it listens, who may ask, and how much."""
+class ClientSettings(_Settings):
+    """What every frontend needs: the worker, and the keys to it."""
 
     curve_worker: Path | None = Field(
         default=None, description="File with the worker's public key, for tcp."
     )
+
+    def load_curve(self) -> FrontendCurve | None:
+        """From the files as they are now. Raises AddressError."""
+        return FrontendCurve.given(self.curve_key, self.curve_worker)
+
+    @model_validator(mode="after")
+    def _curve_suits_the_address(self) -> Self:
+        self._check_curve(self.load_curve)
+        return self
+
+
+class ServeSettings(ClientSettings):
+    """One HTTP server: where it listens, who may ask, how much. `--frontend NAME` runs another."""
+
     host: str = Field(default="127.0.0.1", min_length=1, description="Interface to listen on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         default=8000,
@@ -292,15 +306,6 @@ class ServeSettings(_Settings):
         default=3.0, description="Seconds to finish running requests after that."
     )
 
-    def load_curve(self) -> FrontendCurve | None:
-        """From the files as they are now. Raises AddressError."""
-        return FrontendCurve.given(self.curve_key, self.curve_worker)
-
-    @model_validator(mode="after")
-    def _curve_suits_the_address(self) -> Self:
-        self._check_curve(self.load_curve)
-        return self
-
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, keys: object) -> object:
@@ -329,7 +334,7 @@ class _PlainPort(PydanticBaseSettingsSource):
         return {"port": value} if value else {}
 
 
-S = TypeVar("S", WorkerSettings, ServeSettings)
+S = TypeVar("S", bound=_Settings)
 
 
 def load_settings(kind: type[S], command: str, arguments: Sequence[str]) -> S:

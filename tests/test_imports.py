@@ -28,6 +28,7 @@ ONLY_IN = {  # a library that has one home
     "fastapi": "frontend",
     "starlette": "frontend",
     "uvicorn": "frontend",
+    "rich": "frontend",
     "transformers": "the tests",
 }
 TORCH_FREE = {

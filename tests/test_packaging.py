@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import chairlift
-from chairlift.shared.settings import ServeSettings, WorkerSettings
+from chairlift.frontend.terminal.chat_settings import ChatSettings
+from chairlift.shared.settings import ClientSettings, ServeSettings, WorkerSettings
 
 pytestmark = pytest.mark.checkout
 
@@ -253,7 +254,7 @@ SWITCHES = {
 }
 
 
-def _flags(kind: type[WorkerSettings] | type[ServeSettings]) -> set[str]:
+def _flags(kind: type[WorkerSettings] | type[ClientSettings]) -> set[str]:
     names = {name.replace("_", "-") for name in kind.model_fields}
     return {"help", *names, *(f"no-{name}" for name in names & SWITCHES)}
 
@@ -265,6 +266,7 @@ def _flags(kind: type[WorkerSettings] | type[ServeSettings]) -> set[str]:
         "SECURITY.md",
         "ARCHITECTURE.md",
         "CHANGELOG.md",
+        "docs/frontends.md",
         "docs/int8.md",
         "docs/reliability.md",
     ],
@@ -275,7 +277,8 @@ def test_documented_flags_exist(document: str) -> None:
     worker, serve = _flags(WorkerSettings), _flags(ServeSettings)
     commands = {
         "chairlift worker": worker,
-        "chairlift serve": serve,
+        "chairlift serve": {*serve, "frontend"},
+        "chairlift chat": _flags(ChatSettings),
         "chairlift keygen": {"directory"},
         "scripts/server": worker | serve,
     }

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,10 @@ def chairlift(
 
     What it wrote is printed when the test fails. It leads a process group of its own.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("CHAIRLIFT_")}
-    environment |= {f"CHAIRLIFT_{name.upper()}": str(value) for name, value in settings.items()}
-    environment["OMP_NUM_THREADS"] = "1"
     with log.open("ab") if log else open(os.devnull, "ab") as output:
         process = subprocess.Popen(
             [sys.executable, *program, command],
-            env=environment,
+            env=environment_of(settings),
             stderr=output if log else None,
             cwd="/",  # away from any .env
             start_new_session=True,
@@ -49,6 +46,13 @@ def chairlift(
             yield process
         finally:
             stop(process)
+
+
+def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
+    """For one of our processes: ours, with these settings and no others."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CHAIRLIFT_")}
+    environment |= {f"CHAIRLIFT_{name.upper()}": str(value) for name, value in settings.items()}
+    return environment | {"OMP_NUM_THREADS": "1"}
 
 
 @contextmanager

@@ -182,7 +182,7 @@ BARE = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"pydantic", "pydantic_settings", "fastapi", "uvicorn", "torch"}:
+        if name.split(".")[0] in {"pydantic", "fastapi", "uvicorn", "torch", "rich"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
 from chairlift.__main__ import main
@@ -195,6 +195,7 @@ sys.exit(main(sys.argv[1:]))
     [
         ("version", 0, __version__),
         ("serve", 2, "pip install 'chairlift[server]'"),
+        ("chat", 2, "pip install 'chairlift[terminal]'"),
         ("worker", 2, "pip install 'chairlift[worker]'"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Frontends for someone who sits at a terminal; they need chairlift[terminal]."""

@@ -1,0 +1,44 @@
+"""What someone types, or a script writes: one turn of a conversation after the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from io import TextIOWrapper
+
+PROMPT = "> "
+
+
+class Keyboard:
+    """Standard input. At a terminal a line can be edited and earlier ones brought back, and what
+    is pasted is one turn, however many lines it has; otherwise each line is a turn."""
+
+    def __init__(self) -> None:
+        self.is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
+
+    def turns(self) -> Iterator[str]:
+        """Until its end, or Ctrl-C at the prompt; none of them is empty."""
+        lines = self._edited() if self.is_terminal else sys.stdin
+        for line in lines:
+            if line.strip():
+                yield line.rstrip("\n")
+
+    def _edited(self) -> Iterator[str]:
+        _load_line_editor()
+        while True:
+            try:
+                yield input(PROMPT)
+            except (EOFError, KeyboardInterrupt):
+                print()
+                return
+
+
+def _load_line_editor() -> None:
+    """`input` uses it from now on. Python turns off that a paste is told from typing."""
+    with suppress(ImportError):  # not every Python has it
+        import readline
+
+        readline.parse_and_bind("set enable-bracketed-paste on")
