@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
@@ -20,23 +19,23 @@ from ..shared.errors import (
     WorkerUnavailableError,
 )
 from ..shared.messages import Finish, Greeting, Steps, TokenizerFiles, WorkerStats
-from ..shared.queue_place import QueuePlace
 from ..shared.sampling_params import MAX_SEED, SamplingParams, checked, checked_sampling_params
 from ..shared.tokenizer import Tokenizer
 from . import tokenizer_cache
+from .capacity import check_live, check_queue, check_unsent
 from .connection import Connection
+from .deadline import Deadline
 from .embedding import EMBEDDING_PARAMS, Embedding, last_of
 from .environment import curve_from_environment, endpoints_from_environment
+from .home import Home
 from .prompt import ChatMessage, Prompt, check_fits, encode
 from .protocol import News, Opened, Output
 from .readers import Readers
-from .request_options import RequestOptions
+from .request_options import DEFAULT_TTL_S, RequestOptions
 from .results import Completion, Delta, exception_for
 from .step_feed import StepFeed, Watchers
 from .token_stream import TokenStream
 
-MAX_LIVE_REQUESTS = 2048
-MAX_UNSENT = 2048  # messages that the worker has not taken yet
 MAX_IDLE_SILENCE_S = 3.0  # a worker without work speaks four times a second
 MAX_LAST_SILENCE_S = 1.0  # and when it drains without work it is about to be gone
 
@@ -45,14 +44,24 @@ Condition = Literal["ok", "starting", "away", "wedged", "draining"]
 
 
 class AsyncClient:
-    """A connection to one worker, for one event loop.
+    """A connection to one worker: one for a process and its event loop, shared by all tasks.
 
-    Makes its sockets at the first use, so it may be created before a fork or a loop; used in
-    another process or loop afterwards it raises ClientClosedError.
+    Makes its sockets at the first use, so it may be made before a fork or a loop; used in another
+    process or loop afterwards it raises ClientClosedError.
 
         async with AsyncClient() as client:
             async for delta in client.stream("Once upon a time", max_tokens=64):
                 print(delta.text, end="", flush=True)
+
+    A task that is cancelled cancels its request; `timeout_s` bounds it:
+
+        async with AsyncClient() as client:
+            try:
+                answer = await client.complete("Once upon a time", max_tokens=64, timeout_s=30)
+            except chairlift.DeadlineExceededError:
+                print("too late")
+            else:
+                print(answer.text)
     """
 
     def __init__(
@@ -81,11 +90,16 @@ class AsyncClient:
         self._given_tokenizer = tokenizer
         self._tokenizer: Tokenizer | None = None
         self._connection: Connection | None = None
-        self._owner: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._home: Home | None = None
         self._readers: Readers | None = None
         self._watchers: Watchers | None = None
         self._changed = asyncio.Event()
         self._is_closed = False
+
+    @property
+    def address(self) -> str:
+        """Where the worker is, or is looked for."""
+        return self._endpoints.requests.removesuffix("/requests")
 
     @property
     def worker(self) -> Greeting | None:
@@ -131,7 +145,7 @@ class AsyncClient:
     def tokenizer(self) -> Tokenizer:
         """Raises WorkerUnavailableError before it is known."""
         if self._tokenizer is None:
-            raise WorkerUnavailableError(f"no worker has answered yet at {self._where}")
+            raise WorkerUnavailableError(f"no worker has answered yet at {self.address}")
         return self._tokenizer
 
     async def connect(self, timeout_s: float | None = None) -> None:
@@ -148,7 +162,7 @@ class AsyncClient:
                     await self._changed.wait()
         except TimeoutError:
             raise WorkerUnavailableError(
-                f"no worker answered at {self._where}: start one with `chairlift worker`"
+                f"no worker answered at {self.address}: start one with `chairlift worker`"
             ) from None
         self._open()
         self._check_tokenizer()
@@ -195,7 +209,7 @@ class AsyncClient:
         await self.connect()
         connection, readers = self._open()
         self._check_can_answer()
-        self._check_has_room()
+        check_live(self.num_live)
         now = asyncio.get_running_loop().time()
         if request_id not in readers:
             connection.protocol.attach(request_id, now, takes_over=takes_over)
@@ -211,29 +225,46 @@ class AsyncClient:
                 await stream.opened()
         except TimeoutError:
             stream.detach()
-            raise WorkerUnavailableError(f"the worker at {self._where} does not answer") from None
+            raise WorkerUnavailableError(f"the worker at {self.address} does not answer") from None
         except asyncio.CancelledError:
             stream.detach()
             raise
         return stream
 
     def stream(
-        self, prompt: Prompt, *, wants_queue_news: bool = False, **params: Any
+        self,
+        prompt: Prompt,
+        *,
+        timeout_s: float | None = DEFAULT_TTL_S,
+        wants_queue_news: bool = False,
+        **params: Any,
     ) -> AsyncGenerator[Delta, None]:
         """The answer to a text, token ids, or chat messages, piece by piece.
 
+            messages = [{"role": "user", "content": "Tell me a story."}]
+            async for delta in client.stream(messages, max_tokens=64, temperature=0.7):
+                print(delta.text, end="", flush=True)
+
         `params` are SamplingParams by name; `max_tokens` is by default what fits, and a `seed` is
         drawn. With `wants_queue_news` there are Deltas with a `queue` while it waits. Leaving the
-        loop cancels. Raises what `exception_for` gives for a failed request.
+        loop cancels. `timeout_s` after the first piece was asked for it is over, None waits for as
+        long as it takes. Raises DeadlineExceededError then, and what `exception_for` gives for a
+        request that failed otherwise.
         """
-        return self._stream(prompt, params, RequestOptions(wants_queue_news=wants_queue_news))
+        options = RequestOptions(wants_queue_news=wants_queue_news)
+        return self._stream(prompt, params, timeout_s, options)
 
     async def _stream(
-        self, prompt: Prompt, params: dict[str, Any], options: RequestOptions = DEFAULT_OPTIONS
+        self,
+        prompt: Prompt,
+        params: dict[str, Any],
+        timeout_s: float | None,
+        options: RequestOptions = DEFAULT_OPTIONS,
     ) -> AsyncGenerator[Delta, None]:
-        await self.connect()
-        token_ids = encode(prompt, self.tokenizer)
+        deadline = Deadline.after(timeout_s)
+        token_ids = await self._encoded(prompt, deadline)
         checked_params = self._params(len(token_ids), params)
+        options = replace(options, ttl_s=deadline.left_s)
         async with self.generate(token_ids, checked_params, options) as stream:
             async for delta in stream:
                 error = exception_for(delta.finish) if delta.finish else None
@@ -241,12 +272,18 @@ class AsyncClient:
                     raise error
                 yield delta
 
-    async def complete(self, prompt: Prompt, **params: Any) -> Completion:
-        """The whole answer; parameters and errors as `stream`."""
-        await self.connect()
-        token_ids = encode(prompt, self.tokenizer)
+    async def complete(
+        self, prompt: Prompt, *, timeout_s: float | None = DEFAULT_TTL_S, **params: Any
+    ) -> Completion:
+        """The whole answer; parameters and errors as `stream`.
+
+        answer = await client.complete("Once upon a time", max_tokens=64, timeout_s=30)
+        print(answer.text, answer.finish_reason, len(answer.token_ids))
+        """
+        deadline = Deadline.after(timeout_s)
+        token_ids = await self._encoded(prompt, deadline)
         whole = Delta([], "")
-        async for delta in self._stream(token_ids, params):
+        async for delta in self._stream(token_ids, params, deadline.left_s):
             whole += delta
         finish = whole.finish or Finish("stop")
         return Completion(
@@ -261,55 +298,85 @@ class AsyncClient:
             receipt=whole.receipt,
         )
 
-    async def chat(self, messages: Sequence[ChatMessage], **params: Any) -> Completion:
-        """The whole answer to a conversation: `[{"role": "user", "content": "Hello"}]`."""
+    async def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        timeout_s: float | None = DEFAULT_TTL_S,
+        **params: Any,
+    ) -> Completion:
+        """The whole answer to a conversation; `stream` takes one as well.
+
+        answer = await client.chat([{"role": "user", "content": "Hello"}], max_tokens=64)
+        print(answer.text)
+        """
         if isinstance(messages, str):
             raise InvalidRequestError(
                 "chat takes a list of messages, each with role and content; complete takes a text",
                 param="messages",
             )
-        return await self.complete(messages, **params)
+        return await self.complete(messages, timeout_s=timeout_s, **params)
 
     async def embed(
-        self, prompt: Prompt, *, pooling: Literal["last", "mean"] = "last"
+        self,
+        prompt: Prompt,
+        *,
+        pooling: Literal["last", "mean"] = "last",
+        timeout_s: float | None = DEFAULT_TTL_S,
     ) -> Embedding:
         """What the prompt means as a vector of length 1: of its last token, or the mean of all.
+
+            cat, dog = [await client.embed(word, pooling="mean") for word in ("cat", "dog")]
+            print(sum(a * b for a, b in zip(cat.vector, dog.vector, strict=True)))
 
         Raises as `stream`.
         """
         if pooling not in ("last", "mean"):
             message = f"pooling is 'last' or 'mean', not {pooling!r}"
             raise InvalidRequestError(message, param="pooling")
-        await self.connect()
-        token_ids = encode(prompt, self.tokenizer)
-        options = RequestOptions(pooling=pooling)
+        deadline = Deadline.after(timeout_s)
+        token_ids = await self._encoded(prompt, deadline)
+        options = RequestOptions(pooling=pooling, ttl_s=deadline.left_s)
         async with self.generate(token_ids, EMBEDDING_PARAMS, options) as stream:
             return Embedding.of(await last_of(stream), len(token_ids))
 
     def watch(self) -> StepFeed:
         """The ragged batch, step by step, of whichever worker answers.
 
-        async with client.watch() as feed:
-            async for steps in feed:
-                for step in steps.records:
-                    print(step.number, [*step.rows()])
+            async with client.watch() as feed:
+                async for steps in feed:
+                    for step in steps.records:
+                        print(step.number, [*step.rows()])
+
+        Begins with the next step, and goes on with the next worker when this one ends.
         """
         connection, _ = self._open()
         if self._watchers is None:
             self._watchers = Watchers(connection)
         return self._watchers.join()
 
+    async def _encoded(self, prompt: Prompt, deadline: Deadline) -> list[int]:
+        """Its token ids, once the worker has said how they are made."""
+        await self.connect(deadline.at_most(self._connect_timeout_s))
+        return encode(prompt, self.tokenizer)
+
     async def close(self) -> None:
-        """Ends every stream with an abort and lets go of the sockets; idempotent."""
+        """Ends every stream with an abort and lets go of the sockets; idempotent, and harmless in
+        a forked child, whose parent's they are. Raises ClientClosedError in another event loop
+        than the client's, as long as that runs."""
+        home, connection = self._home, self._connection
+        if home is not None and home.loop.is_running() and not home.is_forked_from:
+            home.check_is_here()
         self._is_closed = True
-        self._changed.set()
-        if self._readers is not None:
+        if home is None or connection is None or home.is_forked_from:
+            return
+        if self._readers is not None and not home.loop.is_closed():  # else nobody waits
+            self._changed.set()
             self._readers.close()
-        if self._watchers is not None:
+        if self._watchers is not None and not home.loop.is_closed():
             self._watchers.close()
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection.close()
+        self._connection = None
 
     async def __aenter__(self) -> Self:
         self._open()
@@ -323,20 +390,14 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    @property
-    def _where(self) -> str:
-        return self._endpoints.requests.removesuffix("/requests")
-
     def _open(self) -> tuple[Connection, Readers]:
         """The connection, made at the first call; checks that it is used where it was made."""
         if self._is_closed:
             raise ClientClosedError("the client was closed: make a new one")
-        here = (os.getpid(), asyncio.get_running_loop())
-        if self._owner is not None and self._owner != here:
-            what = "process" if self._owner[0] != here[0] else "event loop"
-            raise ClientClosedError(f"the client belongs to another {what}: make one here")
+        if self._home is not None:
+            self._home.check_is_here()
         if self._connection is None or self._readers is None:
-            self._owner = here
+            self._home = Home.here()
             self._connection = Connection(self._endpoints, self._on_news, self._curve)
             self._readers = Readers(self._connection)
         return self._connection, self._readers
@@ -380,32 +441,17 @@ class AsyncClient:
 
     def _check_can_answer(self) -> Greeting:
         if self.condition not in ("ok", "draining") or self.worker is None:
-            raise WorkerUnavailableError(f"the worker at {self._where} is {self.condition}")
+            raise WorkerUnavailableError(f"the worker at {self.address} is {self.condition}")
         return self.worker
 
     def _check_can_take(self, prompt_token_ids: list[int], params: SamplingParams) -> None:
-        worker, stats = self._check_can_answer(), self.stats
+        worker = self._check_can_answer()
         if self.condition == "draining":
             raise OverloadedError("the worker is shutting down", retry_after_s=5)
-        if 0 < stats.max_waiting <= stats.num_waiting:
-            seconds = stats.retry_after_ms / 1000
-            raise OverloadedError(
-                f"{stats.num_waiting} requests are waiting already, which takes about "
-                f"{seconds:.0f} s: try again later",
-                retry_after_s=seconds,
-                queue=QueuePlace(stats.num_waiting, stats.retry_after_ms),
-            )
-        if self._connection and len(self._connection.protocol.outgoing) >= MAX_UNSENT:
-            raise OverloadedError("the worker takes no messages just now", retry_after_s=1)
-        self._check_has_room()
+        check_queue(self.stats)
+        check_unsent(len(self._connection.protocol.outgoing) if self._connection else 0)
+        check_live(self.num_live)
         check_fits(prompt_token_ids, params.max_tokens, worker)
-
-    def _check_has_room(self) -> None:
-        if self.num_live >= MAX_LIVE_REQUESTS:
-            raise OverloadedError(
-                f"this client has {MAX_LIVE_REQUESTS} unfinished requests, its limit",
-                retry_after_s=1,
-            )
 
     def _params(self, num_prompt_tokens: int, values: dict[str, Any]) -> SamplingParams:
         assert self.worker is not None, "connected"

@@ -89,11 +89,13 @@ class Connection:
         self.flush()
 
     def close(self) -> None:
+        """Also when the event loop was closed before."""
         self._ticker.cancel()
         self._receiving.cancel()
         if self._retry is not None:
             self._retry.cancel()
-        self._loop.remove_reader(self._sub.fileno())
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._sub.fileno())
         self._context.destroy(linger=CLOSE_LINGER_MS)
 
     def _flush_again(self) -> None:

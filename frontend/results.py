@@ -9,13 +9,14 @@ from msgspec import Struct
 from ..shared.errors import (
     ChairliftError,
     ContextLengthError,
+    DeadlineExceededError,
     InvalidRequestError,
     OverloadedError,
     RequestFailedError,
     RequestIdConflictError,
     StreamNotFoundError,
 )
-from ..shared.finishes import CONFLICT, NOT_FOUND
+from ..shared.finishes import CONFLICT, NOT_FOUND, OUT_OF_TIME
 from ..shared.logprobs import TokenLogprob
 from ..shared.messages import Finish, FinishReason
 from ..shared.queue_place import QueuePlace
@@ -84,4 +85,6 @@ def exception_for(finish: Finish) -> ChairliftError | None:
         return StreamNotFoundError(finish.message)
     if finish.code == CONFLICT.code:
         return RequestIdConflictError(finish.message)
+    if finish.code == OUT_OF_TIME.code:
+        return DeadlineExceededError(finish.message)
     return RequestFailedError(finish.message, code=finish.code)

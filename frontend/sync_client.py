@@ -6,6 +6,8 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any, Literal, Self, TypeVar
 
 from ..shared.curve import FrontendCurve
@@ -15,6 +17,7 @@ from ..shared.tokenizer import Tokenizer
 from .client import AsyncClient
 from .embedding import Embedding
 from .prompt import ChatMessage, Prompt
+from .request_options import DEFAULT_TTL_S
 from .results import Completion, Delta
 
 T = TypeVar("T")
@@ -22,10 +25,11 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class Client:
-    """Blocking twin of AsyncClient; safe to use from many threads.
+    """Blocking twin of AsyncClient: one for a process, safe to use from all of its threads.
 
-    Its thread starts at the first use, so a Client may be made before a fork. One that was used
-    before raises ClientClosedError in the child.
+    Its thread starts at the first use, so a Client may be made before a fork, as pre-fork servers
+    do that load the application first. One that was used before raises ClientClosedError in the
+    child.
 
         with Client() as client:
             for delta in client.stream("Once upon a time", max_tokens=64):
@@ -44,7 +48,7 @@ class Client:
         self._client = AsyncClient(
             address, tokenizer=tokenizer, connect_timeout_s=connect_timeout_s, curve=curve
         )
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a stream may be collected amid anything, and ends itself
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._pid: int | None = None
@@ -65,43 +69,77 @@ class Client:
         self._run(self._client.connect(timeout_s))
 
     def stream(
-        self, prompt: Prompt, *, wants_queue_news: bool = False, **params: Any
+        self,
+        prompt: Prompt,
+        *,
+        timeout_s: float | None = DEFAULT_TTL_S,
+        wants_queue_news: bool = False,
+        **params: Any,
     ) -> Generator[Delta, None, None]:
-        """See AsyncClient.stream; leaving the loop cancels."""
-        deltas = self._client.stream(prompt, wants_queue_news=wants_queue_news, **params)
+        """See AsyncClient.stream; leaving the loop, or the generator's `close`, cancels."""
+        deltas = self._client.stream(
+            prompt, timeout_s=timeout_s, wants_queue_news=wants_queue_news, **params
+        )
         try:
             while (delta := self._run(_next(deltas))) is not None:
                 yield delta
         finally:
-            if not self._is_closed:
-                self._run(deltas.aclose())
+            self._end(deltas)
 
-    def complete(self, prompt: Prompt, **params: Any) -> Completion:
-        """See AsyncClient.complete."""
-        return self._run(self._client.complete(prompt, **params))
+    def complete(
+        self, prompt: Prompt, *, timeout_s: float | None = DEFAULT_TTL_S, **params: Any
+    ) -> Completion:
+        """See AsyncClient.complete.
 
-    def chat(self, messages: Sequence[ChatMessage], **params: Any) -> Completion:
-        """See AsyncClient.chat."""
-        return self._run(self._client.chat(messages, **params))
+        answer = client.complete("Once upon a time", max_tokens=64, timeout_s=30)
+        print(answer.text, answer.finish_reason)
+        """
+        return self._run(self._client.complete(prompt, timeout_s=timeout_s, **params))
 
-    def embed(self, prompt: Prompt, *, pooling: Literal["last", "mean"] = "last") -> Embedding:
-        """See AsyncClient.embed."""
-        return self._run(self._client.embed(prompt, pooling=pooling))
+    def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        timeout_s: float | None = DEFAULT_TTL_S,
+        **params: Any,
+    ) -> Completion:
+        """See AsyncClient.chat.
+
+        answer = client.chat([{"role": "user", "content": "Hello"}], max_tokens=64)
+        print(answer.text)
+        """
+        return self._run(self._client.chat(messages, timeout_s=timeout_s, **params))
+
+    def embed(
+        self,
+        prompt: Prompt,
+        *,
+        pooling: Literal["last", "mean"] = "last",
+        timeout_s: float | None = DEFAULT_TTL_S,
+    ) -> Embedding:
+        """See AsyncClient.embed.
+
+        vector = client.embed("cat", pooling="mean").vector
+        print(len(vector))
+        """
+        return self._run(self._client.embed(prompt, pooling=pooling, timeout_s=timeout_s))
 
     def close(self) -> None:
-        """Ends every stream with an abort; idempotent, and harmless in a forked child."""
-        with self._lock:
-            is_ours = self._loop is not None and self._pid == os.getpid()
-            was_closed, self._is_closed = self._is_closed, True
-        if not is_ours or was_closed:
+        """Ends every stream with an abort; idempotent, and harmless in a forked child. Calls that
+        wait in other threads raise ClientClosedError."""
+        if self._is_forked:
             return
-        assert self._loop is not None and self._thread is not None
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(CLOSE_TIMEOUT_S)
+        with self._lock:
+            was_closed, self._is_closed = self._is_closed, True
+        if self._loop is None or was_closed:
+            return
+        assert self._thread is not None, "started with the loop"
+        asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(CLOSE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_TIMEOUT_S)
         self._loop.close()
 
-    async def _end(self) -> None:
+    async def _finish(self) -> None:
         """Whoever still waits in another thread must not wait for ever."""
         await self._client.close()
         waiting = asyncio.all_tasks() - {asyncio.current_task()}
@@ -116,32 +154,54 @@ class Client:
         self.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        try:
-            loop = self._started_loop()
-        except ClientClosedError:
-            work.close()
-            raise
-        future = asyncio.run_coroutine_threadsafe(work, loop)
+        future = self._begin(work)
         try:
             return future.result()
+        except CancelledError:
+            raise ClientClosedError("the client was closed meanwhile: make a new one") from None
         except BaseException:  # Ctrl-C while waiting, too
             future.cancel()
             raise
 
-    def _started_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._is_closed:
-                raise ClientClosedError("the client was closed: make a new one")
-            if self._pid not in (None, os.getpid()):
-                raise ClientClosedError("the client belongs to another process: make one here")
-            if self._loop is None:
-                self._pid = os.getpid()
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="chairlift-client", daemon=True
+    def _end(self, deltas: AsyncGenerator[Delta, None]) -> None:
+        """Waits until the request is cancelled, but not in our own thread, where the collector of
+        garbage may have come upon the stream. In a closed client or a child it has ended."""
+        if self._loop is not None and threading.current_thread() is self._thread:
+            asyncio.run_coroutine_threadsafe(deltas.aclose(), self._loop)
+            return
+        with suppress(ClientClosedError):
+            self._run(deltas.aclose())
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Under the lock, so that `close` knows all that waits."""
+        try:
+            if self._is_forked:
+                raise ClientClosedError(
+                    "the client belongs to another process, which used it before this one was "
+                    "forked: make one here, or use it in the children only"
                 )
-                self._thread.start()
-            return self._loop
+            with self._lock:
+                if self._is_closed:
+                    raise ClientClosedError("the client was closed: make a new one")
+                return asyncio.run_coroutine_threadsafe(work, self._started_loop())
+        except ClientClosedError:
+            work.close()
+            raise
+
+    @property
+    def _is_forked(self) -> bool:
+        """To be asked before the lock is taken: a thread that the fork left behind may hold it."""
+        return self._pid not in (None, os.getpid())
+
+    def _started_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._pid = os.getpid()
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._loop.run_forever, name="chairlift-client", daemon=True
+            )
+            self._thread.start()
+        return self._loop
 
 
 async def _next(deltas: AsyncGenerator[Delta, None]) -> Delta | None:

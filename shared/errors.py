@@ -8,6 +8,7 @@ ChairliftError
 ├── StreamNotFoundError        no request under this id, or no longer
 ├── RequestIdConflictError     another request runs under this id
 ├── RequestFailedError         accepted, and the worker could not finish it
+│   └── DeadlineExceededError  ... in the time that it was given
 ├── ProtocolError              bytes that are no message, or another protocol version
 ├── TokenizerMismatchError     client and worker would not speak of the same token ids
 ├── ModelError                 a checkpoint that can't be loaded
@@ -71,6 +72,13 @@ class RequestFailedError(ChairliftError):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class DeadlineExceededError(RequestFailedError):
+    """The request's time was over before its end."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="deadline_exceeded")
 
 
 class StreamNotFoundError(ChairliftError):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from chairlift.frontend import tokenizer_cache
 from chairlift.shared.errors import (
     ClientClosedError,
     ContextLengthError,
+    DeadlineExceededError,
     InvalidRequestError,
     RequestFailedError,
     TokenizerMismatchError,
@@ -279,8 +282,69 @@ def test_another_event_loop_is_refused(worker_address: str) -> None:
     asyncio.run(client.connect())
     with pytest.raises(ClientClosedError, match="event loop"):
         asyncio.run(client.connect())
-    assert client._connection is not None
-    client._connection._context.destroy(linger=0)
+    asyncio.run(client.close())
+    with pytest.raises(ClientClosedError, match="closed"):
+        asyncio.run(client.connect())
+
+
+def test_a_running_loop_keeps_its_client(worker_address: str) -> None:
+    """Another loop cannot close the sockets of one that runs; the client goes on working."""
+
+    async def run() -> None:
+        async with connected(worker_address) as client:
+            with pytest.raises(ClientClosedError, match="event loop"):
+                await asyncio.to_thread(asyncio.run, client.close())
+            assert len((await client.complete("abc", max_tokens=2, **GREEDY)).token_ids) == 2
+
+    asyncio.run(run())
+
+
+def test_a_deadline_ends_every_call(worker_address: str) -> None:
+    """What is not finished in `timeout_s` raises DeadlineExceededError, whatever it waits for, and
+    leaves nothing at the worker."""
+
+    async def run() -> None:
+        async with connected(worker_address) as client:
+            full = [client.stream(f"{i}", **GREEDY) for i in range(4)]
+            for stream in full:
+                await anext(stream)
+            for call in (
+                client.complete("abc", timeout_s=0.05, **GREEDY),
+                client.chat([{"role": "user", "content": "abc"}], timeout_s=0.05, **GREEDY),
+                client.embed("abc", timeout_s=1e-6),
+                anext(client.stream("abc", timeout_s=1e-6)),
+            ):
+                with pytest.raises(DeadlineExceededError):
+                    await call
+            for stream in full:
+                await stream.aclose()
+            await until_idle(client)
+            assert (await client.complete("abc", max_tokens=2, timeout_s=None, **GREEDY)).token_ids
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, 1e9, float("nan")])
+def test_a_time_that_cannot_be_is_refused(worker_address: str, timeout_s: float) -> None:
+    """A `timeout_s` that is no time to wait is an error that names it."""
+    with (
+        chairlift.Client(worker_address) as client,
+        pytest.raises(InvalidRequestError, match="timeout_s") as refused,
+    ):
+        client.complete("abc", timeout_s=timeout_s)
+    assert refused.value.param == "timeout_s"
+
+
+def test_a_deadline_holds_without_a_worker() -> None:
+    """A call with less time than `connect_timeout_s` does not wait longer for a worker."""
+
+    async def run() -> None:
+        async with chairlift.AsyncClient("ipc:///tmp/chairlift-nobody") as client:
+            with pytest.raises(WorkerUnavailableError):
+                async with asyncio.timeout(5):
+                    await client.complete("abc", timeout_s=0.1)
+
+    asyncio.run(run())
 
 
 def test_blocking_client_streams_and_completes(worker_address: str) -> None:
@@ -308,6 +372,67 @@ def test_blocking_stream_can_be_left_early(worker_address: str) -> None:
     with chairlift.Client(worker_address) as client:
         for _ in client.stream("abc", **GREEDY):
             break
+        assert client._client.num_live == 0
+
+
+def test_threads_share_a_client(worker_address: str) -> None:
+    """Sixteen threads that complete, stream to the end and leave early get the right answers, and
+    nothing is left."""
+    with chairlift.Client(worker_address, connect_timeout_s=60) as client:
+        expected = client.complete("abc", max_tokens=12, **GREEDY).text
+
+        def use(number: int) -> list[str]:
+            texts = []
+            for _ in range(4):
+                texts.append(client.complete("abc", max_tokens=12, **GREEDY).text)
+                with closing(client.stream(f"{number}", **GREEDY)) as deltas:
+                    next(deltas)
+                whole = client.stream("abc", max_tokens=12, **GREEDY)
+                texts.append("".join(delta.text for delta in whole))
+            return texts
+
+        with ThreadPoolExecutor(16) as pool:
+            for texts in pool.map(use, range(16), timeout=100):
+                assert texts == [expected] * 8
+        assert client._client.num_live == 0
+
+
+def test_closing_ends_the_calls_of_all_threads(worker_address: str) -> None:
+    """Threads that wait for answers when another one closes the client raise ChairliftErrors; none
+    waits for ever."""
+    client = chairlift.Client(worker_address, connect_timeout_s=60)
+    client.connect()
+    have_begun = threading.Barrier(9)
+
+    def use(number: int) -> None:
+        have_begun.wait(20)
+        while True:
+            client.complete(f"{number}", **GREEDY)
+
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(use, number) for number in range(8)]
+        have_begun.wait(20)
+        client.close()
+        for call in calls:
+            assert isinstance(call.exception(20), chairlift.ChairliftError)
+
+
+def test_a_stream_may_be_collected_anywhere(worker_address: str) -> None:
+    """A stream that the collector of garbage finds, even in the client's own thread, ends its
+    request and holds nobody up."""
+    with chairlift.Client(worker_address, connect_timeout_s=60) as client:
+        client.connect()
+        stream = client.stream("abc", **GREEDY)
+        next(stream)
+        lost: list[object] = [stream]
+        lost.append(lost)  # a cycle
+        del stream, lost
+        assert client._client.num_live == 1
+        assert client._loop is not None
+        collected = threading.Event()
+        client._loop.call_soon_threadsafe(lambda: (gc.collect(), collected.set()))
+        assert collected.wait(20)
+        client.complete("abc", max_tokens=2, **GREEDY)
         assert client._client.num_live == 0
 
 
