@@ -107,6 +107,12 @@ def _chat(arguments: list[str]) -> int:
     return run_frontend("chat", arguments)
 
 
+def _trace(arguments: list[str]) -> int:
+    from .frontend.terminal.trace import main
+
+    return main(arguments)
+
+
 def _keygen(arguments: list[str]) -> int:
     from .shared.keygen import run
 
@@ -132,6 +138,7 @@ COMMANDS = {
     "worker": Command("load a model and run its steps", _worker, "worker"),
     "serve": Command("speak HTTP for a worker, as the OpenAI API does", _serve, "server"),
     "chat": Command("talk with the worker's model in a terminal", _chat, "terminal"),
+    "trace": Command("write some seconds of steps and requests for Perfetto", _trace, "terminal"),
     "keygen": Command("make the keys for worker and frontends on tcp beyond this machine", _keygen),
     "version": Command("print the version", _version),
     "help": Command("print this", _help),

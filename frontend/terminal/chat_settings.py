@@ -5,19 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-)
 
 from ...shared.sampling_params import MAX_SEED
-from ...shared.settings import ClientSettings, Positive
+from ...shared.settings import Positive
+from .flags import FlagSettings
 
 
-class ChatSettings(ClientSettings):
-    """A conversation with the worker's model. Its own options are flags alone."""
+class ChatSettings(FlagSettings):
+    """A conversation with the worker's model."""
 
     system: str = Field(default="", description="What the model is told before all else.")
     max_tokens: Positive | None = Field(
@@ -33,16 +28,3 @@ class ChatSettings(ClientSettings):
         default=None,
         description="Of the first answer; each further one has the next. By default drawn.",
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment, which other processes read too, tells only where the worker is."""
-        shared = EnvSettingsSource(ClientSettings), DotEnvSettingsSource(ClientSettings)
-        return init_settings, *shared

@@ -1,0 +1,128 @@
+"""`chairlift trace`: some seconds of steps and requests, in a file for Perfetto."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field, FilePath
+
+from ...shared.errors import ChairliftError, InvalidRequestError
+from ...shared.logs import configure_logs
+from ...shared.settings import Seconds, load_settings
+from ..client import AsyncClient
+from ..timeline import Timeline
+from .flags import FlagSettings
+
+SILENCE_S = 5.0  # of a frontend, which speaks every second
+LAST_NEWS_S = 1.2  # until a quiet frontend has told of what has just ended
+
+
+class TraceSettings(FlagSettings):
+    """Some seconds of what the worker and its HTTP frontends do, written for Perfetto."""
+
+    seconds: Seconds = Field(default=10.0, description="How long to watch.")
+    output: Path = Field(
+        default=Path("trace.json"),
+        validation_alias=AliasChoices("output", "o"),
+        description="The file; open it at https://ui.perfetto.dev.",
+    )
+    frontend: tuple[str, ...] = Field(
+        default=(), description="URL of an HTTP frontend whose requests to add; may be repeated."
+    )
+    api_key_file: FilePath | None = Field(
+        default=None, description="File whose first line is an API key of the frontends."
+    )
+
+
+class WatchError(ChairliftError):
+    """A frontend can't be watched."""
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code."""
+    settings = load_settings(TraceSettings, "trace", arguments)
+    configure_logs(settings.log_format, settings.log_level)
+    timeline = asyncio.run(_watch(settings))
+    settings.output.write_text(json.dumps(timeline.as_json()), "utf-8")
+    told = f"{timeline.num_steps} steps"
+    if settings.frontend:
+        told += f" and {timeline.num_requests} requests of frontends"
+    print(f"{settings.output}: {told}; open it at https://ui.perfetto.dev", file=sys.stderr)
+    return 0
+
+
+async def _watch(settings: TraceSettings) -> Timeline:
+    """Raises ChairliftError for a worker or a frontend that does not answer."""
+    _check_writable(settings.output)
+    timeline, key = Timeline(), _key(settings.api_key_file)
+    async with AsyncClient(settings.address, curve=settings.load_curve()) as client:
+        await client.connect()
+        frontends = [_Frontend(url, key) for url in settings.frontend]
+        try:
+            async with asyncio.timeout(settings.seconds), client.watch() as feed:
+                async for steps in feed:
+                    timeline.add_steps(steps)
+        except TimeoutError:
+            pass
+    for frontend in frontends:
+        timeline.add_requests(frontend.url, await asyncio.to_thread(frontend.finish))
+    return timeline
+
+
+def _check_writable(path: Path) -> None:
+    """Before the time is spent, not after. Raises InvalidRequestError."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InvalidRequestError(
+            f"can't write {path}: {error.strerror}: name another -o"
+        ) from None
+
+
+def _key(path: Path | None) -> str:
+    return path.read_text("utf-8").partition("\n")[0].strip() if path else ""
+
+
+class _Frontend:
+    """Reads the `requests` events of an HTTP frontend's GET /watch, on a thread of its own."""
+
+    def __init__(self, url: str, key: str) -> None:
+        """Raises WatchError."""
+        self.url = url.rstrip("/")
+        self._requests: list[dict[str, Any]] = []
+        self._is_over = threading.Event()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            request = urllib.request.Request(f"{self.url}/watch", headers=headers)
+            self._answer = urllib.request.urlopen(request, timeout=SILENCE_S)
+        except (OSError, ValueError) as error:
+            raise WatchError(f"no frontend to watch at {url}: {error}") from None
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> list[dict[str, Any]]:
+        """All that ended meanwhile, the last of it as well."""
+        self._is_over.wait(LAST_NEWS_S)
+        self._is_over.set()
+        self._thread.join(SILENCE_S)
+        return self._requests
+
+    def _read(self) -> None:
+        """Until it is over, or the frontend has gone."""
+        name = ""
+        with self._answer, suppress(OSError):
+            for line in self._answer:
+                if self._is_over.is_set():
+                    return
+                field, _, value = line.decode("utf-8").rstrip("\n").partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data" and name == "requests":
+                    self._requests += json.loads(value)
