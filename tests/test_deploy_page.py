@@ -12,17 +12,12 @@ from pathlib import Path
 import pytest
 
 from chairlift.shared.settings import ServeSettings, WorkerSettings
+from tests.deploy_page import PAGE, PROGRAM, blocks
 
 pytestmark = pytest.mark.checkout
-PAGE = Path(__file__).parents[1] / "docs" / "deploy.md"
-PROGRAM = "/srv/chairlift/.venv/bin/chairlift"
 SETTINGS = {*WorkerSettings.model_fields, *ServeSettings.model_fields}
 OTHERS_FLAGS = {"app", "user", "no-install-recommends", "no-cache-dir", "extra-index-url"}
 OTHERS_FLAGS |= {"create-home", "init"}  # honcho's, apt's, pip's, useradd's, docker's
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
