@@ -25,7 +25,9 @@ def run_frontend(name: str, arguments: list[str]) -> int:
     try:
         return _load(declared)(arguments)
     except ModuleNotFoundError as error:
-        raise _not_installed(declared, error) from error
+        if message := _what_is_missing(declared, error.name or str(error)):
+            raise NotInstalledError(message) from error
+        raise
 
 
 def _declared(name: str) -> EntryPoint:
@@ -55,17 +57,13 @@ def _load(declared: EntryPoint) -> Main:
     return main  # type: ignore[no-any-return]  # whatever it is, it can be called
 
 
-def _not_installed(declared: EntryPoint, error: ModuleNotFoundError) -> Exception:
-    """In words that say what to install; what is missing of our own package is our mistake."""
-    missing, package = error.name or str(error), _package(declared)
-    if package != "chairlift":
-        return NotInstalledError(
-            f"the frontend {declared.name!r} of {package} needs {missing}, which is not installed"
-        )
-    if missing.split(".")[0] == "chairlift":
-        return error
-    extra = OUR_EXTRAS[declared.name]
-    return NotInstalledError(f"{missing} is not installed: pip install 'chairlift[{extra}]'")
+def _what_is_missing(declared: EntryPoint, module: str) -> str:
+    """Empty where it is of our own package, and so our mistake."""
+    if (package := _package(declared)) != "chairlift":
+        return f"the frontend {declared.name!r} of {package} needs {module}, which is not installed"
+    if module.split(".")[0] == "chairlift":
+        return ""
+    return f"{module} is not installed: pip install 'chairlift[{OUR_EXTRAS[declared.name]}]'"
 
 
 def _package(declared: EntryPoint) -> str:

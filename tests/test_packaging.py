@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import chairlift
+from chairlift.frontend.frontends import OUR_EXTRAS
 from chairlift.frontend.terminal.chat_settings import ChatSettings
 from chairlift.shared.settings import ClientSettings, ServeSettings, WorkerSettings
 
@@ -68,6 +70,14 @@ def test_the_demo_model_is_packaged() -> None:
     names = {Path(path).name for path in _wheel_files() if "/demo_model/" in path}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= names
     assert any(name.endswith(".safetensors") for name in names)
+
+
+def test_our_frontends_are_there() -> None:
+    """Each that pyproject.toml declares can be loaded and called."""
+    declared: dict[str, str] = _project()["entry-points"]["chairlift.frontends"]
+    assert set(declared) == set(OUR_EXTRAS)
+    for name, value in declared.items():
+        assert callable(EntryPoint(name, value, "chairlift.frontends").load())
 
 
 def test_versions_agree() -> None:

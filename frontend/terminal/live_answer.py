@@ -35,6 +35,7 @@ class LiveAnswer:
         if chunk.content:
             self._thoughts = ""
             self._text += harmless(chunk.content)
+        if "\n" in chunk.content:
             self._print_complete_blocks()
         self._live.update(Tail(self._open_part()))
 
