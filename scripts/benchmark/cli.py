@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import frontend, int8, load, options, peers, policies, scenarios, speculation
+from . import feed, frontend, int8, load, options, peers, policies, scenarios, speculation
 from .errors import BenchmarkError
 from .machine import Machine
 from .report import Report, Section
 
 # Each has `add_parser(modes)`, which names `measure(options)`: what it yields is saved at once.
-MODES = (policies, scenarios, load, peers, speculation, int8, frontend)
+MODES = (policies, scenarios, load, peers, speculation, int8, feed, frontend)
 ALL = (  # what docs/benchmarks.md shows
     "offline --model S --workload W1 --repeats 3",
     "offline --model S --workload decode-heavy --repeats 3",
@@ -33,6 +33,7 @@ ALL = (  # what docs/benchmarks.md shows
     "crowd --model M",
     "prefix --model M",
     "speculation",
+    "feed --model S --repeats 5",
     "frontend --repeats 3 --seconds 8",
     "frontend --streams 64 --variants chat --repeats 3 --seconds 8",
 )
