@@ -4,6 +4,11 @@
         async for delta in client.stream("Once upon a time", max_tokens=64):
             print(delta.text, end="", flush=True)
 
+or, for programs without an event loop:
+
+    with chairlift.Client() as client:
+        print(client.complete("Once upon a time", max_tokens=64).text)
+
 `frontend`, `worker` and `shared` in this folder are links to the folders beside it, so that one
 checkout can be edited, type-checked and run under the import name `chairlift`; the wheel and the
 sdist are built from the real folders.
@@ -17,13 +22,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .frontend.client import AsyncClient
     from .frontend.embedding import Embedding
+    from .frontend.mount import asgi_app
     from .frontend.request_options import RequestOptions
     from .frontend.results import Completion, Delta
+    from .frontend.sse import sse
     from .frontend.step_feed import StepFeed
     from .frontend.sync_client import Client
     from .frontend.token_stream import TokenStream
     from .shared.curve import FrontendCurve
-    from .shared.errors import ChairliftError
+    from .shared.errors import (
+        ChairliftError,
+        DeadlineExceededError,
+        InvalidRequestError,
+        OverloadedError,
+        WorkerUnavailableError,
+    )
     from .shared.queue_place import QueuePlace
     from .shared.sampling_params import SamplingParams
 
@@ -34,15 +47,21 @@ __all__ = [
     "ChairliftError",
     "Client",
     "Completion",
+    "DeadlineExceededError",
     "Delta",
     "Embedding",
     "FrontendCurve",
+    "InvalidRequestError",
+    "OverloadedError",
     "QueuePlace",
     "RequestOptions",
     "SamplingParams",
     "StepFeed",
     "TokenStream",
+    "WorkerUnavailableError",
     "__version__",
+    "asgi_app",
+    "sse",
 ]
 
 _HOMES = {
@@ -50,14 +69,20 @@ _HOMES = {
     "ChairliftError": "shared.errors",
     "Client": "frontend.sync_client",
     "Completion": "frontend.results",
+    "DeadlineExceededError": "shared.errors",
     "Delta": "frontend.results",
     "Embedding": "frontend.embedding",
     "FrontendCurve": "shared.curve",
+    "InvalidRequestError": "shared.errors",
+    "OverloadedError": "shared.errors",
     "QueuePlace": "shared.queue_place",
     "RequestOptions": "frontend.request_options",
     "SamplingParams": "shared.sampling_params",
     "StepFeed": "frontend.step_feed",
     "TokenStream": "frontend.token_stream",
+    "WorkerUnavailableError": "shared.errors",
+    "asgi_app": "frontend.mount",
+    "sse": "frontend.sse",
 }
 
 

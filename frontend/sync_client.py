@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
@@ -134,6 +135,7 @@ class Client:
         if self._loop is None or was_closed:
             return
         assert self._thread is not None, "started with the loop"
+        atexit.unregister(self.close)
         asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(CLOSE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CLOSE_TIMEOUT_S)
@@ -201,6 +203,7 @@ class Client:
                 target=self._loop.run_forever, name="chairlift-client", daemon=True
             )
             self._thread.start()
+            atexit.register(self.close)  # later a stream would wait for a thread that is no more
         return self._loop
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -12,26 +12,16 @@ from starlette.exceptions import HTTPException
 from ...shared.settings import ServeSettings
 from ..auth import ApiKeys
 from ..client import AsyncClient
-from .chat import ChatRequest, chat_router
-from .completions import CompletionRequest, completions_router
 from .context import Context
-from .embeddings import EmbeddingRequest, embeddings_router
+from .doors import key_door
 from .errors import answer_error
 from .gate import Gate
-from .health import health_router
 from .idempotency import Idempotency
-from .messages import CalledFunction, ChatMessage, ToolCall
-from .metrics import Metrics, metrics_router
-from .models import models_router
-from .page import page_router
+from .metrics import Metrics
+from .parts import PARTS, Part
 from .places import Places
-from .responses import responses_router
-from .responses_request import RESPONSE_PARTS, ResponsesRequest
 from .schema import DocumentedApp
 from .spans import Spans
-from .streams import streams_router
-from .tokenize import DetokenizeRequest, TokenizeRequest, tokenize_router
-from .watch import watch_router
 
 
 def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
@@ -39,44 +29,50 @@ def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
 
     Raises ChairliftError when the API keys or the secret can't be read.
     """
+    keys = ApiKeys.from_settings(settings)
+    max_per_tenant = settings.max_requests_per_key if keys else None
+    context = context_of(client, settings, max_per_tenant, has_tenants=len(keys) > 1)
+    app = app_of(context, PARTS.values())
+    app.add_middleware(Gate, door=key_door(keys), places=context.places, metrics=context.metrics)
+    return app
+
+
+def context_of(
+    client: AsyncClient,
+    settings: ServeSettings,
+    max_per_tenant: int | None,
+    *,
+    has_tenants: bool,
+) -> Context:
+    """Raises ChairliftError when the secret can't be read."""
+    places = Places(
+        max_per_tenant, settings.max_requests, lambda: client.stats.retry_after_ms / 1000
+    )
+    idempotency = Idempotency.from_settings(settings)
+    metrics = Metrics(client)
+    return Context(
+        client, settings, metrics, places, idempotency, Spans(), has_tenants=has_tenants
+    )
+
+
+def app_of(context: Context, parts: Iterable[Part]) -> DocumentedApp:
+    """The routes, with nobody at the door yet."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with client:
+        async with context.client:
             yield
 
-    keys = ApiKeys.from_settings(settings)
-    metrics = Metrics(client)
-    places = Places(
-        settings.max_requests_per_key if keys else None,
-        settings.max_requests,
-        lambda: client.stats.retry_after_ms / 1000,
-    )
-    idempotency = Idempotency.from_settings(settings)
-    context = Context(
-        client, settings, metrics, places, idempotency, Spans(), has_tenants=len(keys) > 1
-    )
     app = DocumentedApp(
         title="chairlift",
         version=version("chairlift"),
         lifespan=lifespan,
         redoc_url=None,
     )
+    app.client = context.client
     app.add_exception_handler(HTTPException, answer_error)
-    app.body_schemas = (
-        ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest,
-        DetokenizeRequest, ChatMessage, ToolCall, CalledFunction, *RESPONSE_PARTS,
-    )  # fmt: skip
-    app.include_router(completions_router(context))
-    app.include_router(chat_router(context))
-    app.include_router(responses_router(context))
-    app.include_router(streams_router(context))
-    app.include_router(embeddings_router(context))
-    app.include_router(tokenize_router(context))
-    app.include_router(models_router(context))
-    app.include_router(watch_router(context))
-    app.include_router(health_router(client))
-    app.include_router(metrics_router(metrics))
-    app.include_router(page_router())
-    app.add_middleware(Gate, keys=keys, places=places, metrics=metrics)
+    chosen = list(parts)
+    app.body_schemas = tuple(dict.fromkeys(body for part in chosen for body in part.bodies))
+    for part in chosen:
+        app.include_router(part.router(context))
     return app

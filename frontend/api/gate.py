@@ -8,6 +8,7 @@ import secrets
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,8 +16,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...shared.errors import ChairliftError
-from ..auth import ApiKeys
-from .errors import HttpError, answer_for, request_id_of, shutting_down
+from .doors import Door
+from .errors import answer_for, request_id_of, shutting_down
 from .metrics import Metrics
 from .page import PAGE_PATHS
 from .places import Places
@@ -42,11 +43,15 @@ class Caller:
 class Gate:
     """Pure ASGI middleware: streams and disconnects pass untouched. Denies by default."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, places: Places, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, door: Door, places: Places, metrics: Metrics, log: Any = log
+    ) -> None:
+        """`log` is a structlog logger: `chairlift serve`'s own, or the host's."""
         self._app = app
-        self._keys = keys
+        self._door = door
         self._places = places
         self._metrics = metrics
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,7 +67,7 @@ class Gate:
             pass
         except Exception as error:
             if not isinstance(error, ChairliftError):
-                log.exception("request failed", request_id=caller.request_id)
+                self._log.exception("request failed", request_id=caller.request_id)
             if recorder.status is None:
                 await self._refuse(error, scope, receive, recorder)
         except asyncio.CancelledError:  # the server's time to shut down is over; not news to it
@@ -73,12 +78,8 @@ class Gate:
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller: Caller = scope["chairlift.caller"]
-        if scope["path"] not in OPEN_PATHS:
-            authorization = Headers(scope=scope).get("authorization", "").encode("latin-1")
-            tenant = self._keys.tenant_of(authorization)
-            if tenant is None:
-                raise _unauthorized(bool(authorization))
-            caller.tenant = tenant
+        if _own_path(scope) not in OPEN_PATHS:
+            caller.tenant = await self._door(scope)
         is_counted = scope["method"] == "POST"
         with self._places.hold(caller.tenant, 1) if is_counted else nullcontext():
             await self._app(scope, receive, send)
@@ -94,7 +95,7 @@ class Gate:
         is_known = route != "unknown" and scope["method"] in METHODS
         method = scope["method"] if is_known else "other"  # a stranger must not name our series
         self._metrics.answered(method, route, status)
-        say = log.debug if route in QUIET_PATHS else log.info
+        say = self._log.debug if route in QUIET_PATHS else self._log.info
         say(
             "request",
             method=method,
@@ -127,7 +128,8 @@ def _request_id(scope: Scope) -> str:
     return given if SANE_REQUEST_ID.fullmatch(given) else "req-" + secrets.token_hex(12)
 
 
-def _unauthorized(has_key: bool) -> HttpError:
-    message = "this API key is not known here" if has_key else "send Authorization: Bearer KEY"
-    headers = {"WWW-Authenticate": "Bearer"}
-    return HttpError(401, message, code="invalid_api_key", headers=headers)
+def _own_path(scope: Scope) -> str:
+    """Without the prefix that we are mounted under."""
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "")
+    return path[len(prefix) :] if path.startswith(prefix + "/") else path

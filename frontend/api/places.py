@@ -1,4 +1,4 @@
-"""How much may be in flight: for one API key, and for all together."""
+"""How much may be in flight: for one tenant, and for all together."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Places:
         if limit is not None and self._held[tenant] + count > factor * limit:
             raise HttpError(
                 429,
-                f"{limit} generations may be in flight for one API key: wait for some to end",
+                f"{limit} generations of yours may be in flight: wait for some to end",
                 code="rate_limit_exceeded",
                 headers=retry_in(self._retry_s),
             )

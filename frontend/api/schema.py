@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ..client import AsyncClient
 from .answer_schemas import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -159,6 +160,7 @@ class DocumentedApp(FastAPI):
     """A FastAPI app that also documents the bodies and answers that it does not handle itself."""
 
     body_schemas: tuple[type[BaseModel], ...] = ()
+    client: AsyncClient
 
     def openapi(self) -> Json:
         if not self.openapi_schema:

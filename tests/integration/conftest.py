@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.processes import chairlift, serving
+from chairlift import Client
+from tests.integration.processes import READY_TIMEOUT_S, chairlift, serving
 from tests.integration.tool_models import Served, ToolModel
 from tests.tiny_model import make_tiny_model
 
@@ -41,6 +42,20 @@ def worker(tiny_model: Path, worker_address: str) -> Iterator[subprocess.Popen[b
     with chairlift(
         "worker", model=tiny_model, address=worker_address, max_num_seqs=4, dtype="float32"
     ) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def worker_of_long_answers(
+    tmp_path_factory: pytest.TempPathFactory, worker_address: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """As `worker`, and ready; with room for answers that can be left in their midst."""
+    model = make_tiny_model(tmp_path_factory.mktemp("tiny"), max_model_len=8192)
+    with chairlift(
+        "worker", model=model, address=worker_address, max_num_seqs=4, dtype="float32"
+    ) as process:
+        with Client(worker_address) as client:
+            client.connect(READY_TIMEOUT_S)
         yield process
 
 
