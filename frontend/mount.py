@@ -56,8 +56,8 @@ def asgi_app(
     tenant_of: TenantOf | None = None,
     **limits: Unpack[Limits],
 ) -> DocumentedApp:
-    """The OpenAI API, or `parts` of it, to be mounted in an ASGI application. "watch" and "page" are
-    parts as well, which show everybody's requests: they have to be asked for.
+    """The OpenAI API, or `parts` of it, to be mounted in an ASGI application. "watch" and "page"
+    are parts as well, which show everybody's requests: they have to be asked for.
 
         from fastapi import FastAPI
 

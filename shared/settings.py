@@ -297,6 +297,11 @@ class ServeSettings(ClientSettings):
     max_step_s: Seconds = Field(
         default=10.0, description="Seconds that one step may take before /health calls it wedged."
     )
+    otel_traces: bool = Field(
+        default=False,
+        description="Send OpenTelemetry's spans to OTEL_EXPORTER_OTLP_ENDPOINT; needs "
+        "chairlift[otel].",
+    )
     drain_delay_s: Annotated[float, Field(ge=0, le=3600)] = Field(
         default=0.0,
         description="Seconds after SIGTERM that requests are still taken while /health says 503.",

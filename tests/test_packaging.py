@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 import chairlift
 from chairlift.frontend.frontends import OUR_EXTRAS
 from chairlift.frontend.terminal.chat_settings import ChatSettings
+from chairlift.frontend.terminal.trace import TraceSettings
 from chairlift.shared.settings import ClientSettings, ServeSettings, WorkerSettings
 
 pytestmark = pytest.mark.checkout
@@ -279,6 +280,7 @@ def _flags(kind: type[WorkerSettings] | type[ClientSettings]) -> set[str]:
         "docs/frontends.md",
         "docs/int8.md",
         "docs/reliability.md",
+        "docs/watching.md",
     ],
 )
 def test_documented_flags_exist(document: str) -> None:
@@ -289,6 +291,7 @@ def test_documented_flags_exist(document: str) -> None:
         "chairlift worker": worker,
         "chairlift serve": {*serve, "frontend"},
         "chairlift chat": _flags(ChatSettings),
+        "chairlift trace": _flags(TraceSettings),
         "chairlift keygen": {"directory"},
         "scripts/server": worker | serve,
     }

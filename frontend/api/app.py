@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
+from ...shared.errors import NotInstalledError
 from ...shared.settings import ServeSettings
 from ..auth import ApiKeys
 from ..client import AsyncClient
@@ -22,6 +25,9 @@ from .parts import PARTS, Part
 from .places import Places
 from .schema import DocumentedApp
 from .spans import Spans
+
+if TYPE_CHECKING:
+    from .traces import Traces
 
 
 def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
@@ -44,15 +50,24 @@ def context_of(
     *,
     has_tenants: bool,
 ) -> Context:
-    """Raises ChairliftError when the secret can't be read."""
+    """Raises ChairliftError when the secret can't be read or OpenTelemetry isn't there."""
     places = Places(
         max_per_tenant, settings.max_requests, lambda: client.stats.retry_after_ms / 1000
     )
     idempotency = Idempotency.from_settings(settings)
     metrics = Metrics(client)
-    return Context(
-        client, settings, metrics, places, idempotency, Spans(), has_tenants=has_tenants
-    )
+    spans = Spans(_traces() if settings.otel_traces else None)
+    return Context(client, settings, metrics, places, idempotency, spans, has_tenants=has_tenants)
+
+
+def _traces() -> Traces:
+    """Raises NotInstalledError."""
+    try:
+        from .traces import Traces
+    except ModuleNotFoundError as error:
+        message = f"--otel-traces needs {error.name}: pip install 'chairlift[otel]'"
+        raise NotInstalledError(message) from None
+    return Traces()
 
 
 def app_of(context: Context, parts: Iterable[Part]) -> DocumentedApp:
@@ -62,6 +77,7 @@ def app_of(context: Context, parts: Iterable[Part]) -> DocumentedApp:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with context.client:
             yield
+        await asyncio.to_thread(context.spans.close)
 
     app = DocumentedApp(
         title="chairlift",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ...shared.logs import short_hash
 from ...shared.steps import Receipt
@@ -45,11 +46,20 @@ class Span:
             self.outcome = delta.finish.code or delta.finish.reason
 
 
+class Traces(Protocol):
+    """Where every span goes, whoever listens besides."""
+
+    def take(self, span: Span) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Spans:
     """Owns who is told of a span when it ends."""
 
-    def __init__(self) -> None:
-        self._listeners: list[Callable[[Span], None]] = []
+    def __init__(self, traces: Traces | None = None) -> None:
+        self._traces = traces
+        self._listeners: list[Callable[[Span], None]] = [traces.take] if traces else []
 
     def listen(self, on_end: Callable[[Span], None]) -> None:
         self._listeners.append(on_end)
@@ -63,6 +73,11 @@ class Spans:
             span.outcome = "abandoned"
         for on_end in [*self._listeners]:
             on_end(span)
+
+    def close(self) -> None:
+        """May take a moment: what was not sent yet goes out."""
+        if self._traces is not None:
+            self._traces.close()
 
 
 def unix_us(seconds: float) -> int:

@@ -7,6 +7,8 @@ as for any exporter of OpenTelemetry (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_
 
 from __future__ import annotations
 
+import threading
+
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -24,6 +26,7 @@ OPERATIONS: dict[Endpoint, str] = {
     "completions": "text_completion",
 }
 GOOD_OUTCOMES = frozenset({"stop", "length", "abandoned"})
+LAST_WORDS_S = 1.0
 SERVICE = {"service.name": "chairlift"}  # unless the environment has a name
 
 Attributes = dict[str, str | int | float | list[str]]
@@ -33,7 +36,8 @@ class Traces:
     """Makes OpenTelemetry's spans of ours, and hands them to an exporter."""
 
     def __init__(self, processor: SpanProcessor | None = None) -> None:
-        self._provider = TracerProvider(resource=Resource(SERVICE).merge(Resource.create()))
+        resource = Resource(SERVICE).merge(Resource.create())
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer: Tracer = self._provider.get_tracer("chairlift")
 
@@ -63,8 +67,10 @@ class Traces:
         told.end(_ns(span.ended))
 
     def close(self) -> None:
-        """Sends what is left, for as long as the exporter allows itself."""
-        self._provider.shutdown()
+        """Sends what is left, or gives up: an exporter would try for longer than a server has."""
+        last = threading.Thread(target=self._provider.shutdown, daemon=True)
+        last.start()
+        last.join(LAST_WORDS_S)
 
 
 def _stages(receipt: Receipt) -> list[tuple[str, int, int]]:

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from chairlift.frontend.api import create_app
+from chairlift.frontend.api.gate import OPEN_PATHS
 from chairlift.frontend.api.places import Places
 from chairlift.frontend.auth import ApiKeys
 from chairlift.frontend.results import Delta
@@ -265,17 +266,22 @@ class TestKeys:
         ],
     )
     def test_every_route_is_closed(self, http: TestClient, header: str | None) -> None:
-        """Without a known key every route but those that tell of readiness is a 401, those that
-        don't exist too."""
+        """Without a known key every route but those that tell of readiness, and the page's empty
+        files, is a 401, those that don't exist too."""
         headers = [] if header is None else [(b"authorization", header.encode("latin-1"))]
         paths = paths_of(http.app.routes)  # type: ignore[attr-defined]
         assert {"/health", "/metrics", "/docs", "/openapi.json", COMPLETIONS} <= set(paths)
         for path in [*paths, "/nothing"]:
             for method in ("GET", "POST", "OPTIONS"):
                 answer = http.request(method, path, headers=headers)
-                if path not in ("/health", "/ready"):
+                if path not in OPEN_PATHS:
                     assert answer.status_code == 401, path
                     assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert {path for path in OPEN_PATHS if not path.startswith("/page/")} == {
+            "/",
+            "/health",
+            "/ready",
+        }
         assert http.get("/health").status_code == 200
 
     @pytest.mark.parametrize("key", ["first-key", "second-key"])
