@@ -15,13 +15,11 @@ from ..shared.errors import (
     ClientClosedError,
     InvalidRequestError,
     OverloadedError,
-    TokenizerMismatchError,
     WorkerUnavailableError,
 )
-from ..shared.messages import Finish, Greeting, Steps, TokenizerFiles, WorkerStats
+from ..shared.messages import Greeting, Steps, TokenizerFiles, WorkerStats
 from ..shared.sampling_params import MAX_SEED, SamplingParams, checked, checked_sampling_params
 from ..shared.tokenizer import Tokenizer
-from . import tokenizer_cache
 from .capacity import check_live, check_queue, check_unsent
 from .connection import Connection
 from .deadline import Deadline
@@ -35,6 +33,7 @@ from .request_options import DEFAULT_TTL_S, RequestOptions
 from .results import Completion, Delta, exception_for
 from .step_feed import StepFeed, Watchers
 from .token_stream import TokenStream
+from .worker_tokenizer import WorkerTokenizer
 
 MAX_IDLE_SILENCE_S = 3.0  # a worker without work speaks four times a second
 MAX_LAST_SILENCE_S = 1.0  # and when it drains without work it is about to be gone
@@ -87,8 +86,7 @@ class AsyncClient:
         self._curve = curve
         self._connect_timeout_s = connect_timeout_s
         self._max_step_s = max_step_s
-        self._given_tokenizer = tokenizer
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer = WorkerTokenizer(tokenizer)
         self._connection: Connection | None = None
         self._home: Home | None = None
         self._readers: Readers | None = None
@@ -139,14 +137,14 @@ class AsyncClient:
 
     @property
     def has_tokenizer(self) -> bool:
-        return self._tokenizer is not None
+        return self._tokenizer.known is not None
 
     @property
     def tokenizer(self) -> Tokenizer:
         """Raises WorkerUnavailableError before it is known."""
-        if self._tokenizer is None:
+        if self._tokenizer.known is None:
             raise WorkerUnavailableError(f"no worker has answered yet at {self.address}")
-        return self._tokenizer
+        return self._tokenizer.known
 
     async def connect(self, timeout_s: float | None = None) -> None:
         """Waits until the worker has been met and its tokenizer is known.
@@ -157,7 +155,7 @@ class AsyncClient:
         self._open()
         try:
             async with asyncio.timeout(timeout_s or self._connect_timeout_s):
-                while self._tokenizer is None and not self._is_closed:
+                while not self.has_tokenizer and not self._is_closed:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -165,7 +163,7 @@ class AsyncClient:
                 f"no worker answered at {self.address}: start one with `chairlift worker`"
             ) from None
         self._open()
-        self._check_tokenizer()
+        self._tokenizer.check(self.worker)
 
     def generate(
         self,
@@ -181,7 +179,7 @@ class AsyncClient:
         """
         connection, readers = self._open()
         self._check_can_take(prompt_token_ids, checked(params))
-        self._check_tokenizer()
+        self._tokenizer.check(self.worker)
         now = asyncio.get_running_loop().time()
         request_id = options.request_id or secrets.token_bytes(16)
         if request_id in readers:
@@ -275,28 +273,19 @@ class AsyncClient:
     async def complete(
         self, prompt: Prompt, *, timeout_s: float | None = DEFAULT_TTL_S, **params: Any
     ) -> Completion:
-        """The whole answer; parameters and errors as `stream`.
+        """The whole answer; parameters as those of `stream`.
 
-        answer = await client.complete("Once upon a time", max_tokens=64, timeout_s=30)
-        print(answer.text, answer.finish_reason, len(answer.token_ids))
+            answer = await client.complete("Once upon a time", max_tokens=64, timeout_s=30)
+            print(answer.text, answer.finish_reason, len(answer.token_ids))
+
+        Raises as `stream`.
         """
         deadline = Deadline.after(timeout_s)
         token_ids = await self._encoded(prompt, deadline)
         whole = Delta([], "")
         async for delta in self._stream(token_ids, params, deadline.left_s):
             whole += delta
-        finish = whole.finish or Finish("stop")
-        return Completion(
-            text=whole.text,
-            token_ids=whole.token_ids,
-            finish_reason=finish.reason,
-            num_prompt_tokens=len(token_ids),
-            num_cached_tokens=finish.num_cached_tokens,
-            stop_reason=finish.stop_reason,
-            logprobs=whole.logprobs,
-            prompt_logprobs=whole.prompt_logprobs,
-            receipt=whole.receipt,
-        )
+        return Completion.of(whole, len(token_ids))
 
     async def chat(
         self,
@@ -307,8 +296,10 @@ class AsyncClient:
     ) -> Completion:
         """The whole answer to a conversation; `stream` takes one as well.
 
-        answer = await client.chat([{"role": "user", "content": "Hello"}], max_tokens=64)
-        print(answer.text)
+            answer = await client.chat([{"role": "user", "content": "Hello"}], max_tokens=64)
+            print(answer.text)
+
+        Raises as `stream`.
         """
         if isinstance(messages, str):
             raise InvalidRequestError(
@@ -418,26 +409,14 @@ class AsyncClient:
 
     def _on_greeting(self, greeting: Greeting) -> None:
         assert self._connection is not None, "greetings come over the connection"
-        known = self._given_tokenizer or self._tokenizer
-        if self._given_tokenizer is None and not _is_of(known, greeting):
-            known = tokenizer_cache.load(greeting)
-        self._tokenizer = known
-        self._connection.protocol.wants_tokenizer = known is None
+        self._tokenizer.meet(greeting)
+        self._connection.protocol.wants_tokenizer = not self.has_tokenizer
         self._connection.protocol.tick(asyncio.get_running_loop().time())
         self._changed.set()
 
     def _take_tokenizer(self, files: TokenizerFiles) -> None:
-        self._tokenizer = Tokenizer.from_files(files)
-        tokenizer_cache.store(self._tokenizer)
+        self._tokenizer.take(files)
         self._changed.set()
-
-    def _check_tokenizer(self) -> None:
-        given, worker = self._given_tokenizer, self.worker
-        if given is not None and worker is not None and given.fingerprint != worker.tokenizer:
-            raise TokenizerMismatchError(
-                f"the client's tokenizer is not that of the worker's model {worker.model!r}: give "
-                "the client the model's own, or none"
-            )
 
     def _check_can_answer(self) -> Greeting:
         if self.condition not in ("ok", "draining") or self.worker is None:
@@ -458,10 +437,3 @@ class AsyncClient:
         room = max(1, self.worker.max_model_len - num_prompt_tokens)
         seed = secrets.randbelow(MAX_SEED)
         return checked_sampling_params(**{"max_tokens": room, "seed": seed, **values})
-
-
-def _is_of(tokenizer: Tokenizer | None, greeting: Greeting) -> bool:
-    return tokenizer is not None and (
-        (tokenizer.fingerprint, tokenizer.template_fingerprint)
-        == (greeting.tokenizer, greeting.chat_template)
-    )

@@ -64,6 +64,22 @@ class Completion:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # less the first
     receipt: Receipt | None = None  # how it fared among the others
 
+    @classmethod
+    def of(cls, whole: Delta, num_prompt_tokens: int) -> Completion:
+        """From the sum of all Deltas."""
+        finish = whole.finish or Finish("stop")
+        return cls(
+            text=whole.text,
+            token_ids=whole.token_ids,
+            finish_reason=finish.reason,
+            num_prompt_tokens=num_prompt_tokens,
+            num_cached_tokens=finish.num_cached_tokens,
+            stop_reason=finish.stop_reason,
+            logprobs=whole.logprobs,
+            prompt_logprobs=whole.prompt_logprobs,
+            receipt=whole.receipt,
+        )
+
     def __str__(self) -> str:
         return self.text
 

@@ -77,7 +77,13 @@ class Client:
         wants_queue_news: bool = False,
         **params: Any,
     ) -> Generator[Delta, None, None]:
-        """See AsyncClient.stream; leaving the loop, or the generator's `close`, cancels."""
+        """The answer piece by piece; leaving the loop, or the generator's `close`, cancels.
+
+            for delta in client.stream("Once upon a time", max_tokens=64):
+                print(delta.text, end="", flush=True)
+
+        See AsyncClient.stream.
+        """
         deltas = self._client.stream(
             prompt, timeout_s=timeout_s, wants_queue_news=wants_queue_news, **params
         )
@@ -90,10 +96,12 @@ class Client:
     def complete(
         self, prompt: Prompt, *, timeout_s: float | None = DEFAULT_TTL_S, **params: Any
     ) -> Completion:
-        """See AsyncClient.complete.
+        """The whole answer.
 
-        answer = client.complete("Once upon a time", max_tokens=64, timeout_s=30)
-        print(answer.text, answer.finish_reason)
+            answer = client.complete("Once upon a time", max_tokens=64, timeout_s=30)
+            print(answer.text, answer.finish_reason)
+
+        See AsyncClient.complete.
         """
         return self._run(self._client.complete(prompt, timeout_s=timeout_s, **params))
 
@@ -104,10 +112,12 @@ class Client:
         timeout_s: float | None = DEFAULT_TTL_S,
         **params: Any,
     ) -> Completion:
-        """See AsyncClient.chat.
+        """The whole answer to a conversation.
 
-        answer = client.chat([{"role": "user", "content": "Hello"}], max_tokens=64)
-        print(answer.text)
+            answer = client.chat([{"role": "user", "content": "Hello"}], max_tokens=64)
+            print(answer.text)
+
+        See AsyncClient.chat.
         """
         return self._run(self._client.chat(messages, timeout_s=timeout_s, **params))
 
@@ -118,10 +128,12 @@ class Client:
         pooling: Literal["last", "mean"] = "last",
         timeout_s: float | None = DEFAULT_TTL_S,
     ) -> Embedding:
-        """See AsyncClient.embed.
+        """What the prompt means.
 
-        vector = client.embed("cat", pooling="mean").vector
-        print(len(vector))
+            vector = client.embed("cat", pooling="mean").vector
+            print(len(vector))
+
+        See AsyncClient.embed.
         """
         return self._run(self._client.embed(prompt, pooling=pooling, timeout_s=timeout_s))
 

@@ -1,7 +1,7 @@
 """An aiohttp application that streams: python -m aiohttp.web aiohttp_app:make_app"""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from aiohttp import web
 
@@ -14,9 +14,10 @@ async def story(request: web.Request) -> web.StreamResponse:
     messages = [{"role": "user", "content": f"Tell me a story about a {request.query['about']}."}]
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
-    async with aclosing(chairlift.sse(client.stream(messages, max_tokens=64))) as events:
-        async for event in events:  # when the caller has gone, `write` raises, and that cancels
-            await response.write(event)
+    with suppress(ConnectionResetError):  # the caller has gone
+        async with aclosing(chairlift.sse(client.stream(messages, max_tokens=64))) as events:
+            async for event in events:
+                await response.write(event)
     return response
 
 

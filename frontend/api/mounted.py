@@ -22,7 +22,7 @@ from .gate import Gate
 from .parts import PARTS
 from .schema import DocumentedApp
 
-MEETING_TIMEOUT_S = 2.0  # of the first requests, for a worker that is there
+MEETING_TIMEOUT_S = 2.0  # for a worker that is there
 
 log = structlog.wrap_logger(
     logging.getLogger("chairlift.http"),
@@ -66,15 +66,15 @@ class MountSettings(ServeSettings):
 
 
 class Meeting:
-    """Nobody runs the lifespan of what is mounted, so the first request opens the client. If the
-    worker does not answer, the routes say so."""
+    """Nobody runs the lifespan of what is mounted, so the first request opens the client, and each
+    finds out whether it may be used here. If the worker does not answer, the routes say so."""
 
     def __init__(self, app: ASGIApp, client: AsyncClient) -> None:
         self._app = app
         self._client = client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._client.has_tokenizer:
+        if scope["type"] == "http":
             with suppress(WorkerUnavailableError):
                 await self._client.connect(MEETING_TIMEOUT_S)
         await self._app(scope, receive, send)

@@ -18,6 +18,7 @@ import uvicorn
 from tests.integration.processes import READY_TIMEOUT_S, stop
 from tests.tcp import free_port
 
+ROOT = Path(__file__).parents[2]  # to be found from any folder
 STOP_TIMEOUT_S = 20.0
 
 
@@ -45,7 +46,7 @@ def as_process(command: Sequence[str], address: str, folder: Path, log: Path) ->
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *filled],
-            env={**environment(address), "PYTHONPATH": f"{Path.cwd()}"},
+            env=environment(address),
             cwd=folder,
             stdout=output,
             stderr=output,
@@ -61,7 +62,7 @@ def as_process(command: Sequence[str], address: str, folder: Path, log: Path) ->
 def environment(address: str) -> dict[str, str]:
     """Ours, less the settings of whoever runs the tests."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith("CHAIRLIFT_")}
-    return {**ours, "CHAIRLIFT_ADDRESS": address}
+    return {**ours, "CHAIRLIFT_ADDRESS": address, "PYTHONPATH": str(ROOT)}
 
 
 def _until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -100,7 +99,7 @@ def test_scripts(worker_address: str, tmp_path: Path, command: tuple[str, ...]) 
     """The script and the notebook's cells run through and tell a story."""
     done = subprocess.run(
         [sys.executable, *command],
-        env={**environment(worker_address), "PYTHONPATH": os.getcwd(), "IPYTHONDIR": str(tmp_path)},
+        env={**environment(worker_address), "IPYTHONDIR": str(tmp_path)},
         cwd=EXAMPLES,
         capture_output=True,
         text=True,

@@ -269,6 +269,17 @@ def test_without_a_worker_it_says_so() -> None:
     assert answer.json()["error"]["code"] == "worker_unavailable"
 
 
+def test_a_client_of_another_loop_says_so(worker_address: str) -> None:
+    """A mount whose client was used in another event loop before answers 503, and tells why."""
+    client = chairlift.AsyncClient(worker_address)
+    asyncio.run(client.connect())
+    with in_thread(fastapi_host(chairlift.asgi_app(client))) as url:
+        answer = httpx2.get(f"{url}/llm/v1/models")
+    asyncio.run(client.close())
+    assert answer.status_code == 503
+    assert "another event loop" in answer.json()["error"]["message"]
+
+
 def test_it_speaks_in_the_hosts_log(
     worker_address: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

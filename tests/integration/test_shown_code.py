@@ -90,6 +90,9 @@ def test_the_page() -> None:
 
 
 def test_docstrings_show_what_matters() -> None:
-    """Both clients, the package, and both ways into other applications have examples."""
+    """The package, the clients and their calls, and both ways into other applications have
+    examples."""
+    clients = ("AsyncClient", "Client")
+    calls = {f"{one}.{call}" for one in clients for call in ("stream", "complete", "chat", "embed")}
     ids = {parameter.id for parameter in shown()}
-    assert ids >= {"chairlift", "AsyncClient", "Client", "asgi_app", "sse", "AsyncClient.stream"}
+    assert ids >= {"chairlift", "asgi_app", "sse", *clients, *calls}
