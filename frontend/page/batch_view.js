@@ -13,7 +13,7 @@ const ROW_HEIGHTS = [[12, 24], [16, 20], [24, 16], [32, 14], [48, 12], [64, 11]]
 const LEAST_ROW_HEIGHT = 10;
 
 /** What is at a place of the picture. */
-/** @typedef {{index: number, column: Column, request: WatchedRequest | null, entry: import("./column.js").Entry | null}} Hit */
+/** @typedef {{column: Column | import("./column.js").Gap, request: WatchedRequest | null, entry: import("./column.js").Entry | null}} Hit */
 
 export class BatchView {
   /** @type {WatchedRequest | null} */
@@ -129,9 +129,9 @@ export class BatchView {
   hit(x, y) {
     const index = Math.floor(this.#viewport.right - (this.#viewport.width - x) / this.#viewport.columnWidth);
     const column = this.#history.at(index);
-    if (!(column instanceof Column)) return null;
-    const entry = column.entryAt(this.laneAt(y)) ?? null;
-    return { index, column, entry, request: entry?.request ?? null };
+    if (!column) return null;
+    const entry = (column instanceof Column && column.entryAt(this.laneAt(y))) || null;
+    return { column, entry, request: entry?.request ?? null };
   }
 
   /**

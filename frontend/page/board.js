@@ -37,6 +37,7 @@ export class Board {
   #drawn_ms = 0;
   #labelled_ms = 0;
   #numLooks = 0;
+  #numIdle = 0; // figures in a row, without a step, in which nothing ran
   #seen = "";
 
   /** @param {import("./history.js").History} history */
@@ -62,10 +63,25 @@ export class Board {
     if (!this.#frame) this.#frame = requestAnimationFrame((now_ms) => this.#draw(now_ms));
   }
 
-  /** @param {Record<string, number>} stats */
+  /** Steps were told. */
+  step() {
+    this.#numIdle = 0;
+    this.redraw();
+  }
+
+  /**
+   * Figures may be older than the steps told before them: twice nothing is nothing.
+   * @param {Record<string, number>} stats
+   */
   note(stats) {
     this.#stats = stats;
-    if (stats.num_running === 0 && stats.num_waiting === 0) this.#history.calm();
+    const isIdle = stats.num_running === 0 && stats.num_waiting === 0;
+    this.#numIdle = isIdle ? this.#numIdle + 1 : 0;
+    if (this.#isIdle) this.#history.calm();
+  }
+
+  get #isIdle() {
+    return this.#numIdle > 1;
   }
 
   /**
@@ -100,15 +116,16 @@ export class Board {
   #look() {
     this.#numLooks += 1;
     if (document.hidden) return;
+    if (this.#numLooks % TABLE_EVERY === 0) this.#table.show(this.#history.living);
     element("idle").hidden = this.#history.end > 0;
-    const seen = `${this.#history.end} ${this.#viewport.right} ${this.#viewport.width} ${JSON.stringify(this.#stats)}`;
+    const seen = `${this.#history.end} ${this.#viewport.right} ${this.#viewport.width} ${this.#isIdle} ${this.#stats?.num_free_blocks}`;
     if (seen === this.#seen) return;
     this.#seen = seen;
     this.#strips.rescale();
-    this.#figures.show(this.#palette, this.#stats);
+    const idle = this.#viewport.isLive && (this.#isIdle || !this.#history.end) ? this.#stats : null;
+    this.#figures.show(this.#palette, idle);
     this.#controls.show();
     if (this.#view.selected) this.#receipt.show(this.#view.selected);
-    if (this.#numLooks % TABLE_EVERY === 0) this.#table.show(this.#history.living);
     this.redraw();
   }
 

@@ -75,6 +75,11 @@ export class Column {
     this.numNewTokens += cell.num_new_tokens;
   }
 
+  /** Those that go on after it. */
+  get numRunning() {
+    return this.entries.filter(({ cell, marks }) => cell && !(marks & (FINISHED | FAILED))).length;
+  }
+
   /** @param {number} lane */
   entryAt(lane) {
     return this.entries.find((entry) => entry.lane === lane);

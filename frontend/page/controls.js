@@ -1,8 +1,8 @@
 /** Hands on the picture: keys, the pointer, the wheel, the slider and the buttons. */
 
 import { element, say } from "./dom.js";
-import { Column } from "./column.js";
-import { milliseconds } from "./wording.js";
+import { CHUNK, Column } from "./column.js";
+import { counted, milliseconds } from "./wording.js";
 
 const CLICK_REACH = 4; // CSS pixels that a click may slip
 
@@ -159,6 +159,7 @@ export class Controls {
   #listenToPointer(stage) {
     let from = { x: 0, right: 0, hasMoved: false };
     stage.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0 || event.target instanceof HTMLButtonElement) return;
       from = { x: event.clientX, right: this.#viewport.right, hasMoved: false };
       this.#isDragging = true;
       stage.setPointerCapture(event.pointerId);
@@ -222,13 +223,19 @@ export class Controls {
 
 /** @param {import("./batch_view.js").Hit} hit */
 function tipText({ column, request, entry }) {
+  if (!(column instanceof Column)) return gapText(column);
   const step = `step ${column.number}, ${milliseconds(column.duration_us / 1000)}`;
   if (!request || !entry) {
     return `${step}\n${column.numDecodeTokens} decoded, ${column.numPromptTokens} of prompts`;
   }
   const { cell } = entry;
   if (!cell) return `${request.hash}\n${step}\nnot in this step`;
-  const what = request.firstColumn !== null && cell.num_tokens > 1 ? `chunk of ${cell.num_tokens}` : "decode";
+  const what = entry.marks & CHUNK ? `chunk of ${cell.num_tokens}` : "decode";
   const drafts = cell.num_drafts ? `, ${cell.num_new_tokens} new of ${cell.num_drafts} guessed` : "";
   return `${request.hash}\n${step}\n${what}${drafts}, ${cell.num_computed_tokens}/${cell.num_total_tokens}`;
+}
+
+/** @param {import("./column.js").Gap} gap */
+function gapText({ numMissed, reason }) {
+  return numMissed ? `${counted(numMissed, "step")} ${reason}` : reason;
 }

@@ -30,9 +30,9 @@ export class FiguresView {
 
   /**
    * @param {Palette} palette
-   * @param {Record<string, number> | null} stats that the feed told last
+   * @param {Record<string, number> | null} idle the worker's own figures, where nothing runs
    */
-  show(palette, stats) {
+  show(palette, idle) {
     const figures = figuresOf(this.#viewport.columns());
     const column = this.#lastColumn();
     say(element("steps-per-s"), figures.numSteps ? short(figures.stepsPerS) : "–");
@@ -42,11 +42,9 @@ export class FiguresView {
     say(element("itl-p90"), milliseconds(figures.itl_ms.p90));
     say(element("itl-p99"), milliseconds(figures.itl_ms.p99));
     this.#showPhases(figures.phases_us, palette);
-    const isNow = this.#viewport.isLive && stats;
-    const numRunning = column?.entries.filter(({ cell }) => cell).length ?? 0;
-    say(element("num-running"), short(isNow && isIdle(stats) ? 0 : numRunning));
-    this.#showQueue(isNow && isIdle(stats) ? 0 : column?.numWaiting ?? 0, column?.waiting ?? []);
-    this.#showBlocks(column, isNow ? stats : null);
+    say(element("num-running"), short(idle ? 0 : column?.numRunning ?? 0));
+    this.#showQueue(idle ? 0 : column?.numWaiting ?? 0, column?.waiting ?? []);
+    this.#showBlocks(column, idle);
   }
 
   /** @returns {Column | undefined} at the right edge */
@@ -80,21 +78,20 @@ export class FiguresView {
 
   /**
    * @param {Column | undefined} column
-   * @param {Record<string, number> | null} stats
+   * @param {Record<string, number> | null} idle
    */
-  #showBlocks(column, stats) {
-    const num_blocks = stats?.num_blocks ?? column?.numBlocks ?? 0;
-    const isOld = stats && isIdle(stats);
-    const numUsed = isOld ? num_blocks - stats.num_free_blocks : column?.numUsedBlocks ?? 0;
-    const numShared = isOld ? 0 : column?.numSharedBlocks ?? 0;
-    say(element("num-blocks"), num_blocks ? `${short(numUsed)} of ${short(num_blocks)}` : "–");
+  #showBlocks(column, idle) {
+    const numBlocks = idle?.num_blocks ?? column?.numBlocks ?? 0;
+    const numUsed = idle ? numBlocks - idle.num_free_blocks : column?.numUsedBlocks ?? 0;
+    const numShared = idle ? 0 : column?.numSharedBlocks ?? 0;
+    say(element("num-blocks"), numBlocks ? `${short(numUsed)} of ${short(numBlocks)}` : "–");
     const parts = [
-      { name: "shared", share: numShared / num_blocks, text: short(numShared), colour: "var(--shared)" },
-      { name: "used by one", share: (numUsed - numShared) / num_blocks, text: short(numUsed - numShared), colour: "var(--used)" },
-      { name: "free", share: 0, text: short(num_blocks - numUsed), colour: "var(--band)" },
+      { name: "shared", share: numShared / numBlocks, text: short(numShared), colour: "var(--shared)" },
+      { name: "used by one", share: (numUsed - numShared) / numBlocks, text: short(numUsed - numShared), colour: "var(--used)" },
+      { name: "free", share: 0, text: short(numBlocks - numUsed), colour: "var(--band)" },
     ];
-    showBar(element("block-bar"), num_blocks ? parts : []);
-    showKeys(element("block-list"), num_blocks ? parts : []);
+    showBar(element("block-bar"), numBlocks ? parts : []);
+    showKeys(element("block-list"), numBlocks ? parts : []);
   }
 
   /**
@@ -118,11 +115,6 @@ export class FiguresView {
     if (numMore > 0) items.push(make("li", "more", `and ${counted(numMore, "more", "more")}`));
     element("queue").replaceChildren(...items);
   }
-}
-
-/** @param {Record<string, number>} stats */
-function isIdle(stats) {
-  return stats.num_running === 0 && stats.num_waiting === 0;
 }
 
 /** @typedef {{name: string, share: number, text: string, colour: string}} Part */

@@ -1,6 +1,9 @@
 /** Where the API key is typed in. */
 
 import { element } from "./dom.js";
+import { ApiError } from "./session.js";
+
+const DECLINED = "an API key is needed: reload the page to give one";
 
 export class KeyDialog {
   #dialog = /** @type {HTMLDialogElement} */ (element("key-dialog"));
@@ -24,7 +27,7 @@ export class KeyDialog {
       };
       this.#dialog.onclose = () => {
         if (this.#dialog.returnValue === "given") resolve(this.#input.value.trim());
-        else reject(new Error("an API key is needed: reload the page to give one"));
+        else reject(new ApiError(DECLINED, 401, "invalid_api_key"));
       };
     });
   }

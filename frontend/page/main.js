@@ -28,7 +28,7 @@ const heard = {
   },
   steps: (steps) => {
     for (const step of steps) history.add(step);
-    board.redraw();
+    board.step();
   },
   requests: (ended) => {
     for (const one of ended) history.noteHttp(one);

@@ -58,10 +58,14 @@ export class Session {
     }
   }
 
-  /** @param {string} reason */
+  /**
+   * Who has declined once is not asked again.
+   * @param {string} reason
+   */
   async #unlock(reason) {
-    this.#asking ??= this.#ask(reason).finally(() => (this.#asking = null));
+    this.#asking ??= this.#ask(reason);
     this.#key = await this.#asking;
+    this.#asking = null;
     sessionStorage.setItem(STORED, this.#key);
   }
 }

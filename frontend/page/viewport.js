@@ -9,6 +9,7 @@ export class Viewport {
   right = 0; // the column at the right edge, exclusive; between two while it moves
   width = 600; // CSS pixels
   #zoom = 2;
+  #held = 0; // `right`, where it was let go of last
   #history;
   #prefersStill = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -59,7 +60,7 @@ export class Viewport {
 
   pause() {
     this.isLive = false;
-    this.right = Math.round(this.right);
+    this.right = this.#held = Math.round(this.right);
   }
 
   resume() {
@@ -73,13 +74,15 @@ export class Viewport {
 
   /** @param {number} right */
   scrollTo(right) {
-    this.isLive = false;
+    if (this.isLive) this.pause();
     this.right = right;
     this.#clamp();
   }
 
-  /** So that a column is in sight, a third from the left. */
-  /** @param {number} column */
+  /**
+   * So that it is in sight, a third from the left.
+   * @param {number} column
+   */
   reveal(column) {
     if (column < this.left || column >= this.right) {
       this.scrollTo(Math.round(column + (this.numColumns * 2) / 3));
@@ -92,9 +95,12 @@ export class Viewport {
     this.#clamp();
   }
 
+  /** Not beyond the newest, nor so far back that less than a page shows, unless that is all. */
   #clamp() {
     const { first, end } = this.#history;
-    const least = Math.min(end, first + Math.floor(this.numColumns));
+    const page = first + Math.floor(this.numColumns);
+    const least = first > 0 ? page : Math.min(page, this.#held);
     this.right = Math.min(end, Math.max(least, this.right));
+    this.#held = this.right;
   }
 }

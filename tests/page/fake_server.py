@@ -17,7 +17,7 @@ from chairlift.frontend.api import create_app
 from chairlift.frontend.api.http_protocol import timed_protocol
 from chairlift.frontend.client import AsyncClient
 from chairlift.shared.settings import ServeSettings
-from tests.frontend.fake_client import FakeClient
+from tests.frontend.fake_client import FakeClient, count_up
 from tests.page.fake_feed import FakeFeed
 from tests.page.rehearsal import Rehearsal
 
@@ -33,6 +33,12 @@ class FakeServer:
     fake: FakeClient
     rehearsal: Rehearsal
     loop: asyncio.AbstractEventLoop
+
+    def begin_anew(self) -> None:
+        """Whoever looked before is forgotten."""
+        self.fake.script, self.fake.gate = count_up, None
+        for seen in (self.fake.asked, self.fake.streams, self.fake.requests):
+            seen.clear()
 
     def tell_steps(self, count: int) -> None:
         """So many steps more of the rehearsal, at once."""
