@@ -66,7 +66,7 @@ export class BatchView {
   draw() {
     this.#fitRows();
     this.#tape.resize(this.height);
-    this.#tape.draw(this.#viewport, this.#history, `${this.#look} ${this.rowHeight}`);
+    this.#tape.draw(this.#viewport, this.#history, `${this.#look} ${this.#history.revision} ${this.rowHeight}`);
     this.#showSelection();
   }
 

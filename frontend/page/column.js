@@ -16,8 +16,9 @@
  * @property {string[]} preempted
  * @property {Record<"num_tokens" | "num_prompt_tokens" | "num_drafts" | "num_new_tokens"
  *   | "num_computed_tokens" | "num_total_tokens" | "num_blocks", number[]> & {request: string[]}} rows
- * @property {{request: string, reason: string, receipt: Receipt | null}[]} finished
  */
+
+/** @typedef {{request: string, reason: string, receipt: Receipt}} Ended what is no longer in the batch */
 
 /** What a request did in a column; where several hold they are drawn over each other. */
 export const DECODE = 1;

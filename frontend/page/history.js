@@ -5,6 +5,7 @@ import { Lanes } from "./lanes.js";
 import { WatchedRequest } from "./watched_request.js";
 
 /** @typedef {import("./column.js").StepRecord} StepRecord */
+/** @typedef {import("./column.js").Ended} Ended */
 
 export const MAX_COLUMNS = 6_000;
 const SWEEP_EVERY = 256;
@@ -20,6 +21,7 @@ export class History {
   #isLossy = false; // whether the end of a living request may have been missed
   #lossyUntil = 0;
   end = 0;
+  revision = 0; // of columns that were there already
   /** @type {Map<string, WatchedRequest>} */
   requests = new Map();
   /** @type {Set<WatchedRequest>} those with a lane */
@@ -57,8 +59,26 @@ export class History {
     this.#suspect();
   }
 
-  /** @param {StepRecord} step */
-  add(step) {
+  /**
+   * Steps that were told together, and what ended in them.
+   * @param {StepRecord[]} steps
+   * @param {Ended[]} ended
+   */
+  take(steps, ended) {
+    const inStep = steps.map(() => /** @type {Ended[]} */ ([]));
+    for (const one of ended) {
+      const index = steps.findLastIndex(({ rows }) => rows.request.includes(one.request));
+      if (index < 0) this.#endLate(one);
+      else inStep[index].push(one);
+    }
+    steps.forEach((step, index) => this.#add(step, inStep[index]));
+  }
+
+  /**
+   * @param {StepRecord} step
+   * @param {Ended[]} ended
+   */
+  #add(step, ended) {
     if (this.#number !== null && step.number <= this.#number) return;
     this.#noteGap(step.number);
     const waiting = step.waiting.map((hash) => this.#waitingRequest(hash, step));
@@ -66,12 +86,12 @@ export class History {
     column.pause_us = step.began_us - (this.newest?.end_us ?? step.began_us);
     this.#takeRows(column, step);
     this.#takePreempted(column, step);
-    this.#takeFinished(column, step);
+    for (const one of ended) this.#end(column, one);
     for (const request of this.living) {
       if (request.lastStep_us !== column.end_us) this.#absent(column, request);
     }
     this.#push(column);
-    for (const { request } of step.finished) this.#leave(this.requests.get(request));
+    for (const { request } of ended) this.#leave(this.requests.get(request));
     if (this.#isLossy) this.#forgetTheLost();
   }
 
@@ -80,9 +100,9 @@ export class History {
     for (const request of [...this.living]) this.#leave(request);
   }
 
-  /** @param {import("./watched_request.js").HttpRequest & {request: string[]}} ended */
+  /** @param {import("./watched_request.js").HttpRequest & {requests: string[]}} ended */
   noteHttp(ended) {
-    for (const hash of ended.request) {
+    for (const hash of ended.requests) {
       const request = this.requests.get(hash);
       if (request) request.http = ended;
     }
@@ -165,17 +185,44 @@ export class History {
   }
 
   /**
-   * @param {Column} column
-   * @param {StepRecord} step
+   * @param {Column} column of its last step
+   * @param {Ended} ended
    */
-  #takeFinished(column, step) {
-    for (const { request: hash, reason, receipt } of step.finished) {
-      const request = this.#request(hash, step);
-      request.ending = { reason, receipt };
-      request.lastColumn = this.end;
-      const hasFailed = reason === "error" || reason === "abort";
-      if (request.lane !== null) this.#mark(column, request, hasFailed ? FAILED : FINISHED);
-    }
+  #end(column, { request: hash, reason, receipt }) {
+    const request = this.requests.get(hash);
+    if (!request) return;
+    request.ending = { reason, receipt };
+    const hasFailed = reason === "error" || reason === "abort";
+    this.#mark(column, request, hasFailed ? FAILED : FINISHED);
+  }
+
+  /**
+   * Its last step was told before: columns that are there already change.
+   * @param {Ended} ended
+   */
+  #endLate(ended) {
+    const request = this.requests.get(ended.request);
+    if (!request || request.ending) return;
+    request.ending = { reason: ended.reason, receipt: ended.receipt };
+    if (request.lane === null) return;
+    const last = request.lastStepColumn ?? this.end - 1;
+    for (let index = last + 1; index < this.end; index++) this.#absolve(index, request);
+    const column = this.at(last);
+    if (column instanceof Column) this.#end(column, ended);
+    request.lastColumn = last;
+    this.#leave(request);
+    this.revision += 1;
+  }
+
+  /**
+   * It had no part in this column.
+   * @param {number} index
+   * @param {WatchedRequest} request
+   */
+  #absolve(index, request) {
+    const column = this.at(index);
+    if (!(column instanceof Column)) return;
+    column.entries = column.entries.filter((entry) => entry.request !== request || entry.marks & PREEMPTED);
   }
 
   /**

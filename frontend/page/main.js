@@ -8,6 +8,7 @@ import { KeyDialog } from "./key_dialog.js";
 import { Playground } from "./playground.js";
 import { Session } from "./session.js";
 import { Status } from "./status.js";
+import { Together } from "./together.js";
 
 const keyDialog = new KeyDialog();
 const session = new Session((reason) => keyDialog.ask(reason));
@@ -15,21 +16,24 @@ const history = new History();
 const board = new Board(history);
 const playground = new Playground(session, (receipt) => board.showReceipt(receipt));
 const status = new Status(() => void playground.loadModels());
+const together = new Together((steps, ended) => {
+  history.take(steps, ended);
+  board.step();
+});
 
 /** @type {Record<string, (data: any) => void>} */
 const heard = {
   worker: (worker) => {
+    together.flush();
     if (status.meet(worker)) history.restart();
-    history.size(worker.num_blocks);
   },
   stats: (stats) => {
+    history.size(stats.num_blocks);
     status.note(stats);
     board.note(stats);
   },
-  steps: (steps) => {
-    for (const step of steps) history.add(step);
-    board.step();
-  },
+  steps: (steps) => together.addSteps(steps),
+  ended: (ended) => together.addEnded(ended),
   requests: (ended) => {
     for (const one of ended) history.noteHttp(one);
   },

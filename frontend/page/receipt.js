@@ -136,5 +136,5 @@ function list(receipt) {
 
 /** @param {import("./watched_request.js").HttpRequest} http */
 function httpLine(http) {
-  return make("p", "help", `${http.route} · ${http.status} · ${http.request_id}`);
+  return make("p", "help", `${http.endpoint} · ${http.outcome} · ${http.request_id}`);
 }

@@ -20,7 +20,7 @@
  */
 
 /** @typedef {{reason: string, receipt: Receipt | null}} Ending */
-/** @typedef {{route: string, request_id: string, status: number}} HttpRequest */
+/** @typedef {{endpoint: string, outcome: string, request_id: string}} HttpRequest */
 
 /**
  * @typedef {object} Cell one row of one step
@@ -38,6 +38,8 @@ export class WatchedRequest {
   lane = null;
   /** @type {number | null} the column of its first step */
   firstColumn = null;
+  /** @type {number | null} of its newest step */
+  lastStepColumn = null;
   /** the newest column that names it, in the batch or in the queue */
   lastColumn;
   /** @type {number} */
@@ -104,6 +106,7 @@ export class WatchedRequest {
     const since_us = step.end_us - (this.lastStep_us ?? step.end_us);
     this.maxGap_ms = Math.max(this.maxGap_ms, since_us / 1000);
     this.lastStep_us = step.end_us;
+    this.lastStepColumn = column;
     this.cell = cell;
     this.lastColumn = column;
     this.isWaiting = false;

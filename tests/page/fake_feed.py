@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from chairlift.frontend.api.sending import STREAM_HEADERS
+
+Json = dict[str, Any]
 
 
 class FakeFeed:
@@ -23,7 +25,13 @@ class FakeFeed:
         self._queues: dict[asyncio.Queue[bytes | None], asyncio.AbstractEventLoop] = {}
 
     def tell(self, event: str, data: Any) -> None:
-        self._put(f"event: {event}\ndata: {json.dumps(data)}\n\n".encode())
+        self._put(_event(event, data))
+
+    def tell_steps(self, steps: Sequence[Json]) -> None:
+        """And what ended in them, right after them, as the server does."""
+        told = [{name: step[name] for name in step if name != "finished"} for step in steps]
+        ended = [one for step in steps for one in step["finished"]]
+        self._put(_event("steps", told) + (_event("ended", ended) if ended else b""))
 
     def comment(self) -> None:
         self._put(b": keep-alive\n\n")
@@ -44,7 +52,7 @@ class FakeFeed:
     async def _events(self) -> AsyncIterator[bytes]:
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
         for event, data in self.opening:
-            yield f"event: {event}\ndata: {json.dumps(data)}\n\n".encode()
+            yield _event(event, data)
         self._queues[queue] = asyncio.get_running_loop()
         self.num_watchers += 1
         try:
@@ -52,3 +60,7 @@ class FakeFeed:
                 yield part
         finally:
             del self._queues[queue]
+
+
+def _event(name: str, data: Any) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()

@@ -42,7 +42,7 @@ class FakeServer:
 
     def tell_steps(self, count: int) -> None:
         """So many steps more of the rehearsal, at once."""
-        self.feed.tell("steps", self.rehearsal.steps(count))
+        self.feed.tell_steps(self.rehearsal.steps(count))
 
     def permit(self, count: int = 1) -> None:
         """So many tokens of the scripted answers, where the client has a gate."""

@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 
 from tests.page.conftest import Visit
 from tests.page.fake_server import FakeServer
-from tests.page.rehearsal import BEGAN_US
+from tests.page.rehearsal import BEGAN_US, Json
 from tests.page.script import Row, chunk, finish, step
 
 A, B, C, D = "0000000a", "0000000b", "0000000c", "0000000d"
@@ -67,9 +67,9 @@ def until_newest(page: Page, number: int) -> None:
     )
 
 
-def play(page: Page, server: FakeServer, *steps: dict[str, object]) -> None:
-    server.feed.tell("steps", steps)
-    until_newest(page, int(str(steps[-1]["number"])))
+def play(page: Page, server: FakeServer, *steps: Json) -> None:
+    server.feed.tell_steps(steps)
+    until_newest(page, steps[-1]["number"])
 
 
 def open_table(page: Page) -> None:
@@ -89,8 +89,8 @@ def test_rows_and_marks(page: Page, server: FakeServer) -> None:
         server,
         step(1, [chunk(A, 64, 64, 100), Row(B), Row(C)]),
         step(2, [chunk(A, 36, 100, 100), Row(B, num_drafts=3, num_new_tokens=3)], preempted=[C]),
-        step(3, [Row(A)], waiting=[C], finished=[finish(B)]),
-        step(4, [Row(D)], waiting=[C], finished=[finish(A, "error")]),
+        step(3, [Row(A), Row(B)], waiting=[C], finished=[finish(B)]),
+        step(4, [Row(A), Row(D)], waiting=[C], finished=[finish(A, "error")]),
     )
     assert "chunk of 64, 64/100" in point_at(page, 0, 3)
     assert "decode" in point_at(page, 0, 1)
@@ -173,7 +173,7 @@ def test_pause(page: Page, server: FakeServer) -> None:
     play(page, server, *(step(number, [Row(A)]) for number in range(1, 11)))
     page.keyboard.press("Space")
     expect(page.locator("#pause")).to_have_text("Resume")
-    server.feed.tell("steps", [step(number, [Row(A)]) for number in range(11, 21)])
+    server.feed.tell_steps([step(number, [Row(A)]) for number in range(11, 21)])
     expect(page.locator("#position")).to_have_text("step 10, 200 ms back")
     assert "step 10," in point_at(page, 0)
     page.locator("#timeline").focus()
@@ -226,9 +226,9 @@ def test_memory_is_bounded(page: Page, server: FakeServer) -> None:
       });
       for (let number = 1; number <= 7000; number++) {
         const hash = String(number);
-        history.add({ number, began_us: number, phases_us: {}, num_waiting: 0, waiting: [],
-          num_free_blocks: 0, num_shared_blocks: 0, preempted: [], rows: rows(hash),
-          finished: [{ request: hash, reason: "stop", receipt: null }] });
+        const step = { number, began_us: number, phases_us: {}, num_waiting: 0, waiting: [],
+          num_free_blocks: 0, num_shared_blocks: 0, preempted: [], rows: rows(hash) };
+        history.take([step], [{ request: hash, reason: "stop", receipt: null }]);
       }
       return history.requests.size;
     }"""
@@ -279,10 +279,21 @@ def test_receipt_by_key(page: Page, server: FakeServer) -> None:
 def test_what_http_says(page: Page, server: FakeServer) -> None:
     """A receipt names the HTTP request behind it, once that has ended."""
     play(page, server, step(1, [Row(A)], finished=[finish(A)]))
-    ended = {"request": [A], "route": "/v1/completions", "request_id": "req-7", "status": 200}
+    ended = {"requests": [A], "endpoint": "chat", "request_id": "req-7", "outcome": "stop"}
     server.feed.tell("requests", [ended])
     click_at(page, 0)
-    expect(page.locator("#receipt")).to_contain_text("/v1/completions · 200 · req-7")
+    expect(page.locator("#receipt")).to_contain_text("chat · stop · req-7")
+
+
+def test_late_ends(page: Page, server: FakeServer) -> None:
+    """An end that is told after further steps stands where it was, and frees the row."""
+    play(page, server, step(1, [Row(A), Row(B)]), step(2, [Row(B)]), step(3, [Row(B)]))
+    assert "not in this step" in point_at(page, 0, 0)
+    server.feed.tell("ended", [finish(A)])
+    play(page, server, step(4, [Row(B), Row(C)]))
+    assert colour(page, "ink") in colours_at(page, 0, 3)
+    assert A not in point_at(page, 0, 1)
+    assert point_at(page, 0, 0).startswith(C)
 
 
 def test_gaps(page: Page, server: FakeServer) -> None:

@@ -164,7 +164,7 @@ def test_markup_stays_text(page: Page, server: FakeServer) -> None:
     assert page.locator(".output img, .output script").count() == 0
     server.feed.tell("worker", server.rehearsal.worker() | {"model": MARKUP})
     expect(page.locator("#model")).to_have_text(MARKUP)
-    server.feed.tell("steps", [step(1, [Row(A)], finished=[finish(A, MARKUP)])])
+    server.feed.tell_steps([step(1, [Row(A)], finished=[finish(A, MARKUP)])])
     page.locator("#timeline").focus()
     expect(page.locator("#num-running")).to_have_text("0")
     page.keyboard.press("ArrowDown")
@@ -194,7 +194,7 @@ def test_receipt(page: Page, server: FakeServer) -> None:
     link = page.get_by_role("button", name=f"Receipt of request {A}")
     link.click()
     expect(page.locator("#receipt")).to_contain_text("finished")
-    server.feed.tell("steps", [step(1, [Row(A)], finished=[finish(A)])])
+    server.feed.tell_steps([step(1, [Row(A)], finished=[finish(A)])])
     expect(page.locator("#steps-per-s")).to_have_text("50")
     link.click()
     expect(page.locator("#chosen")).to_be_visible()
