@@ -9,7 +9,8 @@ import { AXIS, TimeAxis } from "./time_axis.js";
 /** @typedef {import("./palette.js").Palette} Palette */
 /** @typedef {import("./watched_request.js").WatchedRequest} WatchedRequest */
 
-const ROW_HEIGHTS = [[12, 24], [16, 20], [24, 16], [32, 14], [48, 12], [64, 11]]; // of so many rows
+// Of so many rows, in CSS pixels each.
+const ROW_HEIGHTS = [[12, 24], [16, 20], [20, 18], [24, 16], [28, 15], [32, 14], [40, 13], [48, 12], [64, 11]];
 const LEAST_ROW_HEIGHT = 10;
 
 /** What is at a place of the picture. */

@@ -54,7 +54,8 @@ export class Controls {
     say(element("pause"), isLive ? "Pause" : "Resume");
     element("pause").setAttribute("aria-pressed", String(!isLive));
     if (!this.#isSliding) {
-      this.#slider.min = String(Math.min(end, first + Math.floor(this.#viewport.numColumns)));
+      const page = first + Math.floor(this.#viewport.numColumns);
+      this.#slider.min = String(Math.max(0, Math.min(end - 1, page)));
       this.#slider.max = String(end);
       this.#slider.value = String(isLive ? end : Math.round(right));
     }

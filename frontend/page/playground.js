@@ -1,5 +1,6 @@
 /** Up to eight prompts side by side. */
 
+import { Connections } from "./connections.js";
 import { element } from "./dom.js";
 import { Parameters } from "./parameters.js";
 import { PromptCard } from "./prompt_card.js";
@@ -19,6 +20,7 @@ export class Playground {
   #stopAll = /** @type {HTMLButtonElement} */ (element("stop-all"));
   #session;
   #onReceipt;
+  #connections = new Connections();
   #parameters = new Parameters((kind) => this.#suggest(kind));
 
   /**
@@ -69,6 +71,7 @@ export class Playground {
     const card = new PromptCard({
       session: this.#session,
       parameters: this.#parameters,
+      connections: this.#connections,
       onReceipt: this.#onReceipt,
       onChange: () => this.#show(),
       onRemove: (removed) => this.#drop(removed),

@@ -12,6 +12,7 @@ import { counted, milliseconds, short } from "./wording.js";
  * @typedef {object} Surroundings
  * @property {import("./session.js").Session} session
  * @property {import("./parameters.js").Parameters} parameters
+ * @property {import("./connections.js").Connections} connections
  * @property {(receipt: Receipt) => void} onReceipt
  * @property {() => void} onChange whenever it begins or ends
  * @property {(card: PromptCard) => void} onRemove
@@ -22,7 +23,7 @@ export class PromptCard {
   prompt = make("textarea", "prompt");
   #around;
   #title = make("h3");
-  #run = button("Run", "primary small", () => this.toggle());
+  #button = button("Run", "primary small", () => this.toggle());
   #remove = button("×", "quiet", () => this.#around.onRemove(this));
   #output = make("div", "output");
   #thought = make("span", "thought");
@@ -44,7 +45,7 @@ export class PromptCard {
     this.#output.tabIndex = 0;
     this.#output.setAttribute("role", "region");
     this.#footer.setAttribute("role", "status");
-    const head = make("div", "card-head", this.#title, this.#run, this.#remove);
+    const head = make("div", "card-head", this.#title, this.#button, this.#remove);
     this.root.append(head, this.prompt, this.#output, this.#footer);
     this.prompt.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) void this.start();
@@ -81,11 +82,28 @@ export class PromptCard {
     this.#begin(abort);
     try {
       const ask = this.#around.parameters.ask(this.prompt.value);
-      for await (const news of answer(this.#around.session, ask, abort.signal)) this.#take(news);
+      await this.#run(ask, abort.signal);
       this.#end("done");
     } catch (error) {
       if (abort.signal.aborted) this.#end("stopped", "stopped");
       else this.#end("failed", error instanceof Error ? error.message : String(error));
+    }
+  }
+
+  /**
+   * @param {import("./parameters.js").Ask} ask
+   * @param {AbortSignal} signal
+   */
+  async #run(ask, signal) {
+    const { session, connections } = this.#around;
+    if (connections.areTaken) this.#footer.replaceChildren("waits for one of the browser's connections");
+    await connections.take(signal);
+    try {
+      this.#footer.replaceChildren("waits for its first token");
+      this.#clock = new Clock();
+      for await (const news of answer(session, ask, signal)) this.#take(news);
+    } finally {
+      connections.giveBack();
     }
   }
 
@@ -97,7 +115,6 @@ export class PromptCard {
     this.#text = null;
     this.#thought.textContent = "";
     this.#output.replaceChildren();
-    this.#footer.replaceChildren("waiting for the first token");
     this.#show("running");
   }
 
@@ -152,8 +169,8 @@ export class PromptCard {
   #show(state) {
     this.root.dataset.state = state;
     this.#output.setAttribute("aria-busy", String(state === "running"));
-    say(this.#run, state === "running" ? "Stop" : "Run");
-    this.#run.classList.toggle("primary", state !== "running");
+    say(this.#button, state === "running" ? "Stop" : "Run");
+    this.#button.classList.toggle("primary", state !== "running");
     this.#around.onChange();
   }
 }

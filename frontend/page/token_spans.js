@@ -88,5 +88,6 @@ function quoted(text) {
 /** @param {number} logprob */
 function percent(logprob) {
   const value = 100 * Math.exp(logprob);
+  if (value < 0.005) return "<0.01 %";
   return `${value >= 10 ? Math.round(value) : value.toFixed(value < 0.1 ? 2 : 1)} %`;
 }

@@ -200,6 +200,22 @@ def test_receipt(page: Page, server: FakeServer) -> None:
     expect(page.locator("#chosen")).to_be_visible()
 
 
+def test_more_than_there_are_connections(page: Page, server: FakeServer) -> None:
+    """Five answers are streamed at a time, since the browser has no more connections; the others
+    say what they wait for, can be stopped meanwhile, and come when there is room."""
+    server.fake.gate = asyncio.Semaphore(0)
+    ask(page, *(f"prompt {number}" for number in range(7)))
+    run_all(page)
+    for number in range(1, 6):
+        expect(card(page, number).locator(".output")).to_have_text(" 0")
+    expect(card(page, 6).locator(".outcome")).to_contain_text("the browser's connections")
+    card(page, 6).get_by_role("button", name="Stop").click()
+    expect(card(page, 6).locator(".outcome")).to_have_text("stopped")
+    server.permit(100)
+    expect(card(page, 7).locator(".output")).to_have_text(" 0 1 2 3 4")
+    assert len(server.fake.asked) == 6
+
+
 def test_at_most_eight(page: Page) -> None:
     """There is room for eight prompts, and one is always there."""
     ask(page, *(f"prompt {number}" for number in range(8)))
