@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from typing import Any
 
 import uvicorn
 
-from tests.integration.processes import READY_TIMEOUT_S, stop
+from tests.integration.processes import READY_TIMEOUT_S
 from tests.tcp import free_port
 
 ROOT = Path(__file__).parents[2]  # to be found from any folder
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 60.0  # three interpreters with a framework each take seconds on a busy machine
 
 
 @contextmanager
@@ -56,13 +57,23 @@ def as_process(command: Sequence[str], address: str, folder: Path, log: Path) ->
         _until_open(port, process, log)
         yield f"http://127.0.0.1:{port}"
     finally:
-        stop(process)
+        _stop(process)
 
 
 def environment(address: str) -> dict[str, str]:
     """Ours, less the settings of whoever runs the tests."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith("CHAIRLIFT_")}
     return {**ours, "CHAIRLIFT_ADDRESS": address, "PYTHONPATH": str(ROOT)}
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # a session of its own, workers included
+        process.wait()
+        raise
 
 
 def _until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
