@@ -6,18 +6,18 @@ import asyncio
 import secrets
 from collections.abc import Callable
 
-import structlog
 import zmq
 
 from ..shared.addresses import Endpoints, make_private_directory
 from ..shared.codec import MAX_REPLY_BYTES
 from ..shared.curve import FrontendCurve, check_curve
 from ..shared.errors import ProtocolError
+from ..shared.logs import HostLog
 from ..shared.transport import check_libzmq, prepare
 from .handshakes import Handshakes
 from .protocol import SYNC_INTERVAL_S, FrontendProtocol, News
 
-log = structlog.get_logger(__name__)
+log = HostLog(__name__)
 
 HIGH_WATER_MARK = 1000
 MAX_RECEIVED = 500  # messages in a row before other tasks have their turn

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import structlog
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-log = structlog.get_logger(__name__)
+from ..shared.logs import HostLog
+
+log = HostLog(__name__)
 
 RETRY_S = 1.0
 COMPLAINT_INTERVAL_S = 30.0

@@ -51,6 +51,23 @@ def configure_logs(format: Literal["console", "json"], level: str) -> None:
     _route_library_logs(handler, number)
 
 
+class HostLog:
+    """What a part says that also lives in other people's programs: to structlog where that is
+    configured, as our commands do it, else to the standard library's logger of that name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._plain = structlog.wrap_logger(
+            logging.getLogger(name),
+            processors=[structlog.stdlib.render_to_log_kwargs],
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+
+    def __getattr__(self, level: str) -> Any:
+        is_configured = structlog.is_configured()
+        return getattr(structlog.get_logger(self._name) if is_configured else self._plain, level)
+
+
 class LossyStream(io.TextIOBase):
     """Writes to a file descriptor as long as there is room, and loses the rest.
 

@@ -8,14 +8,13 @@ import secrets
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
-import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...shared.errors import ChairliftError
+from ...shared.logs import HostLog
 from .doors import Door
 from .errors import answer_for, request_id_of, shutting_down
 from .metrics import Metrics
@@ -27,7 +26,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 QUIET_PATHS = OPEN_PATHS | {"/metrics"}
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
-log = structlog.get_logger("chairlift.http")
+log = HostLog("chairlift.http")
 
 
 @dataclass(slots=True)
@@ -43,15 +42,11 @@ class Caller:
 class Gate:
     """Pure ASGI middleware: streams and disconnects pass untouched. Denies by default."""
 
-    def __init__(
-        self, app: ASGIApp, door: Door, places: Places, metrics: Metrics, log: Any = log
-    ) -> None:
-        """`log` is a structlog logger: `chairlift serve`'s own, or the host's."""
+    def __init__(self, app: ASGIApp, door: Door, places: Places, metrics: Metrics) -> None:
         self._app = app
         self._door = door
         self._places = places
         self._metrics = metrics
-        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,7 +62,7 @@ class Gate:
             pass
         except Exception as error:
             if not isinstance(error, ChairliftError):
-                self._log.exception("request failed", request_id=caller.request_id)
+                log.exception("request failed", request_id=caller.request_id)
             if recorder.status is None:
                 await self._refuse(error, scope, receive, recorder)
         except asyncio.CancelledError:  # the server's time to shut down is over; not news to it
@@ -95,7 +90,7 @@ class Gate:
         is_known = route != "unknown" and scope["method"] in METHODS
         method = scope["method"] if is_known else "other"  # a stranger must not name our series
         self._metrics.answered(method, route, status)
-        say = self._log.debug if route in QUIET_PATHS else self._log.info
+        say = log.debug if route in QUIET_PATHS else log.info
         say(
             "request",
             method=method,

@@ -14,7 +14,6 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
-import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 from starlette.requests import ClientDisconnect
@@ -26,6 +25,7 @@ from ...shared.errors import (
     RequestFailedError,
     RequestIdConflictError,
 )
+from ...shared.logs import HostLog
 from ..bell import Bell
 from ..results import Delta, exception_for
 from ..token_stream import TokenStream
@@ -37,7 +37,7 @@ from .opening import OpenedAnswer
 from .sending import ImpatientSend
 from .spans import Span
 
-log = structlog.get_logger(__name__)
+log = HostLog(__name__)
 
 CHECK_S = 1.0  # between looks at what waits for the reader
 CHARACTER_BYTES = 4  # at most

@@ -14,11 +14,11 @@ import stat
 from pathlib import Path
 
 import orjson
-import structlog
 from pydantic import BaseModel
 
 from ...shared.addresses import Endpoints, make_private_directory
 from ...shared.errors import ChairliftError, InvalidRequestError
+from ...shared.logs import HostLog
 from ...shared.settings import ServeSettings
 from .errors import NO_RETRY, HttpError
 from .response_id import Endpoint, ResponseId
@@ -30,7 +30,7 @@ MAX_SECRET_BYTES = 4096
 SECRET_NAME = "secret"
 OPEN_TO_OTHERS = stat.S_IWGRP | stat.S_IRWXO
 
-log = structlog.get_logger(__name__)
+log = HostLog(__name__)
 
 
 class Idempotency:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Self
 
-import structlog
 from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,12 +21,6 @@ from .parts import PARTS
 from .schema import DocumentedApp
 
 MEETING_TIMEOUT_S = 2.0  # for a worker that is there
-
-log = structlog.wrap_logger(
-    logging.getLogger("chairlift.http"),
-    processors=[structlog.stdlib.render_to_log_kwargs],
-    wrapper_class=structlog.stdlib.BoundLogger,
-)
 
 
 class MountSettings(ServeSettings):
@@ -95,6 +87,5 @@ def mounted_app(
         door=host_door(tenant_of),
         places=context.places,
         metrics=context.metrics,
-        log=log,
     )
     return app

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from chairlift.shared.logs import LIBRARY_LOGGERS, LossyStream, configure_logs, short_hash
+from chairlift.shared.logs import LIBRARY_LOGGERS, HostLog, LossyStream, configure_logs, short_hash
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +157,24 @@ def test_full_disk() -> None:
     """A disk without room loses the log alone."""
     with open("/dev/full", "wb") as full:
         LossyStream(full.fileno(), str).write("hello\n")
+
+
+def test_a_part_of_a_program_logs_where_that_does(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """To the standard library's logger of its name, unless structlog is configured."""
+    log = HostLog("chairlift.test")
+    structlog.reset_defaults()
+    with caplog.at_level("WARNING", logger="chairlift.test"):
+        log.warning("dropped", why="malformed")
+    (record,) = caplog.records
+    assert (record.name, record.getMessage()) == ("chairlift.test", "dropped")
+    assert record.__dict__["why"] == "malformed"
+    caplog.clear()
+    with structlog.testing.capture_logs() as captured:
+        structlog.configure(processors=structlog.get_config()["processors"])
+        log.warning("dropped again")
+    structlog.reset_defaults()
+    assert [entry["event"] for entry in captured] == ["dropped again"]
+    assert not caplog.records
+    assert capfd.readouterr().out == ""
