@@ -107,6 +107,18 @@ def _chat(arguments: list[str]) -> int:
     return run_frontend("chat", arguments)
 
 
+def _top(arguments: list[str]) -> int:
+    from .frontend.terminal.top import main
+
+    return main(arguments)
+
+
+def _tap(arguments: list[str]) -> int:
+    from .frontend.terminal.tap import main
+
+    return main(arguments)
+
+
 def _trace(arguments: list[str]) -> int:
     from .frontend.terminal.trace import main
 
@@ -138,6 +150,8 @@ COMMANDS = {
     "worker": Command("load a model and run its steps", _worker, "worker"),
     "serve": Command("speak HTTP for a worker, as the OpenAI API does", _serve, "server"),
     "chat": Command("talk with the worker's model in a terminal", _chat, "terminal"),
+    "top": Command("show the running batch in a terminal", _top, "terminal"),
+    "tap": Command("read along with one answer", _tap, "terminal"),
     "trace": Command("write some seconds of steps and requests for Perfetto", _trace, "terminal"),
     "keygen": Command("make the keys for worker and frontends on tcp beyond this machine", _keygen),
     "version": Command("print the version", _version),

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..shared.messages import Steps
 from ..shared.steps import PHASES, Ended, Row, StepRecord, split_hashes
+from .lanes import Lanes
 
 Json = dict[str, Any]
 
@@ -17,22 +18,6 @@ WORKER = 1  # process ids, as far as the trace goes
 FIRST_FRONTEND = 2
 STEPS = 1  # the thread of the worker's steps; a request's row is a thread as well
 FIRST_ROW = 2
-
-
-class Lanes:
-    """Gives each request the first free lane, until it leaves."""
-
-    def __init__(self) -> None:
-        self._lanes: dict[str, int] = {}
-
-    def lane_of(self, request: str) -> int:
-        if request not in self._lanes:
-            taken = {*self._lanes.values()}
-            self._lanes[request] = next(n for n in range(len(taken) + 1) if n not in taken)
-        return self._lanes[request]
-
-    def leave(self, request: str) -> None:
-        self._lanes.pop(request, None)
 
 
 class Timeline:
@@ -100,7 +85,6 @@ class Timeline:
     def _add_row(self, record: StepRecord, row: Row) -> None:
         lane = self._rows.lane_of(row.request)
         self._names[WORKER, FIRST_ROW + lane] = f"row {lane + 1}"
-        is_chunk = row.num_tokens > 1 or row.num_prompt_tokens > 0
         args = {
             "request": row.request,
             "computed": row.num_computed_tokens,
@@ -109,7 +93,7 @@ class Timeline:
             "drafts": row.num_drafts,
             "blocks": row.num_blocks,
         }
-        name = f"prefill {row.num_tokens}" if is_chunk else "decode"
+        name = f"prefill {row.num_tokens}" if row.is_chunk else "decode"
         track = (WORKER, FIRST_ROW + lane)
         self._span(track, name, record.began_us, record.duration_us, args)
 

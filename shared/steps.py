@@ -69,6 +69,11 @@ class Row(msgspec.Struct, frozen=True):
     num_total_tokens: int  # prompt and output after the step
     num_blocks: int  # held after the step
 
+    @property
+    def is_chunk(self) -> bool:
+        """Of a prompt, or of what is read again, and no decode."""
+        return self.num_tokens > 1 or self.num_prompt_tokens > 0
+
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A request that was in the batch and is no more."""

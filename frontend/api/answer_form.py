@@ -13,7 +13,7 @@ from msgspec import Meta
 from ...shared.errors import StreamNotFoundError
 from ...shared.messages import MAX_CONTEXT_BYTES, Greeting
 from ...shared.sampling_params import NumLogprobs
-from .response_id import Endpoint, ResponseId
+from ..response_id import Endpoint, ResponseId
 
 MAX_CHOICES = 128  # of one request, far less than all may have in flight
 

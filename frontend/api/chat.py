@@ -15,13 +15,13 @@ from ...shared.chat_template import MAX_KWARGS
 from ...shared.errors import InvalidRequestError
 from ...shared.sampling_params import MAX_LOGPROBS
 from ...shared.tokenizer import Tokenizer
+from ..response_id import Endpoint
 from .body import read_json, validated
 from .choices_request import ChoicesRequest
 from .context import Context
 from .conversation import Conversation, ReasoningEffort, Scalar, answer_to, with_effort
 from .generation_request import TokenCount
 from .messages import Messages
-from .response_id import Endpoint
 from .schema import documented
 from .tools import ToolRequest
 

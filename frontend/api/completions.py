@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from ...shared.errors import InvalidRequestError
+from ..response_id import Endpoint
 from .answer import GeneratedAnswer
 from .body import read_json, validated
 from .choices_request import ChoicesRequest
@@ -20,7 +21,6 @@ from .opening import submission
 from .prompts import Prompts, encoded
 from .reply_plan import ReplyPlan
 from .request_body import U31
-from .response_id import Endpoint
 from .schema import documented
 
 MAX_BEST_OF = 20

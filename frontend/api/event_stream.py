@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import orjson
 
 from ...shared.queue_place import QueuePlace
+from ..response_id import ResponseId
 from ..results import Delta
 from .answer_form import AnswerForm, Json
 from .errors import answer_for
 from .narrator import Narrator
 from .position import ChoicePosition, Position, mark, never_was, written
-from .response_id import ResponseId
 from .shapes import SHAPES
 from .usage import Usage
 

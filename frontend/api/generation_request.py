@@ -18,11 +18,11 @@ from ...shared.sampling_params import (
     checked_sampling_params,
 )
 from ...shared.tokenizer import Tokenizer
+from ..response_id import Endpoint
 from .answer_form import MAX_CHOICES, Json
 from .parameters import HARMLESS, NEUTRAL, Neutral
 from .reply_plan import ReplyPlan
 from .request_body import U31, WorkerRequestBody
-from .response_id import Endpoint
 
 # Made from other fields or with a second look; the rest passes under its own name.
 MAX_SCORES = 1 << 20  # log probabilities of the prompts, of all choices of a request

@@ -20,8 +20,8 @@ from ...shared.addresses import Endpoints, make_private_directory
 from ...shared.errors import ChairliftError, InvalidRequestError
 from ...shared.logs import HostLog
 from ...shared.settings import ServeSettings
+from ..response_id import Endpoint, ResponseId
 from .errors import NO_RETRY, HttpError
-from .response_id import Endpoint, ResponseId
 
 HEADER = "Idempotency-Key"
 KEY = re.compile(r"[!-~]{1,255}")

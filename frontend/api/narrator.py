@@ -12,9 +12,9 @@ from ..replies.chunk import Chunk
 from ..replies.reasoning_format import REASONING_FORMATS
 from ..replies.reply import PlainReply, Reply
 from ..replies.tool_format import TOOL_FORMATS
+from ..response_id import ResponseId
 from ..results import Delta
 from .answer_form import AnswerForm, Json
-from .response_id import ResponseId
 from .shapes import SHAPES, Ending
 from .tokens import ChatTeller, Ruler, Teller
 

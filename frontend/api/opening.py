@@ -12,6 +12,7 @@ from ...shared.errors import InvalidRequestError, RequestIdConflictError, Stream
 from ...shared.tokenizer import Tokenizer
 from ..client import AsyncClient
 from ..request_options import RequestOptions
+from ..response_id import ResponseId
 from ..token_stream import TokenStream
 from .answer_form import AnswerForm, Json, now, system_fingerprint, what_fits
 from .context import Served
@@ -20,7 +21,6 @@ from .idempotency import HEADER, body_digest, key_reused
 from .position import Position
 from .receipts import wants_receipt
 from .reply_plan import ReplyPlan
-from .response_id import ResponseId
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import orjson
 
 from ..replies.call_ids import CallIds
 from ..replies.chunk import CallDelta, Chunk
+from ..response_id import ResponseId
 from .answer_form import Json
 from .narrator import Heard
-from .response_id import ResponseId
 
 Status = Literal["in_progress", "completed", "incomplete"]
 

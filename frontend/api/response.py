@@ -9,11 +9,11 @@ from typing import Literal
 
 import orjson
 
+from ..response_id import ResponseId
 from ..results import Delta
 from .answer_form import AnswerForm, Json
 from .narrator import Listener
 from .output_items import Output
-from .response_id import ResponseId
 from .usage import Usage
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]

@@ -13,6 +13,7 @@ from ...shared.chat_template import MAX_KWARGS
 from ...shared.errors import InvalidRequestError
 from ...shared.sampling_params import MAX_LOGPROBS, Grammar
 from ...shared.tokenizer import Tokenizer
+from ..response_id import Endpoint
 from .answer_form import MAX_TOOLS, Json
 from .conversation import Conversation, ReasoningEffort, Scalar, with_effort
 from .generation_request import GenerationRequest, TokenCount
@@ -28,7 +29,6 @@ from .input_items import (
 )
 from .output_format import schema_grammar
 from .parameters import HAS_NO_EFFECT, Neutral, Part, problem_at
-from .response_id import Endpoint
 from .tools import TOOL_CHOICE_KINDS, FunctionTool, ToolName, ToolRequest
 
 LOGPROBS = "message.output_text.logprobs"

@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 
 from ..replies.call_ids import CallIds
 from ..replies.chunk import Chunk
+from ..response_id import Endpoint
 from .answer_form import Json
-from .response_id import Endpoint
 
 
 class Ending(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from ...shared.logs import short_hash
 from ...shared.steps import Receipt
+from ..response_id import ResponseId
 from ..results import Delta
-from .response_id import ResponseId
 
 UNIX_BEGAN = time.time() - time.monotonic()  # when the monotonic clock was zero
 

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ...shared.errors import InvalidRequestError
+from ..response_id import ResponseId
 from .answer import ContinuedAnswer
 from .context import Context
 from .opening import Attachment
 from .position import HEADER, Position
-from .response_id import ResponseId
 from .schema import ERRORS, parameter
 
 IN_QUERY = "last_event_id"

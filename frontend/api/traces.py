@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_i
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from ...shared.steps import Receipt
-from .response_id import Endpoint
+from ..response_id import Endpoint
 from .spans import Span, unix_us
 
 OPERATIONS: dict[Endpoint, str] = {

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from ...shared.logs import short_hash
 from ...shared.steps import Receipt
+from ..response_id import ResponseId
 from ..results import Delta
 from .answer_form import AnswerForm, Json
 from .narrator import Listener
 from .receipts import receipt_json
-from .response_id import ResponseId
 
 
 class Usage:

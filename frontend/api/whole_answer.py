@@ -10,10 +10,10 @@ import orjson
 
 from ...shared.logprobs import TokenLogprob
 from ...shared.messages import Finish
+from ..response_id import ResponseId
 from ..results import Delta
 from .answer_form import AnswerForm, Json
 from .narrator import Narrator
-from .response_id import ResponseId
 from .shapes import SHAPES
 from .tokens import finite
 from .usage import Usage

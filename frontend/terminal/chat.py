@@ -6,7 +6,6 @@ blocking Client, whose own thread keeps in touch with the worker meanwhile.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -19,6 +18,7 @@ from ...shared.errors import ChairliftError, InvalidRequestError
 from ...shared.logs import configure_logs
 from ...shared.settings import load_settings
 from ..sync_client import Client
+from .broken_pipe import forget_output
 from .chat_settings import ChatSettings
 from .conversation import Conversation
 from .keyboard import Keyboard
@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> int:
         chat = Chat(Speaker(client, settings), Conversation(settings.system), Keyboard())
         try:
             chat.run()
-        except BrokenPipeError:  # nobody reads on, and Python would say so once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:
+            forget_output()
             return 1
     return 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from chairlift.frontend.api.response_id import ResponseId
+from chairlift.frontend.response_id import ResponseId
 from tests.api_contract.contract import Contract, Json, Parameter, Path, Spot
 
 CHAT, STREAMS = "/v1/chat/completions", "/v1/streams/{response_id}"

@@ -15,8 +15,8 @@ from chairlift.frontend.api.answer_form import AnswerForm
 from chairlift.frontend.api.event_stream import EventStream
 from chairlift.frontend.api.narrator import Narrator, narrators
 from chairlift.frontend.api.position import ChoicePosition, Position
-from chairlift.frontend.api.response_id import Endpoint, ResponseId
 from chairlift.frontend.api.whole_answer import WholeAnswer
+from chairlift.frontend.response_id import Endpoint, ResponseId
 from chairlift.frontend.results import Delta
 from chairlift.shared.errors import InvalidRequestError, StreamNotFoundError
 from chairlift.shared.logprobs import TokenLogprob

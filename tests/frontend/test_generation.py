@@ -14,8 +14,8 @@ from chairlift.frontend.api.answer_form import AnswerForm
 from chairlift.frontend.api.generation import Generation, Pause, Progress
 from chairlift.frontend.api.metrics import Metrics
 from chairlift.frontend.api.opening import OpenedAnswer
-from chairlift.frontend.api.response_id import ResponseId
 from chairlift.frontend.client import AsyncClient
+from chairlift.frontend.response_id import ResponseId
 from chairlift.frontend.results import Delta
 from chairlift.frontend.token_stream import TokenStream
 from chairlift.shared.messages import Finish

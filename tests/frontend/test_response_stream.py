@@ -19,8 +19,8 @@ from chairlift.frontend.api.errors import shutting_down
 from chairlift.frontend.api.narrator import Listener
 from chairlift.frontend.api.position import Position
 from chairlift.frontend.api.response import Response, WholeResponse
-from chairlift.frontend.api.response_id import ResponseId
 from chairlift.frontend.api.response_stream import ResponseStream
+from chairlift.frontend.response_id import ResponseId
 from chairlift.frontend.results import Delta
 from chairlift.shared.errors import InvalidRequestError, RequestFailedError
 from chairlift.shared.logprobs import TokenLogprob

@@ -8,9 +8,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from chairlift.frontend.api.response_id import ResponseId
 from chairlift.frontend.api.spans import Span, unix_us
 from chairlift.frontend.api.traces import Traces
+from chairlift.frontend.response_id import ResponseId
 from chairlift.shared.logs import short_hash
 from chairlift.shared.steps import Receipt
 

@@ -16,11 +16,19 @@ from tests.integration.processes import READY_TIMEOUT_S, chairlift, serving
 from tests.integration.tool_models import Served, ToolModel
 from tests.tiny_model import make_tiny_model
 
+LONG_MODEL_LEN = 8192
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer Llama of 512 tokens and its tokenizer."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the tiny one; an answer to the end takes seconds, in which one can look on."""
+    return make_tiny_model(tmp_path_factory.mktemp("long"), max_model_len=LONG_MODEL_LEN)
 
 
 @contextmanager

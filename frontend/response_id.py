@@ -8,8 +8,8 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...shared.errors import StreamNotFoundError
-from ...shared.sampling_params import MAX_SEED
+from ..shared.errors import StreamNotFoundError
+from ..shared.sampling_params import MAX_SEED
 
 Endpoint = Literal["completions", "chat", "responses"]
 PREFIXES: dict[Endpoint, str] = {"completions": "cmpl-", "chat": "chatcmpl-", "responses": "resp_"}
