@@ -13,14 +13,15 @@ from ...shared.messages import WorkerStats
 from ...shared.steps import PHASES, StepRecord, split_hashes
 from .batch_board import BatchBoard, Column, Gap
 from .figures import Figures
-from .lane_view import Lane, LaneView, lanes_of, layout_for
+from .lane_view import Lane, LaneView, Layout, lanes_of, layout_for
 from .marks import GAP, level
 from .receipt_words import counted, in_words, milliseconds
 
 MIN_WIDTH, MIN_HEIGHT = 40, 12
+WIDE_PHASES = 98
 ROOMY_HEIGHT = 20  # from which on strips and legend have their place
 STYLES = {"ok": "green", "draining": "yellow", "starting": "yellow"}
-LEGEND = "▂█ chunk of a prompt  • token  3 tokens, guessed ahead  ✗ preempted  ┤ ended  ! failed"
+LEGEND = "▂█ prompt chunk  • token  3 tokens by guessing  ✗ preempted  ┤ ended  ! failed"
 KEYS = "q leaves  p pauses  ↑↓ choose a request"
 
 
@@ -68,9 +69,11 @@ class BoardView:
         columns = self._board.last(layout.num_columns)
         lanes = lanes_of(columns)
         is_roomy = self._height == "all" or height >= ROOMY_HEIGHT
-        above = [*self._head(Figures.of(columns), width), *([Text()] * is_roomy)]
-        above.append(Text(layout.heading, style="dim"))
-        strips = _strips(columns, layout.label_width) if is_roomy else []
+        figures = Figures.of(columns)
+        above = [*self._head(figures, width), *([Text()] * is_roomy)]
+        of_the_steps = f"{counted(figures.num_steps, 'step')}, {figures.busy_us / 1e6:.1f} s"
+        above.append(Text(layout.heading(of_the_steps), style="dim"))
+        strips = _strips(columns, layout) if is_roomy else []
         below = [*([Text()] * is_roomy), *self._foot(lanes, is_roomy)]
         room = len(lanes)
         if self._height == "screen":
@@ -83,9 +86,9 @@ class BoardView:
         return [
             self._title(width),
             self._queue(),
-            _rates(figures),
+            self._rates(figures),
             self._latencies(figures),
-            _phases(figures),
+            _phases(figures, width),
             self._blocks(width),
         ]
 
@@ -118,16 +121,24 @@ class BoardView:
             line.append(" ".join(split_hashes(newest.waiting)))
         return line
 
+    def _rates(self, figures: Figures) -> Text:
+        line = Text("tokens/s", style="dim")
+        for name, count in (
+            ("output", figures.num_new_tokens),
+            ("prompt", figures.num_prompt_tokens),
+        ):
+            line.append(f"  {name} ").append(f"{figures.per_s(count):,.0f}", "not dim bold")
+        line.append(f"   steps/s {figures.per_s(figures.num_steps):,.0f}")
+        counts = [f"{count:,} {code}" for code, count in self._told.stats.num_refused if count]
+        return line.append(f"   refused {', '.join(counts) or 0}")
+
     def _latencies(self, figures: Figures) -> Text:
         line = Text("between tokens", style="dim")
         for percent in (50, 90, 99):
             gap_us = figures.gap_us(percent)
             told = "-" if gap_us is None else f"{milliseconds(gap_us)} ms"
-            line.append(f"  p{percent} ", "dim").append(told, "not dim")
-        stats = self._told.stats
-        line.append(f"   preempted {stats.num_preemptions:,}")
-        refused = ", ".join(f"{count:,} {code}" for code, count in stats.num_refused if count)
-        return line.append(f"  refused {refused or 0}")
+            line.append(f"  p{percent} ").append(told, "not dim")
+        return line.append(f"   preempted {self._told.stats.num_preemptions:,}")
 
     def _blocks(self, width: int) -> Text:
         """The worker's own figure where no step is newer."""
@@ -165,42 +176,35 @@ def bar(parts: Sequence[tuple[int, str, str]], whole: int, width: int) -> Text:
     return line.append("░" * left, "dim")
 
 
-def _rates(figures: Figures) -> Text:
-    line = Text("tokens/s", style="dim")
-    for name, count in (("output", figures.num_new_tokens), ("prompt", figures.num_prompt_tokens)):
-        line.append(f"  {name} ").append(f"{figures.per_s(count):,.0f}", "not dim bold")
-    line.append(f"   steps/s {figures.per_s(figures.num_steps):,.0f}")
-    seconds = figures.busy_us / 1e6
-    return line.append(f"   (of the {figures.num_steps} steps below, {seconds:.1f} s)")
-
-
-def _phases(figures: Figures) -> Text:
-    """The longest first: a line that is cut loses what matters least."""
-    line = Text("a step ", style="dim").append(
-        f"{milliseconds(figures.step_us)} ms", "not dim bold"
-    )
-    phases = sorted(zip(figures.phases_us, PHASES, strict=True), reverse=True)
-    for duration_us, name in phases:
-        line.append(f"  {name} ").append(milliseconds(duration_us), "not dim")
+def _phases(figures: Figures, width: int) -> Text:
+    """The longest first; shares, where there is no room for milliseconds."""
+    whole_us = figures.step_us
+    line = Text("step ", style="dim").append(f"{milliseconds(whole_us)} ms", "not dim bold")
+    for duration_us, name in sorted(zip(figures.phases_us, PHASES, strict=True), reverse=True):
+        if width >= WIDE_PHASES:
+            line.append(f"  {name} ").append(milliseconds(duration_us), "not dim")
+        else:
+            share = duration_us / whole_us if whole_us else 0.0
+            line.append(f" {name} ").append(f"{share:.0%}", "not dim")
     return line
 
 
-def _strips(columns: Sequence[Column | Gap], label_width: int) -> list[Text]:
+def _strips(columns: Sequence[Column | Gap], layout: Layout) -> list[Text]:
     """Tokens and time of each step, under its column."""
     records = [column.record if isinstance(column, Column) else None for column in columns]
     tokens = [sum(record.num_tokens) if record else None for record in records]
     times = [record.duration_us if record else None for record in records]
     most, longest = (max((v for v in values if v), default=0) for values in (tokens, times))
     return [
-        _strip(f"tokens, up to {most:,}", tokens, most, label_width),
-        _strip(f"ms, up to {milliseconds(longest)}", times, longest, label_width),
+        _strip(f"tokens, up to {most:,}", tokens, most, layout),
+        _strip(f"ms, up to {milliseconds(longest)}", times, longest, layout),
     ]
 
 
-def _strip(name: str, values: Sequence[int | None], limit: int, label_width: int) -> Text:
-    line = Text(name.rjust(label_width - 1)[: label_width - 1] + " ", style="dim")
+def _strip(name: str, values: Sequence[int | None], limit: int, layout: Layout) -> Text:
+    line = Text(f"{name:>{layout.label_width - 1}} "[-layout.label_width :], style="dim")
     levels = [GAP.character if value is None else level(value, limit) for value in values]
-    return line.append("".join(levels))
+    return line.append("".join(levels).rjust(layout.num_columns))
 
 
 def _details(lane: Lane) -> Text:

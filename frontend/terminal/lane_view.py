@@ -44,15 +44,14 @@ class Layout:
     def num_columns(self) -> int:
         return self.width - self.label_width
 
-    @property
-    def heading(self) -> str:
+    def heading(self, of_the_steps: str) -> str:
         heading = f" {'request':{HASH_WIDTH + 1}}" + " " * (BAR_WIDTH + 1) * self.has_bar
         if self.has_blocks:
             heading += f"{'computed':>{PROGRESS_WIDTH}}"
         heading += f"{'tok/s':>{RATE_WIDTH}}"
         if self.has_blocks:
             heading += f"{'blocks':>{BLOCKS_WIDTH}}"
-        return heading + f" {'steps, the newest at the right':>{self.num_columns}}"
+        return f"{heading} {of_the_steps:>{self.num_columns}}"
 
 
 def layout_for(width: int) -> Layout:
@@ -126,9 +125,7 @@ class LaneView:
         line = Text("▸" if is_selected else " ").append(f"{request.hash} ")
         computed, total = (row.num_computed_tokens, row.num_total_tokens) if row else (0, 0)
         if layout.has_bar:
-            shown = bar_of(computed, total) if not request.is_over else ""
-            shown = request.state if request.is_over or request.is_waiting else shown
-            line.append(f"{shown[:BAR_WIDTH]:{BAR_WIDTH}} ", "cyan" if row and row.is_chunk else "")
+            line.append_text(_progress(request, computed, total))
         if layout.has_blocks:
             line.append(f"{f'{computed}/{total}':>{PROGRESS_WIDTH}}")
         rate = "" if request.is_over else f"{lane.per_s:,.0f}"
@@ -144,6 +141,14 @@ class LaneView:
             return GAP
         cell = column.cells.get(number)
         return NOTHING if cell is None else mark_of(cell, self._largest_chunk)
+
+
+def _progress(request: WatchedRequest, computed: int, total: int) -> Text:
+    """A bar, or why there is none."""
+    if request.is_over or request.is_waiting:
+        return Text(f"{request.state[:BAR_WIDTH]:{BAR_WIDTH}} ")
+    style = "cyan" if request.state == "prefill" else "blue"
+    return Text(f"{bar_of(computed, total)} ", style=style)
 
 
 def bar_of(part: int, whole: int) -> str:

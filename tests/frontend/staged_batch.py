@@ -19,7 +19,7 @@ from chairlift.frontend.terminal.board_view import BoardView, Told
 from chairlift.shared.messages import Steps, WorkerStats
 from chairlift.shared.steps import Ended, Receipt, StepRecord, request_hash
 
-NUM_BLOCKS, BLOCK, MAX_RUNNING, BUDGET = 512, 32, 10, 96
+NUM_BLOCKS, BLOCK, MAX_RUNNING, BUDGET = 192, 32, 10, 96
 FONTS = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 THEME = TerminalTheme(
     (17, 20, 26),
@@ -141,12 +141,12 @@ class Stage:
         return Told("demo", "ipc:///run/chairlift", "ok", 0.0, stats)
 
 
-def svg(width: int = 104, height: int = 28) -> str:
+def svg(width: int = 104, height: int = 24) -> str:
     """The picture of docs/: nothing in it is fetched from anywhere."""
     stage, board = Stage(), BatchBoard()
     for _ in range(14):
         stage.arrive()
-    for _ in range(80):
+    for _ in range(77):
         board.add(stage.play(2))
     view = BoardView(board, stage.told())
     console = Console(

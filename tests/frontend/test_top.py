@@ -16,7 +16,7 @@ from chairlift.frontend.terminal.lane_view import bar_of, lanes_of
 from chairlift.frontend.terminal.marks import DECODE, ENDED, FAILED, NOTHING, PREEMPTED, mark_of
 from chairlift.shared.messages import Steps
 from chairlift.shared.steps import Ended, StepRecord, request_hash
-from tests.frontend.staged_batch import Stage, svg
+from tests.frontend.staged_batch import NUM_BLOCKS, Stage, svg
 from tests.golden_messages import OTHER, RECEIPT, REQUEST
 from tests.golden_messages import STEP as GOLDEN
 
@@ -217,7 +217,7 @@ def test_a_line_for_a_log() -> None:
     values = dict(pair.split("=") for pair in line.split(" "))
     assert values["condition"] == "ok" and values["waiting"] == "15" and values["refused"] == "3"
     assert float(values["forward_ms"]) > float(values["sample_ms"]) > 0
-    assert sum(int(values[f"blocks_{kind}"]) for kind in ("used", "free")) == 512
+    assert sum(int(values[f"blocks_{kind}"]) for kind in ("used", "free")) == NUM_BLOCKS
     idle = plain_line(None, 0, Figures.of([]), Stage().told())
     assert "running=0 waiting=0" in idle and "itl_p50_ms=-" in idle
 
