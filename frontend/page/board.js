@@ -1,10 +1,11 @@
 /** The picture with all that stands around it, drawn when something has changed. */
 
+import { announce } from "./announce.js";
 import { BatchView } from "./batch_view.js";
 import { Controls } from "./controls.js";
 import { element } from "./dom.js";
 import { FiguresView } from "./figures_view.js";
-import { Gutter } from "./gutter.js";
+import { Gutter, progressOf } from "./gutter.js";
 import { paintLegend } from "./legend.js";
 import { readPalette } from "./palette.js";
 import { ReceiptView } from "./receipt.js";
@@ -148,6 +149,7 @@ export class Board {
     this.#view.selected = request;
     if (request) this.#receipt.show(request);
     else this.#receipt.clear();
+    announce(request ? `request ${request.hash}, ${request.state}, ${progressOf(request)}` : "no request is chosen");
     this.redraw();
   }
 

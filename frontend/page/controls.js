@@ -1,5 +1,6 @@
 /** Hands on the picture: keys, the pointer, the wheel, the slider and the buttons. */
 
+import { announce } from "./announce.js";
 import { element, say } from "./dom.js";
 import { CHUNK, Column } from "./column.js";
 import { counted, milliseconds } from "./wording.js";
@@ -75,6 +76,7 @@ export class Controls {
     if (this.#viewport.isLive) this.#viewport.pause();
     else this.#viewport.resume();
     this.#changed();
+    announce(this.#viewport.isLive ? "live" : `paused at ${element("position").textContent}`);
   }
 
   #changed() {

@@ -1,5 +1,6 @@
 /** One prompt and its answer. */
 
+import { announce } from "./announce.js";
 import { answer } from "./answer_stream.js";
 import { make, say } from "./dom.js";
 import { TokenSpans } from "./token_spans.js";
@@ -44,7 +45,6 @@ export class PromptCard {
     this.#remove.setAttribute("aria-label", "Remove this prompt");
     this.#output.tabIndex = 0;
     this.#output.setAttribute("role", "region");
-    this.#footer.setAttribute("role", "status");
     const head = make("div", "card-head", this.#title, this.#button, this.#remove);
     this.root.append(head, this.prompt, this.#output, this.#footer);
     this.prompt.addEventListener("keydown", (event) => {
@@ -163,6 +163,7 @@ export class PromptCard {
       this.#footer.replaceChildren(make("span", state === "failed" ? "error" : "", reason), ...words);
     }
     this.#show(state);
+    announce(`${this.#title.textContent}: ${[...this.#footer.children].map((part) => part.textContent).join(", ")}`);
   }
 
   /** @param {string} state */

@@ -53,7 +53,7 @@ export class Session {
       const response = await fetch(path, { ...options, headers, cache: "no-store" });
       if (response.ok) return response;
       const error = await ApiError.of(response);
-      if (response.status !== 401) throw error;
+      if (error.code !== "invalid_api_key") throw error;
       if (key === this.#key) await this.#unlock(error.message);
     }
   }

@@ -7,21 +7,26 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import uvicorn
-from starlette.routing import Route
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
+import chairlift
 from chairlift.frontend.api import create_app
 from chairlift.frontend.api.http_protocol import timed_protocol
 from chairlift.frontend.client import AsyncClient
+from chairlift.frontend.mount import PART_NAMES
 from chairlift.shared.settings import ServeSettings
 from tests.frontend.fake_client import FakeClient, count_up
 from tests.page.fake_feed import FakeFeed
 from tests.page.rehearsal import Rehearsal
 
-START_S = 10.0
+STOP_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,38 @@ class FakeServer:
 
 @contextmanager
 def serving(settings: ServeSettings, rehearsal: Rehearsal) -> Iterator[FakeServer]:
-    fake, feed = FakeClient(), FakeFeed()
-    feed.opening = [("worker", rehearsal.worker()), ("stats", rehearsal.stats())]
+    """As `chairlift serve` does."""
+    fake = FakeClient()
     app = create_app(cast(AsyncClient, fake), settings)
+    with _running(app, app, fake, rehearsal) as server:
+        yield server
+
+
+@contextmanager
+def serving_below(path: str, rehearsal: Rehearsal) -> Iterator[FakeServer]:
+    """Inside another application."""
+    fake = MountedClient()
+    app = chairlift.asgi_app(cast(AsyncClient, fake), parts=PART_NAMES)
+    with _running(Starlette(routes=[Mount(path, app)]), app, fake, rehearsal) as server:
+        yield replace(server, url=f"{server.url}{path}/")
+
+
+class MountedClient(FakeClient):
+    """Who is mounted asks where the worker is."""
+
+    address = "ipc:///nowhere"
+
+
+@contextmanager
+def _running(
+    host: ASGIApp, app: FastAPI, fake: FakeClient, rehearsal: Rehearsal
+) -> Iterator[FakeServer]:
+    """`app` is what has the feed, `host` what has the socket."""
+    feed = FakeFeed()
+    feed.opening = [("worker", rehearsal.worker()), ("stats", rehearsal.stats())]
     app.router.routes.insert(0, Route("/watch", feed.watch))
     config = uvicorn.Config(
-        app,
-        log_config=None,
-        ws="none",
-        http=timed_protocol(settings.header_timeout_s),
-        timeout_graceful_shutdown=0,
+        host, log_config=None, ws="none", http=timed_protocol(10), timeout_graceful_shutdown=0
     )
     server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
@@ -78,5 +105,5 @@ def serving(settings: ServeSettings, rehearsal: Rehearsal) -> Iterator[FakeServe
     finally:
         feed.drop()
         server.should_exit = True
-        thread.join(START_S)
+        thread.join(STOP_S)
         loop.close()

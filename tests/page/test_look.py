@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests.page.conftest import Visit
 from tests.page.fake_server import FakeServer
+from tests.page.script import Row, step
 
 UNNAMED = """() => [...document.querySelectorAll("button, input, select, textarea, a, [tabindex]")]
   .filter((element) => element.checkVisibility() && !element.closest("[aria-hidden=true]"))
@@ -96,6 +97,20 @@ def test_the_keyboard_reaches_all(page: Page) -> None:
     assert seen[0] == "Skip to the playground"
     for expected in ("theme", "pause", "timeline", "scroll", "samples", "run-all", "Run"):
         assert expected in seen
+
+
+def test_what_is_said(page: Page, server: FakeServer) -> None:
+    """Who does not see the page hears what was chosen, of pauses, and how an answer ended."""
+    server.feed.tell_steps([step(1, [Row("0000000a")])])
+    expect(page.locator("#num-running")).to_have_text("1")
+    said = page.locator("#said[role=status]")
+    page.locator("#timeline").focus()
+    page.keyboard.press("ArrowDown")
+    expect(said).to_have_text("request 0000000a, decode, 40/41")
+    page.keyboard.press("Space")
+    expect(said).to_contain_text("paused at step 1")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(said).to_contain_text("Prompt 1: stop, 5 tokens")
 
 
 def test_motion(page: Page) -> None:
