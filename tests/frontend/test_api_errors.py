@@ -390,7 +390,10 @@ def test_documented(http: TestClient) -> None:
         assert {"cache_salt", "resumable"} <= set(
             document["components"]["schemas"][name]["properties"]
         )
-        assert [one["name"] for one in operation["parameters"]] == ["Idempotency-Key"]
+        assert [one["name"] for one in operation["parameters"]] == [
+            "Idempotency-Key",
+            "X-Chairlift-Receipt",
+        ]
     operation = document["paths"]["/v1/streams/{response_id}"]["get"]
     names = {one["name"]: one["in"] for one in operation["parameters"]}
     assert names == {

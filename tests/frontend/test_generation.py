@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from chairlift.frontend.api.answer_form import AnswerForm
+from chairlift.frontend.api.app import context_of
 from chairlift.frontend.api.generation import Generation, Pause, Progress
-from chairlift.frontend.api.metrics import Metrics
 from chairlift.frontend.api.opening import OpenedAnswer
 from chairlift.frontend.client import AsyncClient
 from chairlift.frontend.response_id import ResponseId
@@ -55,9 +55,9 @@ class FakePassage:
 def _generation(streams: dict[int, TokenStream], keep_alive_s: float = 10.0) -> Generation:
     response_id = ResponseId.draw("chat")
     opened = OpenedAnswer(response_id, FORM, streams, is_resumable=False, prompts={}, repeated={})
-    return Generation(
-        opened, Metrics(AsyncClient("ipc:///tmp/nobody")), ServeSettings(keep_alive_s=keep_alive_s)
-    )
+    settings = ServeSettings(keep_alive_s=keep_alive_s)
+    context = context_of(AsyncClient(), settings, None, has_tenants=False)
+    return Generation(opened, context)
 
 
 def _streams() -> dict[int, TokenStream]:
