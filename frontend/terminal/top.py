@@ -23,7 +23,7 @@ from .broken_pipe import forget_output
 from .figures import Figures
 from .flags import FlagSettings
 from .keys import Keys
-from .lane_view import lanes_of
+from .lane_view import lanes_of, layout_for
 
 REDRAW_S = 0.1  # at most so often, however many steps there are
 QUIET_S = 1.0  # without steps of a worker that has no work: ends have been told by then
@@ -146,7 +146,8 @@ class Top:
 
     def _choose(self, step: int) -> None:
         """The next lane in sight; beyond the first one none is chosen."""
-        lanes = [lane.number for lane in lanes_of(self._board.last(self._console.width))]
+        columns = self._board.last(layout_for(self._console.width).num_columns)
+        lanes = [lane.number for lane in lanes_of(columns)]
         places: list[int | None] = [None, *lanes]
         place = places.index(self._selected) if self._selected in places else 0
         self._selected = places[min(max(0, place + step), len(places) - 1)]
