@@ -28,7 +28,7 @@ PartName = Literal[
 ]
 PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 SHOWS_THE_BATCH: tuple[PartName, ...] = ("watch", "page")  # everybody's requests
-DEFAULT_PARTS = tuple(name for name in PART_NAMES if name not in SHOWS_THE_BATCH)
+DEFAULT_PARTS: tuple[PartName, ...] = tuple(n for n in PART_NAMES if n not in SHOWS_THE_BATCH)
 TenantOf = Callable[[MutableMapping[str, Any]], str | Awaitable[str | None] | None]
 
 

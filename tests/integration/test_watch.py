@@ -123,10 +123,9 @@ def test_the_feed_goes_on_after_the_worker_died(tiny_model: Path) -> None:
             for _ in range(5):
                 await anext(stream)
             os.kill(worker_child(parent), signal.SIGKILL)
-            async for delta in stream:
-                last = delta
-            assert last.receipt is not None and last.receipt.num_resumed_tokens >= 5
-            assert last.receipt.num_output_tokens == 400
+            receipt = [delta async for delta in stream][-1].receipt
+            assert receipt is not None and receipt.num_resumed_tokens >= 5
+            assert receipt.num_output_tokens == 400
             async with asyncio.timeout(TIMEOUT_S):
                 async for steps in feed:
                     if former and steps.epoch != former.epoch:

@@ -9,6 +9,7 @@ from chairlift.shared.messages import (
     Frame,
     Submit,
     Sync,
+    Watch,
     split_ids,
     unpack_live,
 )
@@ -26,6 +27,8 @@ def abridged(data: bytes) -> str:
         live = unpack_live(message.live) if message.live is not None else {}
         held = " ".join(f"{_short(rid)}:{count}" for rid, count in live.items())
         return f"{name} of frame {message.frame_number}{' gap' * message.has_gap} [{held}]"
+    if isinstance(message, Watch):
+        return name
     details = ""
     if isinstance(message, Submit):
         details = f" holding {len(message.output_token_ids) // 4}, generation {message.generation}"
