@@ -136,20 +136,20 @@ export class BatchView {
   }
 
   /**
-   * Who has each lane at the right edge: the newest in sight.
-   * @returns {(WatchedRequest | undefined)[]}
+   * What was last in each lane, up to the right edge and in sight.
+   * @returns {(import("./column.js").Entry | undefined)[]}
    */
   holders() {
-    /** @type {(WatchedRequest | undefined)[]} */
+    /** @type {(import("./column.js").Entry | undefined)[]} */
     const holders = new Array(this.numLanes);
     let numMissing = this.numLanes;
     const first = Math.max(this.#history.first, Math.floor(this.#viewport.left));
     for (let index = Math.ceil(this.#viewport.right) - 1; index >= first && numMissing > 0; index--) {
       const column = this.#history.at(index);
       if (!(column instanceof Column)) continue;
-      for (const { lane, request } of column.entries) {
-        if (holders[lane]) continue;
-        holders[lane] = request;
+      for (const entry of column.entries) {
+        if (holders[entry.lane]) continue;
+        holders[entry.lane] = entry;
         numMissing -= 1;
       }
     }

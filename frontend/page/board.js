@@ -5,7 +5,7 @@ import { BatchView } from "./batch_view.js";
 import { Controls } from "./controls.js";
 import { element } from "./dom.js";
 import { FiguresView } from "./figures_view.js";
-import { Gutter, progressOf } from "./gutter.js";
+import { Gutter } from "./gutter.js";
 import { paintLegend } from "./legend.js";
 import { readPalette } from "./palette.js";
 import { ReceiptView } from "./receipt.js";
@@ -149,7 +149,7 @@ export class Board {
     this.#view.selected = request;
     if (request) this.#receipt.show(request);
     else this.#receipt.clear();
-    announce(request ? `request ${request.hash}, ${request.state}, ${progressOf(request)}` : "no request is chosen");
+    announce(request ? inWords(request) : "no request is chosen");
     this.redraw();
   }
 
@@ -159,4 +159,10 @@ export class Board {
     this.#controls.show();
     this.redraw();
   }
+}
+
+/** @param {WatchedRequest} request */
+function inWords({ hash, state, cell }) {
+  const progress = cell ? `, ${cell.num_computed_tokens}/${cell.num_total_tokens}` : "";
+  return `request ${hash}, ${state}${progress}`;
 }

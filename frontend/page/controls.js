@@ -145,8 +145,8 @@ export class Controls {
     const { selected } = this.#view;
     const start = selected?.lane ?? (direction > 0 ? -1 : holders.length);
     for (let lane = start + direction; lane >= 0 && lane < holders.length; lane += direction) {
-      const request = holders[lane];
-      if (request) return this.#onSelect(request);
+      const entry = holders[lane];
+      if (entry) return this.#onSelect(entry.request);
     }
   }
 
@@ -199,7 +199,7 @@ export class Controls {
   #clickGutter(event) {
     const { top } = element("gutter").getBoundingClientRect();
     const lane = this.#view.laneAt(event.clientY - top);
-    this.#onSelect(this.#view.holders()[lane] ?? null);
+    this.#onSelect(this.#view.holders()[lane]?.request ?? null);
   }
 
   /**

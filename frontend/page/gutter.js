@@ -1,8 +1,9 @@
 /** Beside the rows: whose each is, and how far it has come. */
 
+import { FAILED, FINISHED } from "./column.js";
 import { element } from "./dom.js";
 
-/** @typedef {import("./watched_request.js").WatchedRequest} WatchedRequest */
+/** @typedef {import("./column.js").Entry} Entry */
 
 const HASH_WIDTH = 62;
 const NARROW = 110;
@@ -29,19 +30,21 @@ export class Gutter {
     const size = Math.min(12, Math.max(9, this.#view.rowHeight - 3));
     context.font = `${size}px ${getComputedStyle(this.#canvas).fontFamily}`;
     context.textBaseline = "middle";
-    this.#view.holders().forEach((request, lane) => {
-      if (request) this.#drawLabel(context, request, this.#view.top(lane), width, palette);
-    });
+    for (const entry of this.#view.holders()) {
+      if (entry) this.#drawLabel(context, entry, width, palette);
+    }
   }
 
   /**
    * @param {CanvasRenderingContext2D} context
-   * @param {WatchedRequest} request
-   * @param {number} top
+   * @param {Entry} entry
    * @param {number} width
    * @param {import("./palette.js").Palette} palette
    */
-  #drawLabel(context, request, top, width, palette) {
+  #drawLabel(context, entry, width, palette) {
+    const { request, lane, marks } = entry;
+    const hasEnded = (marks & (FINISHED | FAILED)) > 0;
+    const top = this.#view.top(lane);
     const middle = top + this.#view.rowHeight / 2;
     const isSelected = request === this.#view.selected;
     if (isSelected) {
@@ -49,19 +52,21 @@ export class Gutter {
       context.fillRect(0, top + 1, 3, this.#view.rowHeight - 2);
     }
     context.textAlign = "left";
-    context.fillStyle = request.ending ? palette.faint : palette.ink;
+    context.fillStyle = hasEnded ? palette.faint : palette.ink;
     context.fillText(request.hash, 8, middle);
     if (width < NARROW) return;
     const right = width - 10;
     context.textAlign = "right";
-    context.fillStyle = request.ending ? palette.faint : palette.muted;
-    context.fillText(progressOf(request), right, middle, right - HASH_WIDTH - 12);
+    context.fillStyle = hasEnded ? palette.faint : palette.muted;
+    context.fillText(progressOf(entry), right, middle, right - HASH_WIDTH - 12);
   }
 }
 
-/** @param {WatchedRequest} request */
-export function progressOf(request) {
-  if (request.ending) return request.ending.reason;
-  if (!request.cell) return "waiting";
-  return `${request.cell.num_computed_tokens}/${request.cell.num_total_tokens}`;
+/**
+ * As it was in that column.
+ * @param {Pick<Entry, "request" | "marks" | "cell">} entry
+ */
+function progressOf({ request, marks, cell }) {
+  if (marks & (FINISHED | FAILED)) return request.ending?.reason ?? "";
+  return cell ? `${cell.num_computed_tokens}/${cell.num_total_tokens}` : "waiting";
 }

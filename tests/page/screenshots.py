@@ -74,6 +74,7 @@ def main(url: str) -> int:
     with sync_playwright() as playwright, load(url):
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
         page = open_page(browser, url, "light", (1440, 960))
+        page.keyboard.press("Space")
         choose_a_row(page, 5)
         page.wait_for_timeout(500)
         page.screenshot(path=DOCS / "page-light.png")
