@@ -76,9 +76,12 @@ def serving_below(path: str, rehearsal: Rehearsal) -> Iterator[FakeServer]:
 
 
 class MountedClient(FakeClient):
-    """Who is mounted asks where the worker is."""
+    """Who is mounted asks where the worker is, and meets it at the first request."""
 
     address = "ipc:///nowhere"
+
+    async def connect(self, timeout_s: float) -> None:
+        await asyncio.sleep(0)
 
 
 @contextmanager
