@@ -19,6 +19,8 @@ from packaging.utils import canonicalize_name
 import chairlift
 from chairlift.frontend.frontends import OUR_EXTRAS
 from chairlift.frontend.terminal.chat_settings import ChatSettings
+from chairlift.frontend.terminal.tap import TapSettings
+from chairlift.frontend.terminal.top import TopSettings
 from chairlift.frontend.terminal.trace import TraceSettings
 from chairlift.shared.settings import ClientSettings, ServeSettings, WorkerSettings
 
@@ -291,6 +293,8 @@ def test_documented_flags_exist(document: str) -> None:
         "chairlift worker": worker,
         "chairlift serve": {*serve, "frontend"},
         "chairlift chat": _flags(ChatSettings),
+        "chairlift top": _flags(TopSettings),
+        "chairlift tap": _flags(TapSettings),
         "chairlift trace": _flags(TraceSettings),
         "chairlift keygen": {"directory"},
         "scripts/server": worker | serve,
