@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -107,22 +108,14 @@ def _chat(arguments: list[str]) -> int:
     return run_frontend("chat", arguments)
 
 
-def _top(arguments: list[str]) -> int:
-    from .frontend.terminal.top import main
+def _terminal(name: str) -> Callable[[list[str]], int]:
+    """Imports the module when it is called."""
 
-    return main(arguments)
+    def run(arguments: list[str]) -> int:
+        code: int = import_module(f".frontend.terminal.{name}", __package__).main(arguments)
+        return code
 
-
-def _tap(arguments: list[str]) -> int:
-    from .frontend.terminal.tap import main
-
-    return main(arguments)
-
-
-def _trace(arguments: list[str]) -> int:
-    from .frontend.terminal.trace import main
-
-    return main(arguments)
+    return run
 
 
 def _keygen(arguments: list[str]) -> int:
@@ -150,9 +143,9 @@ COMMANDS = {
     "worker": Command("load a model and run its steps", _worker, "worker"),
     "serve": Command("speak HTTP for a worker, as the OpenAI API does", _serve, "server"),
     "chat": Command("talk with the worker's model in a terminal", _chat, "terminal"),
-    "top": Command("show the running batch in a terminal", _top, "terminal"),
-    "tap": Command("read along with one answer", _tap, "terminal"),
-    "trace": Command("write some seconds of steps and requests for Perfetto", _trace, "terminal"),
+    "top": Command("show the running batch in a terminal", _terminal("top"), "terminal"),
+    "tap": Command("read along with one answer", _terminal("tap"), "terminal"),
+    "trace": Command("write some seconds of steps for Perfetto", _terminal("trace"), "terminal"),
     "keygen": Command("make the keys for worker and frontends on tcp beyond this machine", _keygen),
     "version": Command("print the version", _version),
     "help": Command("print this", _help),

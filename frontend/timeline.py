@@ -28,11 +28,15 @@ class Timeline:
         self._names: dict[tuple[int, int], str] = {}
         self._frontends: list[str] = []
         self._rows = Lanes()
-        self._last_end = 0
+        self._epoch: int | None = None
+        self._last_ends: dict[str, int] = {}  # of the requests that have rows
         self.num_steps = 0
         self.num_requests = 0  # that frontends told of
 
     def add_steps(self, steps: Steps) -> None:
+        if steps.epoch != self._epoch:  # nobody tells of the ends of a worker that died
+            self._epoch = steps.epoch
+            self._rows, self._last_ends = Lanes(), {}
         for record in steps.records:
             self._add_step(record)
         for ended in steps.ended:
@@ -65,7 +69,6 @@ class Timeline:
     def _add_step(self, record: StepRecord) -> None:
         self.num_steps += 1
         began, rows = record.began_us, [*record.rows()]
-        self._last_end = began + record.duration_us
         num_rows, num_tokens = len(rows), sum(row.num_tokens for row in rows)
         args = {"number": record.number, "rows": num_rows, "tokens": num_tokens}
         self._span((WORKER, STEPS), f"step {record.number}", began, record.duration_us, args)
@@ -83,6 +86,7 @@ class Timeline:
         self._count("blocks", record, free=record.num_free_blocks, shared=record.num_shared_blocks)
 
     def _add_row(self, record: StepRecord, row: Row) -> None:
+        self._last_ends[row.request] = record.began_us + record.duration_us
         lane = self._rows.lane_of(row.request)
         self._names[WORKER, FIRST_ROW + lane] = f"row {lane + 1}"
         args = {
@@ -99,8 +103,10 @@ class Timeline:
 
     def _add_end(self, ended: Ended) -> None:
         request, receipt = ended.request.hex(), ended.receipt
+        if request not in self._last_ends:  # it ran before we came
+            return
         args = {name: getattr(receipt, name) for name in receipt.__struct_fields__}
-        self._mark(request, f"{ended.reason} {request}", self._last_end, args)
+        self._mark(request, f"{ended.reason} {request}", self._last_ends.pop(request, 0), args)
         self._rows.leave(request)
 
     def _add_request(self, process: int, request: Json) -> None:

@@ -189,8 +189,8 @@ class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Extras(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What few rows have: log probabilities in records as `logprobs` has them, an embedding; and
-    how the request fared, with the end."""
+    """What a row has besides its text: with the end how the request fared; where they are wanted,
+    log probabilities in records as `logprobs` has them, an embedding."""
 
     logprobs: bytes = b""  # of the row's tokens
     prompt_logprobs: bytes = b""  # of the prompt's, less the first; with rows from offset 0 on

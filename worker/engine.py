@@ -167,7 +167,7 @@ class Engine:
         self.times.commit_s += self.times.clock() - computed
         self.pulse.end_step()
         num_finished = self._note_ends(changed)
-        self._finished_at.extend([self.times.total_s] * (len(ended) + num_finished))
+        self._finished_at.extend([self.times.busy_s] * (len(ended) + num_finished))
         return ended + changed
 
     def _note_ends(self, sequences: Iterable[Sequence]) -> int:
@@ -320,7 +320,7 @@ class Engine:
         finished = self._finished_at
         if len(finished) < 2:
             return 1000
-        seconds_each = (self.times.total_s - finished[0]) / (len(finished) - 1)
+        seconds_each = (self.times.busy_s - finished[0]) / (len(finished) - 1)
         count = self.scheduler.num_waiting if num_ahead is None else num_ahead
         return max(1000, round(1000 * seconds_each * count))
 

@@ -47,10 +47,9 @@ class Feed:
         if not watchers:
             self._stop()
             return
-        if not self._is_on:
-            self._start()
-        elif self._engine.num_steps != self._num_steps:
+        if self._is_on and self._engine.num_steps != self._num_steps:
             self._take_step()
+        self._look_from_here()
         self._take_ends()
         if now >= self._due and (self._records or self._ended):
             body = encode(Steps(self._epoch, list(self._records), self._ended))
@@ -60,8 +59,8 @@ class Feed:
             self._ended = []
             self._due = now + max(INTERVAL_S, INTERVAL_PER_WATCHER_S * len(watchers))
 
-    def _start(self) -> None:
-        """From the next step on."""
+    def _look_from_here(self) -> None:
+        """What an idle turn took is no step's."""
         self._is_on = True
         self._num_steps = self._engine.num_steps
         self._phases = self._engine.times.phases_s
@@ -76,7 +75,6 @@ class Feed:
         engine = self._engine
         phases = engine.times.phases_s
         phases_us = [round(1e6 * (b - a)) for a, b in zip(self._phases, phases, strict=True)]
-        self._num_steps, self._phases = engine.num_steps, phases
         began_s = self._clock_began + engine.times.clock() - 1e-6 * sum(phases_us)
         scheduler, entries = engine.scheduler, engine.last_plan.entries
         sequences = [entry.sequence for entry in entries]
@@ -114,7 +112,7 @@ class Feed:
     def _take_ends(self) -> None:
         for sequence in [s for s in self._riders if s.finish is not None]:
             del self._riders[sequence]
-            if sequence.finish is not None and sequence.journey.ended is not None:
+            if sequence.finish is not None and sequence.journey.ended is not None:  # no ghost
                 ended = Ended(sequence.request_hash, sequence.finish.reason, sequence.receipt)
                 self._ended.append(ended)
 

@@ -27,7 +27,7 @@ from .schema import DocumentedApp
 from .spans import Spans
 
 if TYPE_CHECKING:
-    from .traces import Traces
+    from .otel_exporter import OtelExporter
 
 
 def create_app(client: AsyncClient, settings: ServeSettings) -> FastAPI:
@@ -56,18 +56,18 @@ def context_of(
     )
     idempotency = Idempotency.from_settings(settings)
     metrics = Metrics(client)
-    spans = Spans(_traces() if settings.otel_traces else None)
+    spans = Spans(_otel_exporter() if settings.otel_traces else None)
     return Context(client, settings, metrics, places, idempotency, spans, has_tenants=has_tenants)
 
 
-def _traces() -> Traces:
+def _otel_exporter() -> OtelExporter:
     """Raises NotInstalledError."""
     try:
-        from .traces import Traces
+        from .otel_exporter import OtelExporter
     except ModuleNotFoundError as error:
         message = f"--otel-traces needs {error.name}: pip install 'chairlift[otel]'"
         raise NotInstalledError(message) from None
-    return Traces()
+    return OtelExporter()
 
 
 def app_of(context: Context, parts: Iterable[Part]) -> DocumentedApp:

@@ -35,7 +35,7 @@ class Context:
     places: Places
     idempotency: Idempotency
     spans: Spans
-    has_tenants: bool  # more than one API key: what is cached is nobody else's business
+    has_tenants: bool  # several who ask: what is cached for one is no other's business
 
     @property
     def orphan_grace_s(self) -> float:

@@ -1,4 +1,4 @@
-"""What every request passes first: its id, its key, its place among those in flight."""
+"""What every request passes first: its id, the door, its place among those in flight."""
 
 from __future__ import annotations
 

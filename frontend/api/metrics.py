@@ -128,7 +128,8 @@ class _WorkerCollector(Collector):
             "spec_decode_num_accepted_tokens", "Guessed right.", stats.num_accepted_tokens
         )
         yield _counter("malformed_messages", "Dropped.", stats.num_malformed_messages)
-        yield _counters("step_seconds", "Time of all steps.", "phase", _phases_s(stats))
+        text = "Of the loop; arrivals and publish also without steps."
+        yield _counters("step_seconds", text, "phase", _phases_s(stats))
         yield _counters("tokens", "Those that steps were about.", "kind", _tokens(stats))
         refused = {code: float(count) for code, count in stats.num_refused}
         yield _counters(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ...shared.logs import short_hash
+from ...shared.messages import Finish
 from ...shared.steps import Receipt
 from ..response_id import ResponseId
 from ..results import Delta
+
+if TYPE_CHECKING:
+    from .otel_exporter import OtelExporter
 
 UNIX_BEGAN = time.time() - time.monotonic()  # when the monotonic clock was zero
 
@@ -28,7 +32,8 @@ class Span:
     submitted: float = 0.0
     first_token: float | None = None
     ended: float = 0.0
-    outcome: str = ""  # a finish reason, an error's code, or "abandoned"
+    is_abandoned: bool = False
+    finishes: dict[int, Finish] = field(default_factory=dict)  # by choice
     receipts: dict[int, Receipt] = field(default_factory=dict)  # by choice
 
     @property
@@ -37,29 +42,35 @@ class Span:
         choices = range(self.num_choices)
         return [short_hash(self.response_id.of_choice(index)) for index in choices]
 
+    @property
+    def failure(self) -> str:
+        """The code of what failed, if anything did."""
+        codes = [finish.code for _, finish in sorted(self.finishes.items()) if finish.code]
+        return codes[0] if codes else ""
+
+    @property
+    def outcome(self) -> str:
+        """The code of a failure, "abandoned" where the caller left, else the first choice's
+        finish reason."""
+        reasons = [finish.reason for _, finish in sorted(self.finishes.items())]
+        is_cut = self.is_abandoned or not reasons
+        return self.failure or ("abandoned" if is_cut else reasons[0])
+
     def saw(self, index: int, delta: Delta) -> None:
         if self.first_token is None and delta.token_ids:
             self.first_token = time.monotonic()
         if delta.receipt is not None:
             self.receipts[index] = delta.receipt
         if delta.finish is not None:
-            self.outcome = delta.finish.code or delta.finish.reason
-
-
-class Traces(Protocol):
-    """Where every span goes, whoever listens besides."""
-
-    def take(self, span: Span) -> None: ...
-
-    def close(self) -> None: ...
+            self.finishes[index] = delta.finish
 
 
 class Spans:
     """Owns who is told of a span when it ends."""
 
-    def __init__(self, traces: Traces | None = None) -> None:
-        self._traces = traces
-        self._listeners: list[Callable[[Span], None]] = [traces.take] if traces else []
+    def __init__(self, exporter: OtelExporter | None = None) -> None:
+        self._exporter = exporter
+        self._listeners: list[Callable[[Span], None]] = [exporter.take] if exporter else []
 
     def listen(self, on_end: Callable[[Span], None]) -> None:
         self._listeners.append(on_end)
@@ -68,16 +79,14 @@ class Spans:
         self._listeners.remove(on_end)
 
     def end(self, span: Span, *, is_abandoned: bool) -> None:
-        span.ended = time.monotonic()
-        if is_abandoned or not span.outcome:
-            span.outcome = "abandoned"
+        span.ended, span.is_abandoned = time.monotonic(), is_abandoned
         for on_end in [*self._listeners]:
             on_end(span)
 
     def close(self) -> None:
         """May take a moment: what was not sent yet goes out."""
-        if self._traces is not None:
-            self._traces.close()
+        if self._exporter is not None:
+            self._exporter.close()
 
 
 def unix_us(seconds: float) -> int:

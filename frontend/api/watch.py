@@ -65,7 +65,7 @@ class WatchAnswer(Response):
         self._watchers = watchers
         self._spans: deque[Span] = deque(maxlen=MAX_SPANS)
         self._stats_due = float("-inf")
-        self._epoch: int | None = -1  # of the worker that was told of; -1 is of none yet
+        self._worker: Json | None = None  # as it was told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises HttpError, before anything is sent, when enough watch already."""
@@ -108,25 +108,26 @@ class WatchAnswer(Response):
         try:
             async with asyncio.timeout_at(self._stats_due):
                 steps = await anext(feed)
+            events += self._worker_event()
             events.append(_event("steps", [_step(record) for record in steps.records]))
             events.append(_event("ended", [_end(ended) for ended in steps.ended]))
         except TimeoutError:
             self._stats_due = asyncio.get_running_loop().time() + STATS_S
-            events += self._stats_events()
+            events += self._worker_event()
+            client = self._context.client
+            events.append(_event("stats", {"condition": client.condition, **asdict(client.stats)}))
         if self._spans:
             events.append(_event("requests", [_span(span) for span in self._spans]))
             self._spans.clear()
         return [event for event in events if event]
 
-    def _stats_events(self) -> list[bytes]:
-        """Who the worker is comes first, when that has changed."""
-        client, events = self._context.client, []
-        epoch = client.worker.epoch if client.worker else None
-        if epoch != self._epoch:
-            self._epoch = epoch
-            events.append(_event("worker", _worker(client)))
-        stats = {"condition": client.condition, **asdict(client.stats)}
-        return [*events, _event("stats", stats)]
+    def _worker_event(self) -> list[bytes]:
+        """Before all else, and before the first news of another."""
+        worker = _worker(self._context.client)
+        if worker == self._worker:
+            return []
+        self._worker = worker
+        return [_event("worker", worker)]
 
 
 def _event(name: str, content: list[Json] | Json) -> bytes:
@@ -139,8 +140,6 @@ def _worker(client: AsyncClient) -> Json:
         "model": worker.model if worker else None,
         "epoch": worker.epoch if worker else 0,
         "max_model_len": worker.max_model_len if worker else 0,
-        "num_blocks": client.stats.num_blocks,
-        "condition": client.condition,
     }
 
 

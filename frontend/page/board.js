@@ -91,8 +91,7 @@ export class Board {
    */
   showReceipt(receipt) {
     const request = this.#history.requests.get(receipt.request);
-    if (!request) return this.#receipt.showAlone(receipt);
-    request.ending ??= { reason: "finished", receipt };
+    if (!request?.ending) return this.#receipt.showAlone(receipt);
     request.ending.receipt ??= receipt;
     this.#select(request);
     this.#find(request);

@@ -39,6 +39,7 @@ export class Column {
   numLanes = 0;
   pause_us = 0; // since the step before
   numPromptTokens = 0;
+  numChunkTokens = 0; // of prompts, and of what is computed again
   numDecodeTokens = 0;
   numNewTokens = 0;
 
@@ -70,9 +71,10 @@ export class Column {
     this.numLanes = Math.max(this.numLanes, entry.lane + 1);
     const { cell } = entry;
     if (!cell) return;
-    const numPrompt = entry.marks & CHUNK ? cell.num_tokens : 0;
-    this.numPromptTokens += numPrompt;
-    this.numDecodeTokens += cell.num_tokens - numPrompt;
+    const numChunk = entry.marks & CHUNK ? cell.num_tokens : 0;
+    this.numPromptTokens += cell.num_prompt_tokens;
+    this.numChunkTokens += numChunk;
+    this.numDecodeTokens += cell.num_tokens - numChunk;
     this.numNewTokens += cell.num_new_tokens;
   }
 

@@ -229,7 +229,7 @@ function tipText({ column, request, entry }) {
   if (!(column instanceof Column)) return gapText(column);
   const step = `step ${column.number}, ${milliseconds(column.duration_us / 1000)}`;
   if (!request || !entry) {
-    return `${step}\n${column.numDecodeTokens} decoded, ${column.numPromptTokens} of prompts`;
+    return `${step}\n${column.numDecodeTokens} decoded, ${column.numChunkTokens} in chunks`;
   }
   const { cell } = entry;
   if (!cell) return `${request.hash}\n${step}\nnot in this step`;

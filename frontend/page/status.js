@@ -33,7 +33,6 @@ export class Status {
     const name = worker.model ?? "no worker yet";
     if (this.#epoch !== null && element("model").textContent !== name) this.#onModel();
     this.#epoch = worker.epoch;
-    this.#condition = worker.condition;
     say(element("model"), name);
     this.#tell();
     return isOther;

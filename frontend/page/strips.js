@@ -25,7 +25,7 @@ const STRIPS = [
     name: "tokens",
     layers: (column, palette) => [
       { value: column.numDecodeTokens, colour: palette.decode },
-      { value: column.numPromptTokens, colour: palette.chunk },
+      { value: column.numChunkTokens, colour: palette.chunk },
     ],
     unit: short,
   },

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import threading
+import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -71,8 +72,9 @@ async def _watch(settings: TraceSettings) -> Timeline:
                     timeline.add_steps(steps)
         except TimeoutError:
             pass
-    for frontend in frontends:
-        timeline.add_requests(frontend.url, await asyncio.to_thread(frontend.finish))
+    told = await asyncio.gather(*(asyncio.to_thread(one.finish) for one in frontends))
+    for frontend, requests in zip(frontends, told, strict=True):
+        timeline.add_requests(frontend.url, requests)
     return timeline
 
 
@@ -109,7 +111,7 @@ class _Frontend:
 
     def finish(self) -> list[dict[str, Any]]:
         """All that ended meanwhile, the last of it as well."""
-        self._is_over.wait(LAST_NEWS_S)
+        time.sleep(LAST_NEWS_S)
         self._is_over.set()
         self._thread.join(SILENCE_S)
         return self._requests

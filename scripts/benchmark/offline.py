@@ -119,7 +119,7 @@ def _prepare(job: Job) -> tuple[Driver, Engine]:
 
 
 def _outside_forward_percent(after: StepTimes, before: StepTimes) -> float:
-    return 100 * (1 - (after.forward_s - before.forward_s) / (after.total_s - before.total_s))
+    return 100 * (1 - (after.forward_s - before.forward_s) / (after.busy_s - before.busy_s))
 
 
 if __name__ == "__main__":

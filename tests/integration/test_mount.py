@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import structlog
 from django.conf import settings as django_settings
 from django.core.asgi import get_asgi_application
 from django.http import HttpRequest, HttpResponse
@@ -31,6 +32,14 @@ from chairlift.shared.errors import InvalidRequestError
 from tests.integration.hosts import in_thread
 
 pytestmark = [pytest.mark.usefixtures("worker_of_long_answers"), pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def plain_host() -> None:
+    """Whatever other tests did, this program has no structlog of its own."""
+    structlog.reset_defaults()
+
+
 IGNORE_EOS = {"ignore_eos": True}
 WAIT_S = 20.0
 

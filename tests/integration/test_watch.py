@@ -212,8 +212,8 @@ def watched(url: str, until: str) -> dict[str, list[Any]]:
 def test_the_feed_over_http(url: str) -> None:
     """Who the worker is, its figures, steps, ends and this frontend's own requests."""
     events = watched(url, until="requests")
-    assert events["worker"][0]["condition"] == "ok" and events["worker"][0]["num_blocks"] > 0
-    assert events["stats"][0]["num_running"] >= 0
+    assert events["worker"][0]["max_model_len"] == 512
+    assert events["stats"][0]["condition"] == "ok" and events["stats"][0]["num_blocks"] > 0
     records = [record for records in events["steps"] for record in records]
     for record in records:
         assert {len(column) for column in record["rows"].values()} == {
@@ -236,6 +236,31 @@ def test_the_feed_over_http(url: str) -> None:
     assert request["began_us"] <= request["submitted_us"] <= first <= last
     began = min(record["began_us"] for record in records)
     assert abs(began - request["began_us"]) < TIMEOUT_S * 1e6
+
+
+def test_another_worker_is_told_before_its_steps(tiny_model: Path) -> None:
+    """Whoever counts steps knows that they begin anew."""
+    body = {"prompt": "abc", "max_tokens": 5}
+    with (
+        short_address() as address,
+        chairlift("worker", model=tiny_model, address=address, dtype="float32") as worker,
+        serving(address) as url,
+        httpx2.Client(timeout=TIMEOUT_S) as http,
+        http.stream("GET", f"{url}/watch") as answer,
+    ):
+        names: list[str] = []
+        for line in answer.iter_lines():
+            if not line.startswith("event: "):
+                continue
+            names.append(line.removeprefix("event: "))
+            if names[-1] == "stats":
+                http.post(f"{url}/v1/completions", json=body)
+            elif names[-1] == "steps" and names.count("worker") == 2:
+                break
+            elif names[-1] == "steps" and names.count("steps") == 1:
+                os.kill(worker_child(worker), signal.SIGKILL)
+    told = [name for name in names if name in ("worker", "steps")]
+    assert told[:2] == ["worker", "steps"] and told[-2:] == ["worker", "steps"]
 
 
 def test_the_feed_takes_no_parameters(url: str) -> None:

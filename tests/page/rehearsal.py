@@ -98,8 +98,6 @@ class Rehearsal:
             "model": "Qwen/Qwen3-0.6B",
             "epoch": 1,
             "max_model_len": 4096,
-            "num_blocks": self.num_blocks,
-            "condition": "ok",
         }
 
     def stats(self) -> Json:

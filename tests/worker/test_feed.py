@@ -179,6 +179,21 @@ def test_times_are_those_of_the_phases() -> None:
     assert record.began_us == round(1e6 * (1_000.0 + stage.now)) - 300_000
 
 
+def test_idle_turns_are_no_steps() -> None:
+    """What a worker without work spends on heartbeats is not the next step's."""
+    stage = Stage(make_engine())
+    times = stage.engine.times
+    stage.publish()
+    times.publish_s += 1.0
+    stage.publish()
+    stage.engine.add(make_wish([5], max_tokens=1).sequence())
+    times.arrivals_s += 0.02
+    stage.turn(seconds=1.0)
+    (record,) = stage.records()
+    assert dict(zip(PHASES, record.phases_us, strict=True))["arrivals"] == 20_000
+    assert record.duration_us == 20_000
+
+
 def test_a_receipt_tells_the_waits() -> None:
     """Arrival to first step, to first token, to the end; and the longest wait between steps."""
     stage = Stage(make_engine(Size(max_num_seqs=1)))

@@ -8,10 +8,11 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from chairlift.frontend.api.otel_exporter import OtelExporter
 from chairlift.frontend.api.spans import Span, unix_us
-from chairlift.frontend.api.traces import Traces
 from chairlift.frontend.response_id import ResponseId
 from chairlift.shared.logs import short_hash
+from chairlift.shared.messages import Finish
 from chairlift.shared.steps import Receipt
 
 RECEIPT = Receipt(
@@ -36,7 +37,7 @@ def make_span(**changes: object) -> Span:
         submitted=5.01,
         first_token=5.05,
         ended=5.12,
-        outcome="stop",
+        finishes={0: Finish("stop")},
         receipts={0: RECEIPT},
     )
     for name, value in changes.items():
@@ -47,9 +48,9 @@ def make_span(**changes: object) -> Span:
 def told(span: Span) -> dict[str, ReadableSpan]:
     """By name."""
     exporter = InMemorySpanExporter()
-    traces = Traces(SimpleSpanProcessor(exporter))
-    traces.take(span)
-    traces.close()
+    exporting = OtelExporter(SimpleSpanProcessor(exporter))
+    exporting.take(span)
+    exporting.close()
     return {one.name: one for one in exporter.get_finished_spans()}
 
 
@@ -87,9 +88,11 @@ def test_the_callers_trace_goes_on() -> None:
 
 
 def test_failures_are_errors() -> None:
-    """By their code; a caller who left is none, and what never ran has no stages."""
-    spans = told(make_span(outcome="deadline_exceeded", receipts={}, first_token=None))
+    """By their code, whatever became of other choices; a caller who left is none, and what never
+    ran has no stages."""
+    failed = Finish("error", code="deadline_exceeded")
+    spans = told(make_span(finishes={0: failed, 1: Finish("stop")}, receipts={}, first_token=None))
     assert list(spans) == ["chat demo"]
     status = spans["chat demo"].status
     assert (status.status_code, status.description) == (StatusCode.ERROR, "deadline_exceeded")
-    assert told(make_span(outcome="abandoned"))["chat demo"].status.is_unset
+    assert told(make_span(is_abandoned=True, finishes={}))["chat demo"].status.is_unset

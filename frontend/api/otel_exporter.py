@@ -25,14 +25,13 @@ OPERATIONS: dict[Endpoint, str] = {
     "responses": "chat",
     "completions": "text_completion",
 }
-GOOD_OUTCOMES = frozenset({"stop", "length", "abandoned"})
 LAST_WORDS_S = 1.0
 SERVICE = {"service.name": "chairlift"}  # unless the environment has a name
 
 Attributes = dict[str, str | int | float | list[str]]
 
 
-class Traces:
+class OtelExporter:
     """Makes OpenTelemetry's spans of ours, and hands them to an exporter."""
 
     def __init__(self, processor: SpanProcessor | None = None) -> None:
@@ -52,8 +51,8 @@ class Traces:
             _attributes(span, operation),
             start_time=_ns(span.arrived),
         )
-        if span.outcome not in GOOD_OUTCOMES:
-            told.set_status(Status(StatusCode.ERROR, span.outcome))
+        if span.failure:
+            told.set_status(Status(StatusCode.ERROR, span.failure))
         inside = set_span_in_context(told)
         for index, receipt in sorted(span.receipts.items()):
             for name, begin_us, end_us in _stages(receipt):
@@ -87,7 +86,7 @@ def _attributes(span: Span, operation: str) -> Attributes:
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "chairlift",
         "gen_ai.request.model": span.model,
-        "gen_ai.response.finish_reasons": [span.outcome],
+        "gen_ai.response.finish_reasons": [f.reason for _, f in sorted(span.finishes.items())],
         "gen_ai.usage.input_tokens": sum(receipt.num_prompt_tokens for receipt in receipts),
         "gen_ai.usage.output_tokens": sum(receipt.num_output_tokens for receipt in receipts),
         "chairlift.request_id": span.request_id,
@@ -95,8 +94,8 @@ def _attributes(span: Span, operation: str) -> Attributes:
     }
     if span.first_token is not None:
         attributes["gen_ai.server.time_to_first_token"] = span.first_token - span.arrived
-    if span.outcome not in GOOD_OUTCOMES:
-        attributes["error.type"] = span.outcome
+    if span.failure:
+        attributes["error.type"] = span.failure
     return attributes
 
 
