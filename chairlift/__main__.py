@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .shared.errors import ChairliftError, NotInstalledError
+from .shared.harmless import harmless
 
 if TYPE_CHECKING:
     from .shared.settings import WorkerSettings
@@ -64,7 +65,7 @@ def _run(name: str, command: Command, arguments: list[str]) -> int:
         print(f"chairlift {name}: {missing} is not installed: {extra}{hint}", file=sys.stderr)
         return 2
     except ChairliftError as error:
-        print(f"chairlift {name}: {error}", file=sys.stderr)
+        print(f"chairlift {name}: {harmless(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, NotInstalledError) else 1
     except KeyboardInterrupt:
         return 130

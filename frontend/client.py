@@ -149,12 +149,15 @@ class AsyncClient:
     async def connect(self, timeout_s: float | None = None) -> None:
         """Waits until the worker has been met and its tokenizer is known.
 
-        Raises WorkerUnavailableError after `timeout_s`, TokenizerMismatchError when the client was
-        given another tokenizer than the worker's.
+        Raises WorkerUnavailableError after `timeout_s`, by default the client's own limit,
+        TokenizerMismatchError when the client was given another tokenizer than the worker's.
         """
+        limit_s = self._connect_timeout_s
+        if timeout_s is not None:
+            limit_s = Deadline.after(timeout_s).at_most(timeout_s)
         self._open()
         try:
-            async with asyncio.timeout(timeout_s or self._connect_timeout_s):
+            async with asyncio.timeout(limit_s):
                 while not self.has_tokenizer and not self._is_closed:
                     self._changed.clear()
                     await self._changed.wait()

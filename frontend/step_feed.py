@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from typing import Self
+from weakref import WeakSet
 
 from ..shared.messages import Steps
 from .bell import Bell
@@ -23,22 +24,22 @@ class StepFeed:
         self._watchers = watchers
         self._pending: deque[Steps] = deque(maxlen=MAX_PENDING)
         self._news = Bell()
-        self._is_closed = False
+        self.is_closed = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Steps:
         while not self._pending:
-            if self._is_closed:
+            if self.is_closed:
                 raise StopAsyncIteration
             await self._news.heard()
         return self._pending.popleft()
 
     def close(self) -> None:
         """Idempotent; what is pending is still to be had."""
-        if not self._is_closed:
-            self._is_closed = True
+        if not self.is_closed:
+            self.is_closed = True
             self._watchers.leave(self)
             self._news.ring()
 
@@ -59,20 +60,21 @@ class Watchers:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._feeds: list[StepFeed] = []
+        self._feeds: WeakSet[StepFeed] = WeakSet()  # one that is dropped does not watch
 
     def join(self) -> StepFeed:
         feed = StepFeed(self)
-        self._feeds.append(feed)
+        self._feeds.add(feed)
         self._connection.protocol.wants_steps = True
         self._connection.speak()
         return feed
 
     def leave(self, feed: StepFeed) -> None:
-        self._feeds.remove(feed)
+        self._feeds.discard(feed)
         self._connection.protocol.wants_steps = bool(self._feeds)
 
     def put(self, steps: Steps) -> None:
+        self._connection.protocol.wants_steps = bool(self._feeds)
         for feed in self._feeds:
             feed.put(steps)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from ..shared.messages import Steps
 from ..shared.steps import PHASES, Ended, Row, StepRecord, split_hashes
 from .lanes import Lanes
@@ -18,6 +20,18 @@ WORKER = 1  # process ids, as far as the trace goes
 FIRST_FRONTEND = 2
 STEPS = 1  # the thread of the worker's steps; a request's row is a thread as well
 FIRST_ROW = 2
+
+
+class HttpRequest(msgspec.Struct, frozen=True):
+    """As `requests` events of GET /watch tell of it; moments in microseconds since 1970."""
+
+    requests: list[str]  # hashes of its generations
+    endpoint: str
+    outcome: str
+    began_us: int
+    submitted_us: int
+    first_token_us: int | None
+    ended_us: int
 
 
 class Timeline:
@@ -42,8 +56,7 @@ class Timeline:
         for ended in steps.ended:
             self._add_end(ended)
 
-    def add_requests(self, frontend: str, requests: Sequence[Json]) -> None:
-        """Those of `requests` events of GET /watch."""
+    def add_requests(self, frontend: str, requests: Sequence[HttpRequest]) -> None:
         if frontend not in self._frontends:
             self._frontends.append(frontend)
         process = FIRST_FRONTEND + self._frontends.index(frontend)
@@ -109,17 +122,17 @@ class Timeline:
         self._mark(request, f"{ended.reason} {request}", self._last_ends.pop(request, 0), args)
         self._rows.leave(request)
 
-    def _add_request(self, process: int, request: Json) -> None:
+    def _add_request(self, process: int, request: HttpRequest) -> None:
         """On a thread of its own: requests of one frontend overlap."""
         self.num_requests += 1
         track = (process, self.num_requests)
-        began, ended = request["began_us"], request["ended_us"]
-        first_token = request["first_token_us"] or ended
-        name = f"{request['endpoint']} {' '.join(request['requests'])}"
+        began, ended = request.began_us, request.ended_us
+        first_token = request.first_token_us or ended
+        name = f"{request.endpoint} {' '.join(request.requests)}"
         self._names[track] = name
-        args = {"outcome": request["outcome"], "request_id": request["request_id"]}
+        args = {"outcome": request.outcome}
         self._span(track, name, began, ended - began, args)
-        borders = [began, request["submitted_us"], first_token, ended]
+        borders = [began, request.submitted_us, first_token, ended]
         stages = ("before the worker", "to the first token", "to the end")
         for stage, start, stop in zip(stages, borders, borders[1:], strict=False):
             if stop > start:

@@ -103,6 +103,15 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     num_total_tokens: list[Count]
     num_blocks: list[Count]
 
+    def __post_init__(self) -> None:
+        """Raises ValueError, which the codec tells as a malformed message."""
+        num_rows = len(self.requests) // HASH_BYTES
+        packed = self.requests, self.waiting, self.preempted
+        if any(len(hashes) % HASH_BYTES for hashes in packed):
+            raise ValueError(f"hashes are {HASH_BYTES} bytes each")
+        if any(len(column) != num_rows for column in self.columns.values()):
+            raise ValueError("the columns of a step disagree")
+
     @property
     def duration_us(self) -> int:
         return sum(self.phases_us)
@@ -121,6 +130,5 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
         }
 
     def rows(self) -> Iterator[Row]:
-        """Raises ValueError when the columns disagree about their number."""
         columns = zip(split_hashes(self.requests), *self.columns.values(), strict=True)
         return (Row(*row) for row in columns)

@@ -35,7 +35,7 @@ class Feed:
         self._is_on = False
         self._num_steps = 0
         self._phases: Sequence[float] = ()
-        self._due = float("-inf")
+        self._last_sent = float("-inf")
 
     @property
     def patience_s(self) -> float:
@@ -51,13 +51,14 @@ class Feed:
             self._take_step()
         self._look_from_here()
         self._take_ends()
-        if now >= self._due and (self._records or self._ended):
+        interval_s = max(INTERVAL_S, INTERVAL_PER_WATCHER_S * len(watchers))
+        if now >= self._last_sent + interval_s and (self._records or self._ended):
             body = encode(Steps(self._epoch, list(self._records), self._ended))
             for frontend_id in watchers:
                 send(frontend_id, body)
             self._records.clear()
             self._ended = []
-            self._due = now + max(INTERVAL_S, INTERVAL_PER_WATCHER_S * len(watchers))
+            self._last_sent = now
 
     def _look_from_here(self) -> None:
         """What an idle turn took is no step's."""

@@ -116,7 +116,8 @@ class Publisher:
 
     def watchers(self, now: float) -> list[bytes]:
         """The ids of the frontends that want to be told of each step."""
-        return [f.frontend_id for f in self._frontends.values() if now < f.watches_until]
+        frontends = self._frontends.values()
+        return [f.frontend_id for f in frontends if f.is_subscribed and now < f.watches_until]
 
     def notify(self, stream: Stream) -> None:
         """The stream has new tokens or has ended."""

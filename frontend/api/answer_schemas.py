@@ -57,7 +57,7 @@ class ToldReceipt(Told):
     total_ms: float
     max_gap_ms: float
     num_prompt_tokens: int
-    num_cached_tokens: int
+    num_cached_tokens: int | None  # null where the usage does not tell it either
     num_output_tokens: int
     num_resumed_tokens: int
     num_steps: int

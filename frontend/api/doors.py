@@ -12,6 +12,7 @@ from ..auth import ANONYMOUS, ApiKeys
 from ..mount import TenantOf
 from .errors import HttpError
 
+HOST = "host:"  # before its tenants: none of them is one of ours
 Door = Callable[[Scope], Awaitable[str]]  # the tenant; raises HttpError
 
 
@@ -41,7 +42,7 @@ def host_door(tenant_of: TenantOf | None) -> Door:
             raise HttpError(401, message, code="unauthenticated")
         if not isinstance(tenant, str):
             raise TypeError(f"tenant_of must give a str or None, not {type(tenant).__name__}")
-        return tenant
+        return HOST + tenant
 
     return enter
 

@@ -20,8 +20,9 @@ def wants_receipt(headers: Headers) -> bool:
     return given == "1"
 
 
-def receipt_json(request: str, receipt: Receipt) -> Json:
-    """`request` is the hash that feeds and logs know it by."""
+def receipt_json(request: str, receipt: Receipt, *, tells_cached: bool) -> Json:
+    """`request` is the hash that feeds and logs know it by. How much of a prompt was cached tells
+    what others have asked, so it may be no business of who reads this."""
     return {
         "request": request,
         "queued_ms": receipt.queued_us / 1000,
@@ -29,7 +30,7 @@ def receipt_json(request: str, receipt: Receipt) -> Json:
         "total_ms": receipt.total_us / 1000,
         "max_gap_ms": receipt.max_gap_us / 1000,
         "num_prompt_tokens": receipt.num_prompt_tokens,
-        "num_cached_tokens": receipt.num_cached_tokens,
+        "num_cached_tokens": receipt.num_cached_tokens if tells_cached else None,
         "num_output_tokens": receipt.num_output_tokens,
         "num_resumed_tokens": receipt.num_resumed_tokens,
         "num_steps": receipt.num_steps,

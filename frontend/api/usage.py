@@ -77,7 +77,9 @@ class Usage:
             return {}
         of_choice = self._response_id.of_choice
         told = [
-            receipt_json(short_hash(of_choice(index)), receipt)
+            receipt_json(
+                short_hash(of_choice(index)), receipt, tells_cached=self._form.tells_cached
+            )
             for index, receipt in sorted(self._receipts.items())
         ]
         return {"receipt": told}

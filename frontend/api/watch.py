@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...shared.errors import InvalidRequestError
+from ...shared.messages import Steps
 from ...shared.steps import PHASES, Ended, StepRecord, split_hashes
 from ..client import AsyncClient
 from ..step_feed import StepFeed
@@ -28,7 +29,9 @@ from .spans import Span, unix_us
 
 STATS_S = 1.0
 MAX_WATCHERS = 32
+MAX_OF_A_TENANT = 4  # where there are several
 MAX_SPANS = 256  # that wait for a slow reader
+NOTHING = Steps(0, [], [])  # from a client that was closed
 
 # fmt: off
 DOCUMENTATION: dict[str, Any] = {
@@ -66,12 +69,12 @@ class WatchAnswer(Response):
         self._spans: deque[Span] = deque(maxlen=MAX_SPANS)
         self._stats_due = float("-inf")
         self._worker: Json | None = None  # as it was told
+        self._tenant = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises HttpError, before anything is sent, when enough watch already."""
-        if len(self._watchers) >= MAX_WATCHERS:
-            message = f"{MAX_WATCHERS} watch already: close one"
-            raise HttpError(429, message, code="too_many_watchers")
+        self._tenant = scope["chairlift.caller"].tenant
+        self._check_room()
         self._watchers.add(self)
         self._context.spans.listen(self._spans.append)
         tasks = [
@@ -89,11 +92,18 @@ class WatchAnswer(Response):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _check_room(self) -> None:
+        limit = MAX_OF_A_TENANT if self._context.has_tenants else MAX_WATCHERS
+        own = [one for one in self._watchers if one._tenant == self._tenant]
+        if len(own) >= limit or len(self._watchers) >= MAX_WATCHERS:
+            message = f"{len(own)} of yours watch, {len(self._watchers)} in all: close one"
+            raise HttpError(429, message, code="too_many_watchers")
+
     async def _send_events(self, app: FastAPI, send: Send) -> None:
         """Until the server drains; raises ClientDisconnect for a reader who takes nothing."""
         await start(send, STREAM_HEADERS)
         async with self._context.client.watch() as feed:
-            while not is_draining(app):
+            while not (is_draining(app) or feed.is_closed):
                 part = b"".join(await self._next_events(feed))
                 try:
                     async with asyncio.timeout(self._context.settings.stall_timeout_s):
@@ -107,10 +117,10 @@ class WatchAnswer(Response):
         events = []
         try:
             async with asyncio.timeout_at(self._stats_due):
-                steps = await anext(feed)
+                steps = await anext(feed, NOTHING)
             events += self._worker_event()
             events.append(_event("steps", [_step(record) for record in steps.records]))
-            events.append(_event("ended", [_end(ended) for ended in steps.ended]))
+            events.append(_event("ended", [self._end(ended) for ended in steps.ended]))
         except TimeoutError:
             self._stats_due = asyncio.get_running_loop().time() + STATS_S
             events += self._worker_event()
@@ -120,6 +130,11 @@ class WatchAnswer(Response):
             events.append(_event("requests", [_span(span) for span in self._spans]))
             self._spans.clear()
         return [event for event in events if event]
+
+    def _end(self, ended: Ended) -> Json:
+        request, tells_cached = ended.request.hex(), not self._context.has_tenants
+        receipt = receipt_json(request, ended.receipt, tells_cached=tells_cached)
+        return {"request": request, "reason": ended.reason, "receipt": receipt}
 
     def _worker_event(self) -> list[bytes]:
         """Before all else, and before the first news of another."""
@@ -157,17 +172,10 @@ def _step(record: StepRecord) -> Json:
     }
 
 
-def _end(ended: Ended) -> Json:
-    request = ended.request.hex()
-    receipt = receipt_json(request, ended.receipt)
-    return {"request": request, "reason": ended.reason, "receipt": receipt}
-
-
 def _span(span: Span) -> Json:
     first_token = span.first_token
     return {
         "requests": span.hashes,
-        "request_id": span.request_id,
         "endpoint": span.response_id.endpoint,
         "outcome": span.outcome,
         "began_us": unix_us(span.arrived),

@@ -27,6 +27,14 @@ export class ApiError extends Error {
   }
 }
 
+/**
+ * A header has bytes alone, so a key travels as its UTF-8, which is how the server reads it.
+ * @param {string} text
+ */
+function inLatin1(text) {
+  return String.fromCharCode(...new TextEncoder().encode(text));
+}
+
 /** The key lives in this tab's sessionStorage and goes with the tab. */
 export class Session {
   /** @type {Promise<string> | null} */
@@ -49,7 +57,7 @@ export class Session {
     for (;;) {
       const key = this.#key;
       const headers = new Headers(options.headers);
-      if (key) headers.set("Authorization", `Bearer ${key}`);
+      if (key) headers.set("Authorization", `Bearer ${inLatin1(key)}`);
       const response = await fetch(path, { ...options, headers, cache: "no-store" });
       if (response.ok) return response;
       const error = await ApiError.of(response);

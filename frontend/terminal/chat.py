@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ...shared.errors import ChairliftError, InvalidRequestError
+from ...shared.harmless import harmless
 from ...shared.logs import configure_logs
 from ...shared.settings import load_settings
 from ..sync_client import Client
@@ -112,7 +113,7 @@ class Chat:
         return PlainAnswer(sys.stdout)
 
     def _note(self, text: str, style: str = "dim") -> None:
-        self._notes.print(Text(text), style=style, soft_wrap=True)
+        self._notes.print(Text(harmless(text)), style=style, soft_wrap=True)
 
     def _help(self, _: str) -> None:
         for name, command in COMMANDS.items():

@@ -9,10 +9,11 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.padding import Padding
 from rich.segment import Segment
+from rich.style import Style
 from rich.text import Text
 
+from ...shared.harmless import harmless
 from ..replies.chunk import Chunk
-from .plain_answer import harmless
 
 THOUGHTS = "dim italic"
 
@@ -50,7 +51,7 @@ class LiveAnswer:
     def _print_complete_blocks(self) -> None:
         end = start_of_last_block(self._text)
         if end:
-            self._print(Markdown(self._text[:end]))
+            self._print(Harmless(Markdown(self._text[:end])))
             self._text = self._text[end:]
 
     def _print(self, part: RenderableType) -> None:
@@ -60,7 +61,7 @@ class LiveAnswer:
     def _open_part(self) -> RenderableType:
         if self._thoughts.strip():
             return self._spaced(self._thought())
-        return self._spaced(Markdown(self._text)) if self._text.strip() else Text()
+        return self._spaced(Harmless(Markdown(self._text))) if self._text.strip() else Text()
 
     def _thought(self) -> Text:
         return Text(self._thoughts.strip(), style=THOUGHTS)
@@ -68,6 +69,22 @@ class LiveAnswer:
     def _spaced(self, part: RenderableType) -> RenderableType:
         """With the empty line that parts it from what is above."""
         return Padding(part, (0 if self._is_first else 1, 0, 0, 0), expand=False)
+
+
+class Harmless:
+    """Rendered Markdown without commands: it decodes what was none in the text (`<http://a/%1b>`)."""
+
+    def __init__(self, markdown: Markdown) -> None:
+        self._markdown = markdown
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for text, style, control in console.render(self._markdown, options):
+            yield Segment(text if control else harmless(text), _without_link(style), control)
+
+
+def _without_link(style: Style | None) -> Style | None:
+    """A link is a command as well, and its address is the model's."""
+    return style.update_link(None) if style is not None and style.link else style
 
 
 class Tail:

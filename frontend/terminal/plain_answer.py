@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Self, TextIO
 
+from ...shared.harmless import harmless
 from ..replies.chunk import Chunk
-
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line feeds
-
-
-def harmless(text: str) -> str:
-    """Without what a terminal would obey: a model may write anything."""
-    return CONTROLS.sub("", text)
 
 
 class PlainAnswer:

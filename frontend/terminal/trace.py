@@ -8,20 +8,23 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import msgspec
+import structlog
 from pydantic import AliasChoices, Field, FilePath
 
 from ...shared.errors import ChairliftError, InvalidRequestError
 from ...shared.logs import configure_logs
 from ...shared.settings import Seconds, load_settings
 from ..client import AsyncClient
-from ..timeline import Timeline
+from ..timeline import HttpRequest, Timeline
 from .flags import FlagSettings
 
+log = structlog.get_logger("chairlift.trace")
+
 SILENCE_S = 5.0  # of a frontend, which speaks every second
+MAX_LINE_BYTES = 4 << 20
 LAST_NEWS_S = 1.2  # until a quiet frontend has told of what has just ended
 
 
@@ -75,6 +78,8 @@ async def _watch(settings: TraceSettings) -> Timeline:
     told = await asyncio.gather(*(asyncio.to_thread(one.finish) for one in frontends))
     for frontend, requests in zip(frontends, told, strict=True):
         timeline.add_requests(frontend.url, requests)
+        if frontend.failure:
+            log.warning("a frontend told no more", url=frontend.url, why=frontend.failure)
     return timeline
 
 
@@ -98,7 +103,8 @@ class _Frontend:
     def __init__(self, url: str, key: str) -> None:
         """Raises WatchError."""
         self.url = url.rstrip("/")
-        self._requests: list[dict[str, Any]] = []
+        self.failure = ""
+        self._requests: list[HttpRequest] = []
         self._is_over = threading.Event()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
@@ -109,7 +115,7 @@ class _Frontend:
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
-    def finish(self) -> list[dict[str, Any]]:
+    def finish(self) -> list[HttpRequest]:
         """All that ended meanwhile, the last of it as well."""
         time.sleep(LAST_NEWS_S)
         self._is_over.set()
@@ -117,14 +123,18 @@ class _Frontend:
         return self._requests
 
     def _read(self) -> None:
-        """Until it is over, or the frontend has gone."""
+        """Until it is over, or the frontend has gone or talks nonsense."""
+        try:
+            with self._answer:
+                self._read_events()
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            self.failure = str(error)
+
+    def _read_events(self) -> None:
         name = ""
-        with self._answer, suppress(OSError):
-            for line in self._answer:
-                if self._is_over.is_set():
-                    return
-                field, _, value = line.decode("utf-8").rstrip("\n").partition(": ")
-                if field == "event":
-                    name = value
-                elif field == "data" and name == "requests":
-                    self._requests += json.loads(value)
+        while not self._is_over.is_set() and (line := self._answer.readline(MAX_LINE_BYTES)):
+            field, _, value = line.decode("utf-8").rstrip("\n").partition(": ")
+            if field == "event":
+                name = value
+            elif field == "data" and name == "requests":
+                self._requests += msgspec.json.decode(value, type=list[HttpRequest])

@@ -74,16 +74,19 @@ def test_a_long_answer_is_shown_whole() -> None:
 def test_a_model_cannot_steer_the_terminal() -> None:
     """Of its text nothing reaches a terminal that one would obey."""
     output = io.StringIO()
-    hostile = "a\x1b]52;c;eA==\x07b\x9b31mc"
+    hostile = (
+        "a\x1b]52;c;eA==\x07b\x9b31mc <http://a/%1b]0;x%07> [d](http://e) <http://f/%c2%9bm>\u202eg"
+    )
     with LiveAnswer(Console(file=output, force_terminal=True)) as answer:
         answer.add(Chunk(reasoning=hostile))
         answer.add(Chunk(content=hostile))
-    assert "\x1b]" not in output.getvalue() and "\x9b" not in output.getvalue()
+    shown = output.getvalue()
+    assert not [sign for sign in ("\x1b]", "\x9b", "\x07", "\u202e") if sign in shown], shown
     simple = io.StringIO()
     simple.isatty = lambda: True  # type: ignore[method-assign]
     with PlainAnswer(simple) as plain:
         plain.add(Chunk(content=hostile))
-    assert simple.getvalue() == "a]52;c;eA==b31mc\n"
+    assert simple.getvalue().startswith("a]52;c;eA==b31mc <http://a/%1b]0;x%07>")
 
 
 def test_a_pipe_gets_the_text_as_it_is() -> None:

@@ -8,7 +8,14 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from chairlift.frontend.timeline import FIRST_FRONTEND, FIRST_ROW, STEPS, WORKER, Timeline
+from chairlift.frontend.timeline import (
+    FIRST_FRONTEND,
+    FIRST_ROW,
+    STEPS,
+    WORKER,
+    HttpRequest,
+    Timeline,
+)
 from chairlift.shared.messages import Steps
 from chairlift.shared.steps import PHASES, Ended, StepRecord, request_hash
 from tests.golden_messages import OTHER, RECEIPT, REQUEST, STEP
@@ -97,17 +104,16 @@ def test_requests_of_frontends_are_processes_beside_the_worker() -> None:
     """Each on a track of its own, with the time before the worker, to the first token, to the
     end."""
     timeline = Timeline()
-    request = {
-        "requests": ["0a1b2c3d"],
-        "request_id": "req-1",
-        "endpoint": "chat",
-        "outcome": "stop",
-        "began_us": 1_000,
-        "submitted_us": 1_200,
-        "first_token_us": 5_000,
-        "ended_us": 9_000,
-    }
-    never = request | {"first_token_us": None, "outcome": "overloaded"}
+    request = HttpRequest(
+        requests=["0a1b2c3d"],
+        endpoint="chat",
+        outcome="stop",
+        began_us=1_000,
+        submitted_us=1_200,
+        first_token_us=5_000,
+        ended_us=9_000,
+    )
+    never = replace(request, first_token_us=None, outcome="overloaded")
     timeline.add_requests("http://a", [request, never])
     timeline.add_requests("http://b", [request])
     events = timeline.as_json()["traceEvents"]

@@ -303,3 +303,31 @@ def test_it_speaks_in_the_hosts_log(
         '["/v1/models", 200]'
     )
     assert capfd.readouterr() == ("", "")
+
+
+def test_watching_has_to_be_asked_for(worker_address: str) -> None:
+    """A mount shows nobody the batch unless its host says so."""
+    with mounted(worker_address) as (url, _):
+        assert httpx2.get(f"{url}/watch").status_code == 404
+        assert httpx2.get(f"{url}/").status_code == 404
+
+
+def test_watching_ends_with_the_client(worker_address: str) -> None:
+    """Its host may close it under a reader, whose stream then comes to its end."""
+    llm = chairlift.asgi_app(chairlift.AsyncClient(worker_address), parts=("watch",))
+    host = fastapi_host(llm)
+
+    async def close() -> PlainTextResponse:
+        await llm.client.close()
+        return PlainTextResponse("closed")
+
+    host.add_api_route("/close", close)
+    with (
+        in_thread(host) as url,
+        httpx2.Client(timeout=WAIT_S) as http,
+        http.stream("GET", f"{url}/llm/watch") as answer,
+    ):
+        lines = answer.iter_lines()
+        assert next(lines).startswith("event: worker")
+        assert http.get(f"{url}/close").text == "closed"
+        assert [*lines]

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 import chairlift as package
+from chairlift.frontend.api.watch import MAX_OF_A_TENANT
 from chairlift.shared.logs import short_hash
 from chairlift.shared.messages import Steps
 from chairlift.shared.steps import split_hashes
@@ -228,6 +229,7 @@ def test_the_feed_over_http(url: str) -> None:
             "publish",
         ]
     (request,) = events["requests"][0]
+    assert "request_id" not in request
     seen = {name for record in records for name in record["rows"]["request"]}
     ended = {end["request"]: end for ends in events["ended"] for end in ends}
     assert set(request["requests"]) <= seen & ended.keys()
@@ -284,3 +286,35 @@ def test_requests_are_known_by_their_hash_alone(url: str) -> None:
         text += next(lines)
     assert short_hash(bytes.fromhex(base)) in text
     assert base not in text
+
+
+@pytest.mark.usefixtures("worker")
+def test_what_is_cached_is_no_business_of_another_key(worker_address: str) -> None:
+    """With several keys neither receipts nor the feed's tell it, and no key takes all places."""
+    keys = [{"Authorization": f"Bearer {key}"} for key in ("zoe", "max")]
+    body = {"prompt": "a prompt that both ask, word for word, over and over", "max_tokens": 2}
+    with (
+        serving(worker_address, api_keys="zoe max") as url,
+        httpx2.Client(timeout=TIMEOUT_S) as http,
+        ExitStack() as watching,
+    ):
+        answers = [
+            watching.enter_context(http.stream("GET", f"{url}/watch", headers=keys[1]))
+            for _ in range(MAX_OF_A_TENANT)
+        ]
+        assert {answer.status_code for answer in answers} == {200}
+        with http.stream("GET", f"{url}/watch", headers=keys[1]) as refused:
+            assert refused.status_code == 429
+        lines = watching.enter_context(
+            http.stream("GET", f"{url}/watch", headers=keys[0])
+        ).iter_lines()
+        while not next(lines).startswith("event: stats"):
+            pass
+        for key in keys:
+            headers = {**key, **WITH_RECEIPT}
+            answer = http.post(f"{url}/v1/completions", json=body, headers=headers).json()
+            (receipt,) = answer["usage"]["receipt"]
+            assert receipt["num_cached_tokens"] is None and receipt["num_steps"]
+        while not next(lines).startswith("event: ended"):
+            pass
+        assert '"num_cached_tokens":null' in next(lines)

@@ -299,3 +299,19 @@ def test_a_watch_lasts_for_its_lease() -> None:
     assert publisher.watchers(desk.now) == [ALICE, BOB]
     desk.turn(seconds=0.2)
     assert publisher.watchers(desk.now) == [BOB]
+
+
+def test_who_reads_nothing_does_not_watch() -> None:
+    """Names that nobody has subscribed to make the feed no slower, and those that left neither."""
+    desk = Desk(letters())
+    for number in range(100):
+        desk.turn(Watch(number.to_bytes(8, "big")), seconds=0.0)
+    assert desk.worker.publisher.watchers(desk.now) == []
+    stage = Stage(make_engine(Size(num_blocks=200)), watchers=[bytes([i]) * 8 for i in range(200)])
+    stage.engine.add(make_wish([5], max_tokens=100, ignore_eos=True).sequence())
+    stage.turn(seconds=1.0)
+    stage.turn(seconds=1.0)
+    stage.watchers = [ALICE]
+    for _ in range(10):
+        stage.turn(seconds=INTERVAL_S)
+    assert len(stage.received[ALICE]) >= 8
