@@ -28,6 +28,9 @@ def dashboard() -> dict[str, Any]:
 
 
 def targets() -> list[dict[str, str]]:
+    """None where only the package is."""
+    if not DASHBOARD.exists():
+        return []
     return [target for panel in dashboard()["panels"] for target in panel["targets"]]
 
 
