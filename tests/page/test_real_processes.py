@@ -49,7 +49,7 @@ def test_samples_move_the_batch_and_leave_their_receipts(page: Page) -> None:
     page.wait_for_selector("#condition[data-kind=good]")
     expect(page.locator("#model")).to_have_text("demo")
     page.locator("#idle-samples").click()
-    expect(page.locator("#num-running")).not_to_have_text("0")
+    expect(page.locator("#num-running")).not_to_have_text("0", timeout=PATIENCE_MS)
     cards = page.locator("article.card")
     expect(cards).to_have_count(8)
     links = page.get_by_role("button", name=re.compile("Receipt of request"))
@@ -57,6 +57,8 @@ def test_samples_move_the_batch_and_leave_their_receipts(page: Page) -> None:
     for number in range(8):
         expect(cards.nth(number).locator(".output")).not_to_be_empty()
         expect(cards.nth(number).locator(".outcome")).to_contain_text("tokens/s")
+    expect(page.locator("#num-running")).to_have_text("0", timeout=PATIENCE_MS)
+    expect(page.locator("#itl-p50")).to_contain_text("ms")
     request = links.first.text_content() or ""
     assert re.fullmatch("[0-9a-f]{8}", request)
     links.first.click()
@@ -64,5 +66,3 @@ def test_samples_move_the_batch_and_leave_their_receipts(page: Page) -> None:
     expect(receipt).to_contain_text(request)
     for term in ("queued", "first token after", "chunks", "mates", "preempted"):
         expect(receipt).to_contain_text(term)
-    expect(page.locator("#num-running")).to_have_text("0")
-    expect(page.locator("#itl-p50")).to_contain_text("ms")
