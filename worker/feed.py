@@ -113,9 +113,9 @@ class Feed:
     def _take_ends(self) -> None:
         for sequence in [s for s in self._riders if s.finish is not None]:
             del self._riders[sequence]
-            if sequence.finish is not None and sequence.journey.ended is not None:  # no ghost
-                ended = Ended(sequence.request_hash, sequence.finish.reason, sequence.receipt)
-                self._ended.append(ended)
+            finish, receipt = sequence.finish, sequence.receipt
+            if finish is not None and receipt is not None:
+                self._ended.append(Ended(sequence.request_hash, finish.reason, receipt))
 
 
 def _hashes(sequences: Collection[EngineSequence]) -> bytes:

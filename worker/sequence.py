@@ -112,8 +112,10 @@ class Sequence:
         return extras if is_last or extras.logprobs or extras.prompt_logprobs else None
 
     @property
-    def receipt(self) -> Receipt:
-        """Of one that has ended."""
+    def receipt(self) -> Receipt | None:
+        """Of one that an engine has ended; a ghost of static batching has none."""
+        if self.journey.ended is None:
+            return None
         return self.journey.receipt(
             self.num_prompt_tokens, self.num_cached_tokens, self.num_output_tokens
         )

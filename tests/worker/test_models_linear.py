@@ -44,10 +44,11 @@ def test_a_rows_bits_do_not_depend_on_the_number_of_rows(
     out_features: int, in_features: int, dtype: torch.dtype
 ) -> None:
     """Row i computed among 1 to 64 rows is the same to the last bit: by products of our own
-    always, by oneDNN's where the layer says so."""
+    always, by oneDNN's where the layer says so, which it does unless torch can't pack the type."""
     weight, x = make_weight(out_features, in_features, dtype), make_rows(in_features, dtype)
     chosen = linear_factory("none", "native")(weight.clone(), None)
-    assert chosen.is_row_independent, "answers depend on their neighbours here"
+    is_there = chosen.is_row_independent or not linear._can_pack(dtype)
+    assert is_there, "answers depend on their neighbours here"
     for layer in (chosen, Linear(weight)):
         expected = layer(x)
         for count in ROW_COUNTS if layer.is_row_independent else ():
