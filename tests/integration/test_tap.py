@@ -23,6 +23,8 @@ from tests.integration.conftest import short_address
 from tests.integration.processes import chairlift, environment_of, serving
 from tests.integration.terminal import CTRL_C, Terminal
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 60.0
 PROMPT = [40, 41, 42]
 LONG = SamplingParams(max_tokens=8000, temperature=0.0, ignore_eos=True)

@@ -20,6 +20,8 @@ from tests.integration.conftest import short_address
 from tests.integration.processes import chairlift, environment_of, stop
 from tests.integration.terminal import CTRL_C, UP, Terminal
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 60.0
 TOP = ("-m", "chairlift", "top")
 DOWN = UP[:-1] + "B"

@@ -13,6 +13,8 @@ import pytest
 
 from tests.integration.processes import environment_of, serving
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 60.0
 KEY = "sk-of-the-test"
 

@@ -23,6 +23,8 @@ from chairlift.shared.steps import split_hashes
 from tests.integration.conftest import short_address
 from tests.integration.processes import chairlift, serving, worker_child
 
+pytestmark = pytest.mark.slow
+
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 WITH_RECEIPT = {"X-Chairlift-Receipt": "1"}
 TIMEOUT_S = 30.0

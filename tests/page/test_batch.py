@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.page.conftest import Visit
 from tests.page.fake_server import FakeServer
 from tests.page.rehearsal import BEGAN_US, Json
 from tests.page.script import Row, chunk, finish, step
+
+pytestmark = pytest.mark.slow
 
 A, B, C, D = "0000000a", "0000000b", "0000000c", "0000000d"
 AXIS, ROW, COLUMN = 20, 24, 8  # CSS pixels, of twelve rows and fewer

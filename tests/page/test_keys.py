@@ -9,6 +9,8 @@ from pydantic import SecretStr
 from chairlift.shared.settings import ServeSettings
 from tests.page.conftest import Visit
 
+pytestmark = pytest.mark.slow
+
 KEY = "open sesame"
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.page.conftest import Visit
 from tests.page.fake_server import FakeServer
 from tests.page.script import Row, step
+
+pytestmark = pytest.mark.slow
 
 UNNAMED = """() => [...document.querySelectorAll("button, input, select, textarea, a, [tabindex]")]
   .filter((element) => element.checkVisibility() && !element.closest("[aria-hidden=true]"))

@@ -11,6 +11,8 @@ from playwright.sync_api import Page, expect
 from tests.page.fake_server import FakeServer, serving_below
 from tests.page.rehearsal import Rehearsal
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shared_server() -> Iterator[FakeServer]:

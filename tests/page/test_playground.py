@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from chairlift.frontend.results import Delta
@@ -14,6 +15,8 @@ from chairlift.shared.sampling_params import SamplingParams
 from tests.page.conftest import Visit
 from tests.page.fake_server import FakeServer
 from tests.page.script import Row, finish, step
+
+pytestmark = pytest.mark.slow
 
 A = "0000000a"
 MARKUP = '<img src=x onerror="window.hit = 1"><script>window.hit = 1</script>'
