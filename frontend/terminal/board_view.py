@@ -150,7 +150,7 @@ class BoardView:
         line = Text("blocks ", style="dim")
         room = max(8, min(40, width - 48))
         line.append_text(bar([(shared, "▓", "magenta"), (used, "█", "blue")], num_blocks, room))
-        for count, name in ((used, "█ used"), (shared, "▓ shared"), (free, "░ free")):
+        for count, name in ((used, "█ by one"), (shared, "▓ shared"), (free, "░ free")):
             line.append(f"  {count:,}", "not dim").append(f" {name}", "dim")
         return line
 

@@ -186,7 +186,7 @@ def test_what_there_is_to_see() -> None:
     assert re.search(r"output \d+  prompt [\d,]+", text)
     assert re.search(r"p50 [\d.]+ ms  p90 [\d.]+ ms  p99 [\d.]+ ms", text)
     assert all(name in text for name in ("forward", "sample", "schedule", "publish", "commit"))
-    assert re.search(r"▓+█+░+  \d+ █ used  \d+ ▓ shared  \d+ ░ free", text)
+    assert re.search(r"▓+█+░+  \d+ █ by one  \d+ ▓ shared  \d+ ░ free", text)
     assert text.count("tokens, up to") == text.count("ms, up to") == 1
 
 
