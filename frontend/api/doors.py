@@ -37,7 +37,7 @@ def host_door(tenant_of: TenantOf | None) -> Door:
             return ANONYMOUS
         found = tenant_of(scope)
         tenant = await found if inspect.isawaitable(found) else found
-        if tenant is None:
+        if tenant is None or tenant == "":  # as Starlette names who has not logged in
             message = "this application does not know who asks: authenticate as it wants it"
             raise HttpError(401, message, code="unauthenticated")
         if not isinstance(tenant, str):

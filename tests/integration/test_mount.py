@@ -331,3 +331,10 @@ def test_watching_ends_with_the_client(worker_address: str) -> None:
         assert next(lines).startswith("event: worker")
         assert http.get(f"{url}/close").text == "closed"
         assert [*lines]
+
+
+def test_a_user_without_a_name_is_nobody(worker_address: str) -> None:
+    """Who has not logged in has an empty name in Starlette, and is refused."""
+    with mounted(worker_address, tenant_of=lambda scope: "") as (url, _):
+        answer = httpx2.get(f"{url}/v1/models")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthenticated")
