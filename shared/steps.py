@@ -118,16 +118,8 @@ class StepRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
     @property
     def columns(self) -> dict[str, list[int]]:
-        """All but the hashes."""
-        return {
-            "num_tokens": self.num_tokens,
-            "num_prompt_tokens": self.num_prompt_tokens,
-            "num_drafts": self.num_drafts,
-            "num_new_tokens": self.num_new_tokens,
-            "num_computed_tokens": self.num_computed_tokens,
-            "num_total_tokens": self.num_total_tokens,
-            "num_blocks": self.num_blocks,
-        }
+        """All but the hashes, in the order of a Row's fields."""
+        return {name: getattr(self, name) for name in Row.__struct_fields__[1:]}
 
     def rows(self) -> Iterator[Row]:
         columns = zip(split_hashes(self.requests), *self.columns.values(), strict=True)
