@@ -163,7 +163,8 @@ class AsyncClient:
                     await self._changed.wait()
         except TimeoutError:
             raise WorkerUnavailableError(
-                f"no worker answered at {self.address}: start one with `chairlift worker`"
+                f"no worker answered at {self.address}: start one with `chairlift worker`, or say "
+                "where it is (--address or CHAIRLIFT_ADDRESS)"
             ) from None
         self._open()
         self._tokenizer.check(self.worker)
@@ -338,9 +339,13 @@ class AsyncClient:
         """The ragged batch, step by step, of whichever worker answers.
 
             async with client.watch() as feed:
+                answer = asyncio.create_task(client.complete("A fox"))
                 async for steps in feed:
                     for step in steps.records:
-                        print(step.number, [*step.rows()])
+                        print(step.number, [row.num_tokens for row in step.rows()])
+                    if steps.ended:
+                        break
+            print((await answer).text)
 
         Begins with the next step, and goes on with the next worker when this one ends.
         """

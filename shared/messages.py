@@ -169,7 +169,7 @@ class WorkerStats(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     num_waiting_tokens: Count = 0
     max_waiting_tokens: Count = 0
     retry_after_ms: Count = 0  # until the queue of now is through, at the measured rate
-    num_orphans: Count = 0  # requests without an owner that may still be attached to
+    num_orphans: Count = 0  # running without a reader, who may still come
     num_draft_tokens: Count = 0  # guessed, and computed with the step
     num_accepted_tokens: Count = 0  # of them, those that were right
     phases_us: tuple[Count, ...] = ()  # time of all steps, in the order of PHASES

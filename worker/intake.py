@@ -100,7 +100,7 @@ class Intake:
 
     @property
     def num_orphans(self) -> int:
-        return self._streams.num_unread
+        return self._streams.num_orphans
 
     def _complain(self, error: Exception, now: float) -> None:
         """Once a second: whoever sends garbage must not fill the log as well."""

@@ -34,8 +34,9 @@ class Streams:
         return iter(self._streams.values())
 
     @property
-    def num_unread(self) -> int:
-        return len(self._unread)
+    def num_orphans(self) -> int:
+        """That run on without a reader."""
+        return sum(stream.sequence.finish is None for stream in self._unread.values())
 
     def find(self, request_id: bytes) -> Stream | None:
         return self._streams.get(request_id)

@@ -27,10 +27,10 @@ async def story(about: str) -> StreamingResponse:
     return StreamingResponse(chairlift.sse(deltas), media_type="text/event-stream")
 
 
-@app.get("/title")
-async def title(about: str) -> dict[str, str]:
-    answer = await client.complete(f"A title about a {about}:", max_tokens=8, timeout_s=10)
-    return {"title": answer.text}
+@app.get("/opening")
+async def opening(about: str) -> dict[str, str]:
+    answer = await client.complete(f"Once upon a time a {about}", max_tokens=16, timeout_s=10)
+    return {"opening": answer.text}
 
 
 @app.exception_handler(chairlift.ChairliftError)

@@ -18,10 +18,10 @@ def story() -> Response:
     return Response(chairlift.sse(deltas), mimetype="text/event-stream")
 
 
-@app.get("/title")
-def title() -> dict[str, str]:
-    prompt = f"A title about a {request.args['about']}:"
-    return {"title": client.complete(prompt, max_tokens=8, timeout_s=10).text}
+@app.get("/opening")
+def opening() -> dict[str, str]:
+    prompt = f"Once upon a time a {request.args['about']}"
+    return {"opening": client.complete(prompt, max_tokens=16, timeout_s=10).text}
 
 
 @app.errorhandler(chairlift.ChairliftError)

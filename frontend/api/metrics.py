@@ -109,7 +109,7 @@ class _WorkerCollector(Collector):
         age = self._client.silence_s if self._client.worker else float("inf")
         yield _gauge("num_requests_running", "In the batch.", stats.num_running)
         yield _gauge("num_requests_waiting", "Not yet in it.", stats.num_waiting)
-        yield _gauge("num_requests_orphaned", "Kept without a reader.", stats.num_orphans)
+        yield _gauge("num_requests_orphaned", "Running without a reader.", stats.num_orphans)
         yield _gauge("num_waiting_tokens", "Of those not yet in it.", stats.num_waiting_tokens)
         yield _gauge("kv_cache_usage_perc", "0 to 1.", used / max(stats.num_blocks, 1))
         yield _gauge("step_age_seconds", "Since the worker's loop was last heard.", age)

@@ -124,8 +124,7 @@ class WatchAnswer(Response):
         except TimeoutError:
             self._stats_due = asyncio.get_running_loop().time() + STATS_S
             events += self._worker_event()
-            client = self._context.client
-            events.append(_event("stats", {"condition": client.condition, **asdict(client.stats)}))
+            events.append(_event("stats", _stats(self._context.client)))
         if self._spans:
             events.append(_event("requests", [_span(span) for span in self._spans]))
             self._spans.clear()
@@ -156,6 +155,14 @@ def _worker(client: AsyncClient) -> Json:
         "epoch": worker.epoch if worker else 0,
         "max_model_len": worker.max_model_len if worker else 0,
     }
+
+
+def _stats(client: AsyncClient) -> Json:
+    """Phases are missing as long as no worker was met."""
+    stats = client.stats
+    phases_us = dict(zip(PHASES, stats.phases_us, strict=False))
+    by_name = {"phases_us": phases_us, "num_refused": dict(stats.num_refused)}
+    return {"condition": client.condition, **asdict(stats), **by_name}
 
 
 def _step(record: StepRecord) -> Json:

@@ -15,6 +15,7 @@ import { Theme } from "./theme.js";
 import { Viewport } from "./viewport.js";
 
 const CALM_MS = 250; // between two looks at figures
+const FRAME_MS = 30; // every second one of a usual screen: the browser may share the worker's cores
 const LABELS_MS = 200;
 const TABLE_EVERY = 4; // looks
 
@@ -101,6 +102,7 @@ export class Board {
   /** @param {number} now_ms */
   #draw(now_ms) {
     this.#frame = 0;
+    if (now_ms - this.#drawn_ms < FRAME_MS) return this.redraw();
     const isMoving = this.#viewport.follow(Math.min(100, now_ms - this.#drawn_ms));
     this.#drawn_ms = now_ms;
     this.#view.draw();

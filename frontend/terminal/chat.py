@@ -92,7 +92,7 @@ class Chat:
         reason = None
         try:
             pieces = self._speaker.answer(self._conversation.messages)
-            with self._paper() as paper, closing(pieces):
+            with self._keyboard.hushed(), self._paper() as paper, closing(pieces):
                 for piece in pieces:
                     said.append(piece.chunk.content)
                     paper.add(piece.chunk)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import termios
+import tty
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
 PROMPT = "> "
@@ -25,6 +27,20 @@ class Keyboard:
         for line in lines:
             if line.strip():
                 yield line.rstrip("\n")
+
+    @contextmanager
+    def hushed(self) -> Iterator[None]:
+        """Within its block what is typed is not shown, and waits for the next turn. Ctrl-C stays a
+        signal."""
+        if not self.is_terminal:
+            yield
+            return
+        former = termios.tcgetattr(sys.stdin)
+        tty.setcbreak(sys.stdin, termios.TCSADRAIN)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, former)
 
     def _edited(self) -> Iterator[str]:
         _load_line_editor()

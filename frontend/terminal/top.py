@@ -31,8 +31,7 @@ MAX_HELD = 1024  # messages that come while the picture stands still
 
 
 class TopSettings(FlagSettings):
-    """Shows the worker's batch: rows, queue, memory and times. Without a terminal, a line a
-    second."""
+    """Shows the worker's batch as it moves; q leaves. Not at a terminal, a line a second."""
 
     once: bool = Field(
         default=False, description="Watch for a second, print what there is then, and leave."

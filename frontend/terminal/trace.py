@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import structlog
 from pydantic import AliasChoices, Field, FilePath
+from typing_extensions import TypeAliasType
 
 from ...shared.errors import ChairliftError, InvalidRequestError
 from ...shared.logs import configure_logs
@@ -28,6 +29,9 @@ MAX_LINE_BYTES = 4 << 20
 LAST_NEWS_S = 1.2  # until a quiet frontend has told of what has just ended
 
 
+URL = TypeAliasType("URL", tuple[str, ...])  # by this name --help shows it
+
+
 class TraceSettings(FlagSettings):
     """Some seconds of what the worker and its HTTP frontends do, written for Perfetto."""
 
@@ -37,7 +41,7 @@ class TraceSettings(FlagSettings):
         validation_alias=AliasChoices("output", "o"),
         description="The file; open it at https://ui.perfetto.dev.",
     )
-    frontend: tuple[str, ...] = Field(
+    frontend: URL = Field(
         default=(), description="URL of an HTTP frontend whose requests to add; may be repeated."
     )
     api_key_file: FilePath | None = Field(
@@ -55,9 +59,9 @@ def main(arguments: list[str]) -> int:
     configure_logs(settings.log_format, settings.log_level)
     timeline = asyncio.run(_watch(settings))
     settings.output.write_text(json.dumps(timeline.as_json()), "utf-8")
-    told = f"{timeline.num_steps} steps"
+    told = f"steps: {timeline.num_steps}"
     if settings.frontend:
-        told += f" and {timeline.num_requests} requests of frontends"
+        told += f", requests of frontends: {timeline.num_requests}"
     print(f"{settings.output}: {told}; open it at https://ui.perfetto.dev", file=sys.stderr)
     return 0
 

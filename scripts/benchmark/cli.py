@@ -33,7 +33,7 @@ ALL = (  # what docs/benchmarks.md shows
     "crowd --model M",
     "prefix --model M",
     "speculation",
-    "feed --model S --repeats 5",
+    "feed --model S --repeats 15",
     "frontend --repeats 3 --seconds 8",
     "frontend --streams 64 --variants chat --repeats 3 --seconds 8",
 )

@@ -54,8 +54,8 @@ class FrontendJob:
         """Of each stream."""
         return round(1000 * (self.seconds + SETTLE_S + SLACK_S) / self.step_ms)
 
-    def message(self) -> bytes:
-        fields: dict[str, Any] = {"max_tokens": self.num_tokens, "stream": True}
+    def message(self, num_tokens: int) -> bytes:
+        fields: dict[str, Any] = {"max_tokens": num_tokens, "stream": True}
         if self.variant == "completions":
             return post("/v1/completions", fields | {"prompt": [1, 2, 3]})
         if self.variant == "logprobs":
@@ -196,7 +196,9 @@ def _drive(job: FrontendJob, processes: _Processes) -> _Driven:
 
 
 async def _exchange_all(job: FrontendJob, processes: _Processes) -> _Driven:
-    message = job.message()
+    """Its first answer teaches a frontend the template and more, and counts for nothing."""
+    message = job.message(job.num_tokens)
+    await exchange(processes.port, RawExchange(), job.message(num_tokens=1))
     raws = [RawExchange() for _ in range(job.num_streams)]
     async with asyncio.TaskGroup() as group:
         for raw in raws:
@@ -208,6 +210,7 @@ async def _exchange_all(job: FrontendJob, processes: _Processes) -> _Driven:
         await asyncio.sleep(job.seconds)
         cpu = cpu_s(processes.frontend_pid) - begin_cpu_s
         window = Window(begin_s, time.perf_counter(), cpu)
-        if any(raw.ended.done() for raw in raws):
-            raise BenchmarkError("a stream ended too early: ask for fewer, or for a longer --step")
+        is_short = any(raw.ended.done() for raw in raws)
+    if is_short:
+        raise BenchmarkError("a stream ended too early: ask for fewer, or for a longer --step-ms")
     return _Driven(raws, window)

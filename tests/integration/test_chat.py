@@ -124,6 +124,21 @@ def test_ctrl_c_cuts_the_answer_alone(long_address: str) -> None:
         assert terminal.exit_code_after(CTRL_C) == 0
 
 
+def test_what_is_typed_during_an_answer_waits(long_address: str) -> None:
+    """It is not shown amid the answer, and is the next turn; so is Ctrl-D, which leaves."""
+    with Terminal(*CHAT, "--max-tokens", "1000", address=long_address) as terminal:
+        terminal.until(PROMPT)
+        terminal.type("abc" + ENTER)
+        terminal.until(r"\x1b\[2K")  # a second picture of the answer
+        terminal.type("/nonsense" + ENTER)
+        assert "nonsense" not in terminal.until(PROMPT)
+        assert "there is no /nonsense" in terminal.until(PROMPT)
+        terminal.type("abc" + ENTER)
+        terminal.until(r"\x1b\[2K")
+        terminal.type(CTRL_D)
+        assert terminal.exit_code() == 0
+
+
 def test_what_fails_at_a_terminal_is_told(long_address: str) -> None:
     """In a line, without a traceback, and the next turn is taken."""
     with Terminal(*CHAT, "--max-tokens", "5", address=long_address) as terminal:

@@ -58,7 +58,7 @@ def test_spans_reach_a_collector(worker_address: str, monkeypatch: pytest.Monkey
         with serving(worker_address, otel_traces=True) as server:
             answer = httpx2.post(
                 f"{server}/v1/completions",
-                json={"prompt": "abc", "max_tokens": 5},
+                json={"prompt": "abc", "max_tokens": 5, "ignore_eos": True},
                 headers={"traceparent": CALLER},
                 timeout=TIMEOUT_S,
             )

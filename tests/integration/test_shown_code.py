@@ -1,4 +1,4 @@
-"""Code in docstrings and in docs/embedding.md runs as it stands, against a real worker."""
+"""Code in docstrings and on pages runs as it stands, against a real worker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import chairlift
 
 pytestmark = [pytest.mark.usefixtures("worker"), pytest.mark.slow]
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE, EXAMPLES = DOCS / "embedding.md", DOCS / "examples"
+PAGES, EXAMPLES = ("embedding.md", "watching.md"), DOCS / "examples"
 BLOCK = re.compile(r"(?:^ {4}.*\n|^\n(?= {4}))+", re.MULTILINE)
 
 
@@ -40,8 +40,8 @@ def shown() -> Iterator[Any]:
                     yield pytest.param(block, public is chairlift.Client, id=f"{name}.{method}")
 
 
-def on_page() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+def on(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
 
 
 def with_client(code: str, *, is_blocking: bool) -> str:
@@ -52,7 +52,7 @@ def with_client(code: str, *, is_blocking: bool) -> str:
 
 def run(code: str) -> None:
     """With `await` at the top level, as a notebook has it."""
-    names: dict[str, Any] = {**vars(chairlift), "chairlift": chairlift}
+    names: dict[str, Any] = {**vars(chairlift), "chairlift": chairlift, "asyncio": asyncio}
     names |= {name: getattr(chairlift, name) for name in chairlift.__all__}
     program = compile(code, "<shown>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     if program.co_flags & inspect.CO_COROUTINE:
@@ -75,15 +75,16 @@ def test_docstrings(
     """A block of a docstring runs, and prints what it says it does; one of a method has a
     client."""
     run(code if needs_blocking is None else with_client(code, is_blocking=needs_blocking))
-    assert bool(capsys.readouterr().out.strip()) == ("print" in code)
+    assert bool(capsys.readouterr().out) == ("print" in code)
 
 
 @pytest.mark.checkout
-def test_the_page() -> None:
-    """A block of docs/embedding.md is a piece of an example, or runs where there is a client."""
+@pytest.mark.parametrize("page", PAGES)
+def test_pages(page: str) -> None:
+    """A block is a piece of an example, or runs where there is a client."""
     examples = [path.read_text("utf-8") for path in EXAMPLES.glob("*.py")]
-    blocks = on_page()
-    assert len(blocks) > 5
+    blocks = on(page)
+    assert blocks
     for block in blocks:
         if not any(block in example for example in examples):
             run(with_client(block, is_blocking=False))

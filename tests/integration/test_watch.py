@@ -206,7 +206,7 @@ def watched(url: str, until: str) -> dict[str, list[Any]]:
                 if until in events:
                     return events
                 if name == "stats":
-                    body = {"prompt": "abc", "max_tokens": 5}
+                    body = {"prompt": "abc", "max_tokens": 5, "ignore_eos": True}
                     ran = http.post(f"{url}/v1/completions", json=body)
                     assert ran.status_code == 200
     raise AssertionError("the feed ended")
@@ -244,7 +244,7 @@ def test_the_feed_over_http(url: str) -> None:
 
 def test_another_worker_is_told_before_its_steps(tiny_model: Path) -> None:
     """Whoever counts steps knows that they begin anew."""
-    body = {"prompt": "abc", "max_tokens": 5}
+    body = {"prompt": "abc", "max_tokens": 5, "ignore_eos": True}
     with (
         short_address() as address,
         chairlift("worker", model=tiny_model, address=address, dtype="float32") as worker,
@@ -279,7 +279,7 @@ def test_requests_are_known_by_their_hash_alone(url: str) -> None:
         lines = answer.iter_lines()
         while not next(lines).startswith("event: stats"):
             pass
-        body = {"prompt": "abc", "max_tokens": 5}
+        body = {"prompt": "abc", "max_tokens": 5, "ignore_eos": True}
         made = http.post(f"{url}/v1/completions", json=body).json()["id"]
         base = made.removeprefix("cmpl-")
         text = ""

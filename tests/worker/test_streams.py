@@ -116,7 +116,7 @@ def test_a_resumable_request_survives_its_frontend(desk: Desk) -> None:
     desk.turn(resumable(desk))
     disappear(desk)
     desk.turns(10)
-    assert desk.worker.streams.num_unread == 1
+    assert desk.worker.streams.num_orphans == 0, "it has ended"
     desk.turn(seconds=GRACE_S - 5)
     desk.turn(attach(BOB))
     assert desk.tokens(BOB) == expected_tokens(5)
@@ -127,9 +127,9 @@ def test_nobody_comes(desk: Desk) -> None:
     """After the grace the request is cancelled and forgotten, and its blocks are free."""
     desk.turn(resumable(desk, params=SamplingParams(max_tokens=50, temperature=0.0)))
     disappear(desk)
-    assert not is_free(desk)
+    assert not is_free(desk) and desk.worker.streams.num_orphans == 1
     desk.turn(seconds=GRACE_S + 0.2)
-    assert is_free(desk)
+    assert is_free(desk) and desk.worker.streams.num_orphans == 0
     desk.turn(attach(BOB))
     assert desk.end(BOB).code == "stream_not_found"
 
