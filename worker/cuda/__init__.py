@@ -1,0 +1,1 @@
+"""What a worker on a GPU computes with: kernels in Triton. Everything else imports no Triton."""

@@ -1,0 +1,25 @@
+"""A kernel with all that is fixed when it is compiled: what is launched is what is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Launched by `variant[grid](*arguments)`, and compiled ahead of time without a device."""
+
+    name: str
+    kernel: Any  # a function under triton.jit
+    signature: Mapping[str, str]  # of its arguments in order, as Triton writes types: *bf16, i32
+    constants: Mapping[str, int | float | bool]  # its constexprs
+    num_warps: int
+    num_stages: int = 1
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        """What launches it with the arguments of `signature`."""
+        launch = self.kernel[grid]
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return lambda *arguments: launch(*arguments, **self.constants, **options)
