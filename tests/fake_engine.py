@@ -13,6 +13,7 @@ from chairlift.shared.sampling_params import SamplingParams
 from chairlift.worker.block_manager import BlockManager
 from chairlift.worker.detokenizer import Detokenizer, NoText
 from chairlift.worker.engine import Engine
+from chairlift.worker.executor import HostExecutor
 from chairlift.worker.pace import Pace, Work
 from chairlift.worker.pulse import Pulse
 from chairlift.worker.sampler import Sampler
@@ -20,6 +21,7 @@ from chairlift.worker.scheduler import ContinuousScheduler, Scheduler
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.speculation import Speculation
 from tests.fake_model import FakeModelRunner, digest
+from tests.late_executor import LateExecutor
 
 BLOCK_SIZE = 4
 VOCAB_SIZE = 96
@@ -36,6 +38,7 @@ class Size:
     max_num_seqs: int = 8
     budget: int = 32
     has_prefix_cache: bool = True
+    depth: int = 0  # steps that its device has before their tokens are told
 
 
 def make_engine(
@@ -55,7 +58,13 @@ def make_engine(
     if speculates and isinstance(scheduler, ContinuousScheduler):
         scheduler.speculation = Speculation(pace_of_free_rows())
     runner = FakeModelRunner(size.num_blocks, BLOCK_SIZE, VOCAB_SIZE, next_token)
-    return Engine(scheduler, runner, Sampler(EOS), EOS, pulse)
+    sampler = Sampler(EOS)
+    executor = (
+        LateExecutor(runner, sampler, size.depth, BLOCK_SIZE)
+        if size.depth
+        else HostExecutor(runner, sampler)
+    )
+    return Engine(scheduler, executor, EOS, pulse)
 
 
 def pace_of_free_rows() -> Pace:
@@ -66,9 +75,15 @@ def pace_of_free_rows() -> Pace:
     return pace
 
 
+def host_executor(engine: Engine) -> HostExecutor:
+    assert isinstance(engine.executor, HostExecutor)
+    return engine.executor
+
+
 def runner_of(engine: Engine) -> FakeModelRunner:
-    assert isinstance(engine._runner, FakeModelRunner)
-    return engine._runner
+    runner = host_executor(engine).runner
+    assert isinstance(runner, FakeModelRunner)
+    return runner
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ def run_to_the_end(engine: Engine) -> list[Sequence]:
     """Every sequence that a step named, in order."""
     named = []
     for _ in range(10_000):
-        if not engine.scheduler.has_work:
+        if not engine.has_work:
             return named
         named += engine.step()
     raise AssertionError("it never ends")

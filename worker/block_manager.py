@@ -77,7 +77,7 @@ class BlockManager:
 
     def room(self, sequence: Sequence) -> int:
         """For how many more tokens its blocks have a place; below 0 where they lack one."""
-        return len(sequence.block_table) * self.block_size - sequence.num_tokens
+        return len(sequence.block_table) * self.block_size - sequence.num_planned_tokens
 
     def grow(self, sequence: Sequence) -> bool:
         """Makes room for the sequence's last token; False when no block is free."""
@@ -94,7 +94,8 @@ class BlockManager:
         """Remembers the blocks that the computed tokens have filled since the last call."""
         if not self.has_prefix_cache:
             return
-        num_full = sequence.num_computed_tokens // self.block_size
+        num_known = min(sequence.num_computed_tokens, sequence.num_tokens)  # one may be pending
+        num_full = num_known // self.block_size
         for index in range(sequence.num_known_blocks, num_full):
             digest, block = self._digest(sequence, index), sequence.block_table[index]
             if digest not in self._block_of_hash:

@@ -6,63 +6,51 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import structlog
-import torch
-from numpy.typing import NDArray
 
 from ..shared.logs import short_hash
 from ..shared.messages import Finish
 from ..shared.queue_place import QueuePlace
+from .executor import Choice, Computed, Executor, Flight
 from .faults import Outcome, error_of, finish_of, run_in_halves
-from .model_runner import ModelRunner, StepOutput
+from .pace import Work
 from .pulse import Pulse
-from .sampler import LogitRow, Sampler
 from .scheduler import Plan, ScheduledSequence, Scheduler
-from .scoring import score
 from .sequence import Sequence
 from .step_times import StepTimes
 from .stopping import take_token
 from .waiting_room import WaitingRoom
-from .warm_up import warm_up_plans
 
 WARM_UP_S = 1.5
-TUNING_SHARE = 3  # of it
 NUM_RATE_SAMPLES = 32  # finishes that the estimated wait looks back on
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The token that was sampled of one row."""
+class _InFlight:
+    """A plan that was launched, in one piece or in parts, and what is to become of it."""
 
-    # None where the model's numbers are no numbers; or why there is none.
-    token_id: int | BaseException | None
-    score: bytes = b""  # its record, if it wants one
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What a step yields for one entry of its plan. Nothing of it is the sequence's yet."""
-
-    choices: tuple[Choice, ...] = ()  # the next token, and one after each draft that was right
-    scores: tuple[bytes, ...] = ()  # records of the tokens to score
-    hidden: NDArray[np.float32] | None = None  # to pool
+    outcome: Outcome[Flight]
+    work: Work | None  # of a plan in one piece
+    began: float
 
 
 class Engine:
-    """Owns the scheduler, the model and the sampler; the worker's loop drives it.
+    """Owns the scheduler and what computes its plans; the worker's loop drives it.
 
-    What goes wrong with one sequence ends that sequence. The pulse knows whose step it is, should
-    the process die of it.
+    An executor that has a depth is kept busy: the next step is planned and launched while one is
+    in flight, before its tokens are known. What has ended by then may ride once more, in vain, and
+    its blocks are its own until that step has landed.
+
+    What goes wrong with one sequence ends that sequence. The pulse knows whose steps they are,
+    should the process die of it.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: ModelRunner,
-        sampler: Sampler,
+        executor: Executor,
         eos_token_ids: frozenset[int],
         pulse: Pulse | None = None,
     ) -> None:
@@ -75,28 +63,16 @@ class Engine:
         self.num_generation_tokens = 0
         self.num_draft_tokens = 0
         self.num_accepted_tokens = 0  # of the drafts
-        self._runner = runner
-        self._sampler = sampler
+        self.executor = executor
+        self._in_flight: deque[_InFlight] = deque()
+        self._landed = 0.0  # when the last step did
         self._eos_token_ids = eos_token_ids
         self.pulse = pulse or Pulse.private()
         self._finished_at: deque[float] = deque(maxlen=NUM_RATE_SAMPLES)  # in busy seconds
 
     def warm_up(self, max_s: float = WARM_UP_S) -> None:
-        """Steps of nobody's tokens, in each size twice: matrix kernels are made at their first use,
-        and the second time teaches the pace. The larger sizes are left out when time is up."""
-        deadline = self.times.clock() + max_s
-        max_num_seqs, runner = self.scheduler.max_num_seqs, self._runner
-        plans = [*warm_up_plans(max_num_seqs, runner.max_model_len, runner.null_block)]
-        runner.tune(plans[0], self.times.clock, max_s / TUNING_SHARE)
-        for plan in plans:
-            runner.run(runner.prepare(plan))
-            started = self.times.clock()
-            runner.run(runner.prepare(plan))
-            ended = self.times.clock()
-            if self.scheduler.pace is not None:
-                self.scheduler.pace.model.learn(plan.work, ended - started)
-            if ended > deadline:
-                return
+        """Before the first request; takes about that long at most."""
+        self.executor.warm_up(self.scheduler.max_num_seqs, self.scheduler.pace, max_s)
 
     def add(self, sequence: Sequence, output_token_ids: Iterable[int] = ()) -> None:
         """Goes on after `output_token_ids`, which the request has had already.
@@ -148,27 +124,71 @@ class Engine:
         return QueuePlace(num_ahead, self.estimated_wait_ms(num_ahead))
 
     def step(self) -> list[Sequence]:
-        """Runs one step; the sequences that have a new token or have ended."""
+        """Launches the next step, and takes in those that may no longer be in flight; the sequences
+        that have a new token or have ended."""
         started = self.times.clock()
-        ended = self._join_compiled()
-        self._note_ends(ended)
+        changed = self._join_compiled()
+        self._note_ends(changed)
+        num_ended = len(changed)
         plan = self.scheduler.plan()
-        if not plan.entries:
-            return ended
         self.times.schedule_s += self.times.clock() - started
+        if plan.entries:
+            if plan.has_suspect:
+                changed += self._land_until(0)
+            self._launch(plan, started)
+        changed += self._land_until(self._depth_after(plan))
+        self._finished_at.extend([self.times.busy_s] * num_ended)
+        return list(dict.fromkeys(changed))  # each once, however many steps have landed
+
+    def _depth_after(self, plan: Plan) -> int:
+        """How many steps may stay in flight: none where the next plan depends on what they yield.
+        Nobody is to be in flight beside a suspect."""
+        if not plan.entries or plan.has_suspect or self.scheduler.lacks_blocks:
+            return 0
+        return self.executor.depth
+
+    def _launch(self, plan: Plan, began: float) -> None:
         work = plan.work
-        outcome = run_in_halves(plan, self._run)
-        computed = self.times.clock()
-        if self.scheduler.pace is not None and outcome.plan is plan:
-            self.scheduler.pace.model.learn(work, computed - started)
-        if outcome.plan is not plan:  # it ran in halves, and the pulse knows of the last
-            self._begin(plan)
-        changed = self._commit(outcome, started)
-        self.times.commit_s += self.times.clock() - computed
+        outcome = run_in_halves(plan, self._launch_part)
+        is_whole = outcome.plan is plan
+        self.scheduler.advance(outcome.plan)
+        self._in_flight.append(_InFlight(outcome, work if is_whole else None, began))
+        self._tell_pulse()
+
+    def _launch_part(self, plan: Plan) -> list[Flight]:
+        self._tell_pulse(plan)
+        return [self.executor.launch(plan, self.times)]
+
+    def _land_until(self, num_left: int) -> list[Sequence]:
+        """The oldest first, until so many are in flight; the sequences that this changed."""
+        changed: list[Sequence] = []
+        while len(self._in_flight) > num_left:
+            changed += self._land(self._in_flight.popleft())
+        return changed
+
+    def _land(self, step: _InFlight) -> list[Sequence]:
+        times, outcome = self.times, step.outcome
+        started = times.clock()
+        computed = [each for flight in outcome.results for each in flight.results()]
+        now = times.clock()
+        times.forward_s += now - started
+        if self.scheduler.pace is not None and step.work is not None:
+            self.scheduler.pace.model.learn(step.work, now - max(step.began, self._landed))
+        self._landed = now
+        changed = self._commit(outcome, computed, step.began)
+        times.commit_s += times.clock() - now
         self.pulse.end_step()
-        num_finished = self._note_ends(changed)
-        self._finished_at.extend([self.times.busy_s] * (len(ended) + num_finished))
-        return ended + changed
+        self._tell_pulse()
+        self._finished_at.extend([times.busy_s] * self._note_ends(changed))
+        return changed
+
+    def _tell_pulse(self, launching: Plan | None = None) -> None:
+        """Whose steps are in flight, and about to be."""
+        plans = [step.outcome.plan for step in self._in_flight]
+        plans += [launching] if launching is not None else []
+        ids = [entry.sequence.request_id for plan in plans for entry in plan.entries]
+        if ids:
+            self.pulse.begin_step(list(dict.fromkeys(ids)))
 
     def _note_ends(self, sequences: Iterable[Sequence]) -> int:
         """How many of them have ended."""
@@ -179,7 +199,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or self.waiting_room.has_news
+        return bool(self._in_flight) or self.scheduler.has_work or self.waiting_room.has_news
 
     @property
     def patience_s(self) -> float:
@@ -199,57 +219,23 @@ class Engine:
                 self._join(guest.sequence, guest.output_token_ids)
         return [guest.sequence for guest in guests if guest.sequence.finish is not None]
 
-    def _run(self, plan: Plan) -> list[Computed]:
-        """The results of `plan.entries`; nothing of it is committed."""
-        self._begin(plan)
-        times = self.times
-        started = times.clock()
-        prepared = self._runner.prepare(plan)
-        planned = times.clock()
-        output = self._runner.run(prepared)
-        computed = times.clock()
-        results = self._sample(plan, output)
-        times.schedule_s += planned - started
-        times.forward_s += computed - planned
-        times.sample_s += times.clock() - computed
-        return results
-
-    def _sample(self, plan: Plan, output: StepOutput) -> list[Computed]:
-        rows = [
-            LogitRow(e.sequence, number) for e in plan.entries for number in range(e.num_sampled)
-        ]
-        kept = [  # since the sampler writes over the logits
-            output.logits[number].clone() if row.sequence.wants_score else None
-            for number, row in enumerate(rows)
-        ]
-        tokens = self._sampler.sample(output.logits, rows)
-        results, start = [], 0
-        for number, entry in enumerate(plan.entries):
-            stop = start + entry.num_sampled
-            choices = _choices(entry, tokens[start:stop], kept[start:stop])
-            scores = tuple(output.scores.get(number, ()))
-            results.append(Computed(choices, scores, output.hidden.get(number)))
-            start = stop
-        return results
-
-    def _begin(self, plan: Plan) -> None:
-        self.pulse.begin_step([entry.sequence.request_id for entry in plan.entries])
-
-    def _commit(self, outcome: Outcome[Computed], began: float) -> list[Sequence]:
+    def _commit(
+        self, outcome: Outcome[Flight], results: list[Computed], began: float
+    ) -> list[Sequence]:
         """Takes the results in; the sequences that the step has changed."""
         plan, failures = outcome.plan, [f for f in outcome.failures if f.sequence.finish is None]
         suspects = [entry.sequence for entry in plan.entries if entry.sequence.is_suspect]
         self.num_prompt_tokens += sum(entry.num_prompt_tokens for entry in plan.entries)
         self.num_draft_tokens += sum(len(entry.drafts) for entry in plan.entries)
-        for entry, computed in zip(plan.entries, outcome.results, strict=True):
+        for entry, computed in zip(plan.entries, results, strict=True):
             _take_along(entry, computed)
-        self.scheduler.commit(plan)
+        self.scheduler.land(plan)
         self.last_plan = plan
         self.num_steps += 1
         now, num_mates, changed = self.times.clock(), len(plan.entries) - 1, []
-        for entry, computed in zip(plan.entries, outcome.results, strict=True):
+        for entry, computed in zip(plan.entries, results, strict=True):
             sequence = entry.sequence
-            if sequence.finish is not None:  # a ghost of static batching
+            if sequence.finish is not None:  # it has ended meanwhile, or is a ghost
                 continue
             sequence.journey.ride(entry.span, num_mates, began, now, is_chunk=entry.is_chunk)
             if entry.is_sampled:
@@ -325,31 +311,13 @@ class Engine:
         return max(1000, round(1000 * seconds_each * count))
 
 
-def _choices(
-    entry: ScheduledSequence,
-    tokens: list[int | BaseException | None],
-    kept: list[torch.Tensor | None],
-) -> tuple[Choice, ...]:
-    """Of the entry's rows with nothing wrong before them: the first, and the next as long as the
-    draft is what was sampled in its place."""
-    choices = []
-    for token, logits, draft in zip(tokens, kept, (*entry.drafts, None), strict=False):
-        record = b""
-        if logits is not None and isinstance(token, int):
-            record = score(logits, token, entry.sequence.params.num_logprobs)
-        choices.append(Choice(token, record))
-        if token != draft:
-            break
-    return tuple(choices)
-
-
 def _take_along(entry: ScheduledSequence, computed: Computed) -> None:
     """All but the new tokens, before the entry's tokens count as computed."""
     sequence = entry.sequence
     for index, record in zip(entry.to_score, computed.scores, strict=True):
         sequence.scores.take(index, record)
     if sequence.pool is not None and computed.hidden is not None:
-        sequence.pool.add(sequence.num_computed_tokens, computed.hidden)
+        sequence.pool.add(entry.first, computed.hidden)
 
 
 _NOT_A_NUMBER = Finish(

@@ -18,6 +18,7 @@ from .attention.cpu import BLOCK_SIZE
 from .block_manager import BlockManager
 from .child import CRASHED, REFUSED
 from .engine import Engine
+from .executor import HostExecutor
 from .feed import Feed
 from .grammar import GrammarCompiler
 from .grammar_trial import GrammarTrials
@@ -161,7 +162,7 @@ def build_engine(
     runner = ModelRunner(model.decoder, kernels, torch.device("cpu"))
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)
-    engine = Engine(scheduler, runner, sampler, eos_token_ids, pulse)
+    engine = Engine(scheduler, HostExecutor(runner, sampler), eos_token_ids, pulse)
     engine.waiting_room = WaitingRoom(compiler)
     return engine
 

@@ -89,8 +89,11 @@ class Plan:
 
     @property
     def work(self) -> Work:
-        """Before it is committed."""
         return _work_of(self.entries)
+
+    @property
+    def has_suspect(self) -> bool:
+        return any(entry.sequence.is_suspect for entry in self.entries)
 
     @property
     def sampled(self) -> list[Sequence]:
@@ -128,6 +131,7 @@ class Scheduler(ABC):
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_preemptions = 0
+        self.lacks_blocks = False  # the last plan left out what has to wait for those in flight
         self.num_waiting_tokens = 0  # of the waiting and the suspects
         self.waiting: list[Sequence] = []
         self.suspects: deque[Sequence] = deque()
@@ -179,21 +183,38 @@ class Scheduler(ABC):
             self.running.remove(sequence)
         else:
             self._leave_queue(sequence)
-        self.block_manager.release(sequence)
         self._finish(sequence)
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """What is in flight reads and writes its blocks until it lands."""
+        if not sequence.num_flights:
+            self.block_manager.release(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         sequence.status = Status.FINISHED
         self.fair_share.settle(sequence)
 
-    def commit(self, plan: Plan) -> None:
-        """The plan has been computed."""
+    def advance(self, plan: Plan) -> None:
+        """The plan was launched: what is planned from now on comes after it."""
         for entry in plan.entries:
-            entry.sequence.num_computed_tokens += entry.num_tokens
-            entry.sequence.num_served_tokens += entry.num_tokens
-            self.block_manager.commit(entry.sequence)
-            if entry.is_sampled and entry.sequence.is_suspect:
-                self._acquit(entry.sequence)
+            sequence = entry.sequence
+            sequence.num_computed_tokens += entry.num_tokens
+            sequence.num_served_tokens += entry.num_tokens
+            sequence.num_pending_tokens += entry.is_sampled
+            sequence.num_flights += 1
+            self.block_manager.commit(sequence)
+
+    def land(self, plan: Plan) -> None:
+        """The plan has been computed. Call before its tokens are taken."""
+        for entry in plan.entries:
+            sequence = entry.sequence
+            sequence.num_pending_tokens -= entry.is_sampled
+            sequence.num_flights -= 1
+            if sequence.status is Status.FINISHED:
+                self._release(sequence)
+            elif entry.is_sampled and sequence.is_suspect:
+                self._acquit(sequence)
 
     def confirm_draft(self, sequence: Sequence) -> None:
         """The first draft after the tokens that count as computed was right: so does it now."""
@@ -320,6 +341,7 @@ class ContinuousScheduler(Scheduler):
             self.speculation.forget(sequence)
 
     def plan(self) -> Plan:
+        self.lacks_blocks = False
         if self.suspects and not self._has_lone and len(self.running) < self.max_num_seqs:
             self._give_blocks(self.suspects[0])
         turns = [self._lone_step, self._common_step]
@@ -428,6 +450,9 @@ class ContinuousScheduler(Scheduler):
             if not victims:
                 return  # those that hold the blocks are about to progress: wait a step
             victim = victims[-1]
+            if victim.num_flights:
+                self.lacks_blocks = True
+                return
             self._preempt(victim)
             if victim is sequence:
                 return
@@ -463,9 +488,8 @@ def _with_drafts(
 
 
 def _work_of(entries: Collection[ScheduledSequence]) -> Work:
-    spans = [(entry.sequence.num_computed_tokens, entry.num_tokens) for entry in entries]
+    spans = [(entry.first, entry.num_tokens) for entry in entries]
     for entry in entries:
         if entry.drafts:  # a row for each, which costs what a decode's costs
-            first = entry.sequence.num_computed_tokens + entry.num_tokens
-            spans += ((first + number, 1) for number in range(len(entry.drafts)))
+            spans += ((entry.span.stop + number, 1) for number in range(len(entry.drafts)))
     return Work.of(spans)

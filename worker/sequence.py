@@ -48,7 +48,9 @@ class Sequence:
         self.constraint: Constraint | None = None  # what its grammar allows, once it is compiled
         self.scores = Scores(params, len(prompt_token_ids))
         self.pool: Pool | None = None  # where an embedding is wanted
-        self.num_computed_tokens = 0
+        self.num_computed_tokens = 0  # by steps that have landed or are in flight
+        self.num_pending_tokens = 0  # sampled in flight: there, but not known yet
+        self.num_flights = 0  # steps in flight that it is in
         self.num_served_tokens = 0  # computed for it in all, once more after a preemption
         self.num_cached_tokens = 0  # of the prompt, found in the prefix cache when first admitted
         self.block_table: list[int] = []
@@ -121,8 +123,27 @@ class Sequence:
         )
 
     @property
+    def num_planned_tokens(self) -> int:
+        """Those that it has, and those that are pending."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        """Nothing is left to compute where the pending token is its last, whatever it turns out to
+        be; nor, for the time being, where the next one can't be chosen without knowing it."""
+        if self.num_pending_tokens and (self.is_full_with_pending or self.reads_its_tokens):
+            return 0
+        return self.num_planned_tokens - self.num_computed_tokens
+
+    @property
+    def is_full_with_pending(self) -> bool:
+        return self.num_planned_tokens >= self.max_num_tokens
+
+    @property
+    def reads_its_tokens(self) -> bool:
+        """Whether the worker's own code has to see each token before the next can be chosen."""
+        params = self.params
+        return params.grammar is not None or bool(params.bad_words)
 
     @property
     def is_prompt_all(self) -> bool:

@@ -55,11 +55,16 @@ class StaticScheduler(Scheduler):
                 self.block_manager.release(ghost)
             self._ghosts = []
 
-    def commit(self, plan: Plan) -> None:
-        members = tuple(entry for entry in plan.entries if entry.sequence not in self._ghosts)
-        super().commit(Plan(members))  # what ghosts have computed is nobody's prefix
+    def advance(self, plan: Plan) -> None:
+        super().advance(self._members(plan))  # what ghosts have computed is nobody's prefix
         for ghost in self._ghosts:
             ghost.num_computed_tokens += 1
+
+    def land(self, plan: Plan) -> None:
+        super().land(self._members(plan))
+
+    def _members(self, plan: Plan) -> Plan:
+        return Plan(tuple(entry for entry in plan.entries if entry.sequence not in self._ghosts))
 
     def _decode_step(self) -> Plan:
         for ghost in self._ghosts:
@@ -71,7 +76,14 @@ class StaticScheduler(Scheduler):
         for sequence in rows:
             has_grown = self.block_manager.grow(sequence)
             assert has_grown, "a row's blocks are counted before it boards"
-        return Plan(tuple(ScheduledSequence(s, 1, 0, is_sampled=s in self.running) for s in rows))
+        return Plan(
+            tuple(
+                ScheduledSequence(
+                    s, 1, 0, is_sampled=s in self.running, first=s.num_computed_tokens
+                )
+                for s in rows
+            )
+        )
 
     def _board(self) -> None:
         """In order, as long as a rectangle of their longest prompt and output fits."""

@@ -20,7 +20,8 @@ from chairlift.shared.messages import Greeting
 from chairlift.shared.tokenizer import Tokenizer
 from chairlift.worker.admission import Admission, Limits
 from chairlift.worker.block_manager import BlockManager
-from chairlift.worker.engine import Choice, Computed, Engine
+from chairlift.worker.engine import Engine
+from chairlift.worker.executor import Choice, Computed, Executor, Flight, Landed
 from chairlift.worker.feed import Feed
 from chairlift.worker.intake import Intake
 from chairlift.worker.loop import Loop
@@ -29,6 +30,7 @@ from chairlift.worker.pulse import Wish
 from chairlift.worker.scheduler import ContinuousScheduler, Plan
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.sockets import WorkerSockets
+from chairlift.worker.step_times import StepTimes
 from chairlift.worker.streams import Streams
 
 from .course import Course
@@ -39,14 +41,34 @@ NUM_BLOCKS, BLOCK_SIZE = 65_536, 32
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-class PacedEngine(Engine):
-    """Its step ends when the pace says so, or at once when it is late."""
+class PacedExecutor(Executor):
+    """A step ends when the pace says so, or at once when it is late."""
 
-    def __init__(self, scheduler: ContinuousScheduler, step_s: float) -> None:
-        super().__init__(scheduler, None, None, frozenset())  # type: ignore[arg-type]  # no model
-        self.course = Course()
+    def __init__(self, step_s: float) -> None:
         self._step_s = step_s
         self._due_s = 0.0
+        self._num_steps = 0
+
+    def launch(self, plan: Plan, times: StepTimes) -> Flight:
+        now = time.perf_counter()
+        self._due_s = max(now, self._due_s + self._step_s)
+        time.sleep(self._due_s - now)
+        token_id = self._num_steps % MAX_STEPS
+        self._num_steps += 1
+        return Landed(
+            [
+                Computed((Choice(token_id, _score(entry.sequence, token_id)),))
+                for entry in plan.entries
+            ]
+        )
+
+
+class MeteredEngine(Engine):
+    """Keeps the course of its steps."""
+
+    def __init__(self, scheduler: ContinuousScheduler, step_s: float) -> None:
+        super().__init__(scheduler, PacedExecutor(step_s), frozenset())
+        self.course = Course()
 
     def step(self) -> list[Sequence]:
         begin_s = time.thread_time()
@@ -57,16 +79,6 @@ class PacedEngine(Engine):
             self.course.num_tokens.append(len(changed))
             self.course.made_s.append(time.perf_counter())
         return changed
-
-    def _run(self, plan: Plan) -> list[Computed]:
-        now = time.perf_counter()
-        self._due_s = max(now, self._due_s + self._step_s)
-        time.sleep(self._due_s - now)
-        token_id = self.num_steps % MAX_STEPS
-        return [
-            Computed((Choice(token_id, _score(entry.sequence, token_id)),))
-            for entry in plan.entries
-        ]
 
 
 def _score(sequence: Sequence, token_id: int) -> bytes:
@@ -81,7 +93,7 @@ class MeteredLoop(Loop):
     """Counts the thread's own time for messages: that of a turn, less the engine's."""
 
     def __init__(
-        self, sockets: WorkerSockets, intake: Intake, engine: PacedEngine, publisher: Publisher
+        self, sockets: WorkerSockets, intake: Intake, engine: MeteredEngine, publisher: Publisher
     ) -> None:
         super().__init__(sockets, intake, engine, publisher, Feed(engine, publisher.epoch, 0.0))
         self._course = engine.course
@@ -101,7 +113,7 @@ def main(address: str, step_ms: str, course_file: str) -> int:
     scheduler = ContinuousScheduler(
         blocks, max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=2 * MAX_NUM_SEQS
     )
-    engine = PacedEngine(scheduler, float(step_ms) / 1000)
+    engine = MeteredEngine(scheduler, float(step_ms) / 1000)
     limits = Limits(MAX_STEPS, MAX_STEPS, max_waiting=MAX_NUM_SEQS)
     publisher = Publisher(_greeting(tokenizer), tokenizer.files)
     admission = Admission(limits, tokenizer.fingerprint)

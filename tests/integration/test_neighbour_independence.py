@@ -19,6 +19,7 @@ from chairlift.worker.models.linear_choice import linear_factory
 from chairlift.worker.models.loader import DtypeChoice, LoadedModel, load_model
 from chairlift.worker.scheduler import Plan
 from chairlift.worker.sequence import Sequence
+from tests.fake_engine import host_executor
 from tests.vnni import needs_vnni
 
 NUM_OUTPUT_TOKENS = 40
@@ -62,8 +63,8 @@ def engine_for(
         "speculation": "off",  # a row for each token; drafts are in test_speculation.py
     }
     engine = build_engine(model, WorkerSettings(**{**values, **settings}))
-    recorder = Recorder(engine._runner)
-    engine._runner = recorder  # type: ignore[assignment]
+    recorder = Recorder(host_executor(engine).runner)
+    host_executor(engine).runner = recorder  # type: ignore[assignment]
     return engine, recorder
 
 

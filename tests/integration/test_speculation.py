@@ -25,7 +25,7 @@ from chairlift.worker.sampler import LogitRow, Sampler
 from chairlift.worker.scheduler import ContinuousScheduler
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.speculation import Speculation
-from tests.fake_engine import pace_of_free_rows, run_to_the_end
+from tests.fake_engine import host_executor, pace_of_free_rows, run_to_the_end
 from tests.vnni import needs_vnni
 
 CANCELLED = Finish("abort", code="cancelled")
@@ -84,8 +84,8 @@ def engine_for(
     engine = build_engine(model, WorkerSettings(**values))
     assert isinstance(engine.scheduler, ContinuousScheduler)
     engine.scheduler.speculation = Speculation(pace_of_free_rows()) if speculates else None
-    recorder = Recorder(engine._sampler)
-    engine._sampler = recorder  # type: ignore[assignment]
+    recorder = Recorder(host_executor(engine).sampler)
+    host_executor(engine).sampler = recorder  # type: ignore[assignment]
     return engine, recorder
 
 

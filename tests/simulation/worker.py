@@ -12,6 +12,7 @@ from chairlift.shared.tokenizer import Tokenizer
 from chairlift.worker.admission import Admission, Limits
 from chairlift.worker.block_manager import BlockManager
 from chairlift.worker.engine import Engine
+from chairlift.worker.executor import HostExecutor
 from chairlift.worker.intake import Intake
 from chairlift.worker.model_runner import StepOutput
 from chairlift.worker.publisher import Publisher, Send
@@ -110,8 +111,10 @@ class SimulatedWorker:
         )
         self.engine = Engine(
             self.scheduler,
-            FakeRunner(language.next_of, keeper.on_step),  # type: ignore[arg-type]  # has what it calls
-            FakeSampler(),  # type: ignore[arg-type]  # likewise
+            HostExecutor(
+                FakeRunner(language.next_of, keeper.on_step),  # type: ignore[arg-type]  # has what it calls
+                FakeSampler(),  # type: ignore[arg-type]  # likewise
+            ),
             frozenset({END}),
             keeper.pulse,
         )

@@ -157,7 +157,8 @@ class World:
             check_pace(plan, decoding, self.pace, num_prompts)
         computed = Plan(tuple(entry for entry in plan.entries if not fails(entry.sequence)))
         self._compute(computed)
-        scheduler.commit(computed)
+        scheduler.advance(computed)
+        scheduler.land(computed)
         for sequence in computed.sampled:
             assert not sequence.is_suspect
             if self.was_lone_step:  # it starts anew, behind all others

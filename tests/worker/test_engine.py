@@ -41,16 +41,25 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize("policy", [ContinuousScheduler, StaticScheduler])
+@pytest.mark.parametrize(
+    ("policy", "depth"),
+    [
+        (ContinuousScheduler, 0),
+        (ContinuousScheduler, 1),
+        (ContinuousScheduler, 2),
+        (StaticScheduler, 0),
+    ],
+)
 @pytest.mark.parametrize("seed", range(40))
 def test_every_request_gets_the_tokens_that_it_gets_alone(
-    seed: int, policy: type[Scheduler]
+    seed: int, policy: type[Scheduler], depth: int
 ) -> None:
-    """Random arrivals, cancels, chunks, preemption and prefix hits change no token of anybody."""
+    """Random arrivals, cancels, chunks, preemption, prefix hits and steps in flight change no token
+    of anybody."""
     random = Random(seed)
     num_blocks, max_num_seqs = random.randint(6, 20), random.randint(1, 8)
     budget = max_num_seqs + random.choice([BLOCK_SIZE, 9, 40])
-    engine = make_engine(Size(num_blocks, max_num_seqs, budget), policy)
+    engine = make_engine(Size(num_blocks, max_num_seqs, budget, depth=depth), policy)
     running: dict[Sequence, Wish] = {}
     for _ in range(40):
         while random.random() < 0.4:

@@ -30,6 +30,7 @@ from chairlift.worker.admission import Admission, Limits
 from chairlift.worker.block_manager import BlockManager
 from chairlift.worker.detokenizer import Detokenizer
 from chairlift.worker.engine import Engine
+from chairlift.worker.executor import HostExecutor
 from chairlift.worker.grammar import (
     Compilation,
     Constraint,
@@ -88,7 +89,7 @@ def make_engine(
         BlockManager(num_blocks, BLOCK_SIZE), max_num_seqs=8, max_num_batched_tokens=40
     )
     runner = FakeModelRunner(num_blocks, BLOCK_SIZE, VOCAB_SIZE, next_token)
-    engine = Engine(scheduler, runner, Sampler(eos), eos)
+    engine = Engine(scheduler, HostExecutor(runner, Sampler(eos)), eos)
     engine.waiting_room = WaitingRoom(compiler)
     return engine
 

@@ -38,7 +38,8 @@ def arrive(scheduler: ContinuousScheduler | StaticScheduler, priority: int) -> S
 def serve(scheduler: ContinuousScheduler | StaticScheduler) -> list[Sequence]:
     """A step, after which all that were in it are through."""
     plan = scheduler.plan()
-    scheduler.commit(plan)
+    scheduler.advance(plan)
+    scheduler.land(plan)
     for sequence in plan.sampled:
         scheduler.remove(sequence)
     return plan.sampled

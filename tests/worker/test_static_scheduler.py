@@ -36,7 +36,8 @@ def step(scheduler: StaticScheduler) -> Plan:
     plan = scheduler.plan()
     members = list(scheduler.running)
     assert plan.sampled == members, "no chunks: every member gets a token in every step"
-    scheduler.commit(plan)
+    scheduler.advance(plan)
+    scheduler.land(plan)
     for sequence in members:
         sequence.append(1)
         if sequence.num_output_tokens == sequence.params.max_tokens:
@@ -90,7 +91,8 @@ def test_no_row_goes_beyond_the_longest_member() -> None:
         for entry in plan.entries:
             assert entry.sequence.num_computed_tokens + entry.num_tokens <= 2 + 25
             assert entry.num_tokens == entry.sequence.num_uncomputed_tokens
-        scheduler.commit(plan)
+        scheduler.advance(plan)
+        scheduler.land(plan)
         for sequence in list(scheduler.running):
             sequence.append(1)
             if sequence.num_output_tokens == sequence.params.max_tokens:

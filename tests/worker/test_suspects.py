@@ -55,7 +55,8 @@ def add(
 def step(scheduler: Scheduler) -> list[Sequence]:
     """Who is in it."""
     plan: Plan = scheduler.plan()
-    scheduler.commit(plan)
+    scheduler.advance(plan)
+    scheduler.land(plan)
     for sequence in plan.sampled:
         sequence.append(1)
         if sequence.num_output_tokens == sequence.params.max_tokens:

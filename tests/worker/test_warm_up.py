@@ -16,6 +16,7 @@ from chairlift.worker.scheduler import Plan, ScheduledSequence
 from chairlift.worker.sequence import Sequence
 from chairlift.worker.warm_up import warm_up_plans
 from tests.checkpoints import make_checkpoint
+from tests.fake_engine import host_executor
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,9 @@ def test_tiny_batches_are_padded_where_that_is_faster(
 ) -> None:
     """And the padding changes not a bit of a row's logits; a slow model is not kept waiting."""
     make_checkpoint("llama", tmp_path)
-    runner = build_engine(load_model(tmp_path), WorkerSettings())._runner  # oneDNN's products
+    runner = host_executor(
+        build_engine(load_model(tmp_path), WorkerSettings())
+    ).runner  # oneDNN's products
     sequence = Sequence(bytes(16), [7], SamplingParams(max_tokens=1))
     sequence.block_table = [0]
     single = Plan((ScheduledSequence.next_of(sequence, 1),))
