@@ -1,0 +1,152 @@
+"""Paged attention on a GPU: owns the pool and the kernels' buffers, and launches.
+
+A row that decodes has the same bits in any company. A row of a chunk has the same bits however its
+sequence was cut, unless it is so short a piece that it decodes, which rounds in another order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..attention.backend import AttentionBackend, AttentionShape
+from ..batch import Batch, Segment
+from .attention_variants import SPLIT_TILES, TILE, BatchLimits, choose_variants
+from .paged_batch import PagedBatch
+from .work_list import WorkLists
+
+PROGRAMS_PER_PROCESSOR = 3  # that decode: their registers and stages fit a multiprocessor at once
+NUM_INTERPRETED = 2  # processors, where kernels are interpreted
+
+
+@dataclass(frozen=True, slots=True)
+class PagedStep:
+    """A batch whose work lists are filled: good until the next one is prepared."""
+
+    paged: PagedBatch
+    has_chunks: bool  # without, their kernel is not launched
+    has_splits: bool  # nor the merge
+
+
+class TritonAttention(AttentionBackend[PagedStep]):
+    """Owns the pool [num_layers, num_blocks + 1, 2, num_kv_heads, 64, head_dim], keys before
+    values; its last block takes what padding writes."""
+
+    def __init__(
+        self,
+        shape: AttentionShape,
+        num_blocks: int,
+        dtype: torch.dtype,
+        limits: BatchLimits,
+        device: torch.device,
+    ) -> None:
+        self.shape, self.limits = shape, limits
+        self.block_size = self.chunk_unit = TILE
+        self.null_slot = num_blocks * TILE
+        size = (shape.num_layers, num_blocks + 1, 2, shape.num_kv_heads, TILE, shape.head_dim)
+        self.pool = torch.zeros(size, dtype=dtype, device=device)
+        self.variants = choose_variants(shape, dtype, limits)
+        self._work = WorkLists(shape.sliding_windows, self.variants, limits.max_num_seqs, device)
+        num_partials = self.variants.merge_capacity * self.variants.max_splits
+        heads = (num_partials, shape.num_heads)
+        self._partials = torch.empty(*heads, shape.head_dim, device=device)
+        self._states = torch.empty(*heads, 2, device=device)
+        self._num_processors = _num_processors(device)
+        self._device = device
+
+    def layer_pool(self, layer: int) -> torch.Tensor:
+        """[num_blocks + 1, 2, num_kv_heads, 64, head_dim], contiguous."""
+        return self.pool[layer]
+
+    def prepare(self, batch: Batch) -> PagedStep:
+        """One copy to the device."""
+        segments = batch.segments
+        paged = paged_batch_of(segments, batch.slot_mapping, self._device)
+        return self.prepare_paged(
+            paged,
+            any(segment.num_rows > self.variants.decode_rows for segment in segments),
+            any(segment.context_len > SPLIT_TILES * TILE for segment in segments),
+        )
+
+    def prepare_paged(
+        self, paged: PagedBatch, has_chunks: bool = True, has_splits: bool = True
+    ) -> PagedStep:
+        """Of a batch on the device, whose lengths the host need not know."""
+        self._work.fill(paged)
+        can_split = self.limits.max_model_len > SPLIT_TILES * TILE
+        return PagedStep(paged, has_chunks, has_splits and can_split)
+
+    def write(
+        self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: PagedStep
+    ) -> None:
+        slots = prepared.paged.slots
+        blocks, offsets = slots // TILE, slots % TILE
+        self.pool[layer][blocks, 0, :, offsets] = k
+        self.pool[layer][blocks, 1, :, offsets] = v
+
+    def attend(self, layer: int, q: torch.Tensor, prepared: PagedStep) -> torch.Tensor:
+        """Rows of padding come back as zeros."""
+        q_stride = self._heads_per_row(q)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        window = self.shape.sliding_windows[layer]
+        work, pool = self._work.of(window), self.pool[layer]
+        tables = prepared.paged.block_tables
+        strides = (q_stride, tables.stride(0))
+        partials = (self._partials, self._states)
+        self.variants.decode[(self._num_processors * PROGRAMS_PER_PROCESSOR,)](
+            q, pool, tables, work.decode_items, work.counts, out, *partials,
+            *strides, len(q), work.window,
+        )  # fmt: skip
+        if prepared.has_chunks:
+            self.variants.chunk_of(window)[(self._num_processors,)](
+                q, pool, tables, work.chunk_items, work.counts, out, *strides, work.window
+            )
+        if prepared.has_splits:
+            self.variants.merge[(self._num_processors * PROGRAMS_PER_PROCESSOR,)](
+                work.merge_items, work.counts, *partials, out
+            )
+        return out
+
+    def _heads_per_row(self, q: torch.Tensor) -> int:
+        """How far apart rows are; heads follow each other."""
+        head_dim = self.shape.head_dim
+        assert q.stride(2) == 1 and q.stride(1) == head_dim and q.stride(0) % head_dim == 0
+        return q.stride(0) // head_dim
+
+
+def paged_batch_of(
+    segments: tuple[Segment, ...], slot_mapping: torch.Tensor, device: torch.device
+) -> PagedBatch:
+    """Sequences and tables in the segments' order, of as many as there are."""
+    num_seqs = len(segments)
+    max_blocks = max((len(segment.block_table) for segment in segments), default=1)
+    size = 4 * -(-(num_seqs + 1) // 4)  # every part begins at a multiple of 16 bytes
+    columns = np.zeros(4 + 3 * size + num_seqs * max_blocks, dtype=np.int32)
+    columns[0] = num_seqs
+    starts, lens, rows = columns[4 : 4 + 3 * size].reshape(3, size)
+    starts[:num_seqs] = [segment.start for segment in segments]
+    if segments:
+        starts[num_seqs] = segments[-1].start + segments[-1].num_rows
+    lens[:num_seqs] = [segment.context_len for segment in segments]
+    rows[:num_seqs] = np.arange(num_seqs)
+    tables = columns[4 + 3 * size :].reshape(num_seqs, max_blocks)
+    for table, segment in zip(tables, segments, strict=True):
+        table[: len(segment.block_table)] = segment.block_table
+    packed = torch.from_numpy(columns).to(device, non_blocking=True)
+    parts = packed[4 : 4 + 3 * size].view(3, size)
+    return PagedBatch(
+        num_sequences=packed[:1],
+        query_starts=parts[0, : num_seqs + 1],
+        context_lens=parts[1, :num_seqs],
+        table_rows=parts[2, :num_seqs],
+        block_tables=packed[4 + 3 * size :].view(num_seqs, max_blocks),
+        slots=slot_mapping.to(device, torch.int32),
+    )
+
+
+def _num_processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return NUM_INTERPRETED
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

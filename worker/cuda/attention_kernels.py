@@ -1,0 +1,396 @@
+"""Paged attention in Triton: the plan of a step, rows that decode, chunks, and the merge of splits.
+
+The pool of a layer is [num_blocks, 2, num_kv_heads, TILE, HEAD_DIM], keys before values: one block
+of one head is one tile. A tile of queries holds GROUP heads of consecutive tokens of one sequence,
+all that share a head of keys.
+"""
+
+import triton
+import triton.language as tl
+
+NUM_COUNTS = tl.constexpr(4)  # items of decode, chunk and merge; rows that belong to a sequence
+DECODE_FIELDS = tl.constexpr(8)
+CHUNK_FIELDS = tl.constexpr(4)
+MERGE_FIELDS = tl.constexpr(4)
+
+
+@triton.jit(
+    do_not_specialize_on_alignment=["num_sequences", "query_starts", "context_lens", "table_rows"]
+)
+def plan(
+    num_sequences,  # int32 [1]
+    query_starts,  # int32 [MAX_SEQUENCES + 1]
+    context_lens,  # int32 [MAX_SEQUENCES]
+    table_rows,  # int32 [MAX_SEQUENCES]
+    windows,  # int32 [num_windows]
+    counts,  # int32 [num_windows, NUM_COUNTS]
+    decode_items,  # int32 [num_windows, DECODE_CAPACITY, DECODE_FIELDS]
+    chunk_items,  # int32 [num_windows, CHUNK_CAPACITY, CHUNK_FIELDS]
+    merge_items,  # int32 [num_windows, MERGE_CAPACITY, MERGE_FIELDS]
+    PADDED_SEQUENCES: tl.constexpr,
+    DECODE_CAPACITY: tl.constexpr,
+    CHUNK_CAPACITY: tl.constexpr,
+    MERGE_CAPACITY: tl.constexpr,
+    TILE: tl.constexpr,
+    DECODE_ROWS: tl.constexpr,
+    CHUNK_ROWS: tl.constexpr,
+    SPLIT_TILES: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Program (s, w) appends what sequence s has to do in layers of window w to their lists.
+
+    It finds its place from the lengths of all sequences before it. Splits begin at multiples of a
+    size that depends on the sequence's length alone.
+    """
+    sequence, window_index = tl.program_id(0), tl.program_id(1)
+    window = tl.load(windows + window_index)
+    counts += window_index * NUM_COUNTS
+    decode_items += window_index * DECODE_CAPACITY * DECODE_FIELDS
+    chunk_items += window_index * CHUNK_CAPACITY * CHUNK_FIELDS
+    merge_items += window_index * MERGE_CAPACITY * MERGE_FIELDS
+
+    index = tl.arange(0, PADDED_SEQUENCES)
+    is_real = index < tl.load(num_sequences)
+    start = tl.load(query_starts + index, mask=is_real, other=0)
+    rows = tl.load(query_starts + index + 1, mask=is_real, other=0) - start
+    context_len = tl.load(context_lens + index, mask=is_real, other=0)
+    first_tile = tl.maximum(context_len - rows - window + 1, 0) // TILE
+    end_tile = tl.cdiv(context_len, TILE)
+    split_tiles = tl.maximum(tl.cdiv(end_tile - first_tile, MAX_SPLITS - 1), SPLIT_TILES)
+    first_split = first_tile // split_tiles
+    is_decode = (rows > 0) & (rows <= DECODE_ROWS)
+    splits = tl.where(is_decode, tl.cdiv(end_tile, split_tiles) - first_split, 0)
+    merges = tl.where(splits > 1, rows, 0)
+    chunks = tl.where(rows > DECODE_ROWS, tl.cdiv(rows, CHUNK_ROWS), 0)
+    if sequence == 0:
+        tl.store(counts, tl.sum(splits))
+        tl.store(counts + 1, tl.sum(chunks))
+        tl.store(counts + 2, tl.sum(merges))
+        tl.store(counts + 3, tl.sum(rows))
+
+    is_before, is_own = index < sequence, index == sequence
+    decode_place = tl.sum(tl.where(is_before, splits, 0))
+    chunk_place = tl.sum(tl.where(is_before, chunks, 0))
+    merge_place = tl.sum(tl.where(is_before, merges, 0))
+    partial_place = tl.sum(tl.where(is_before, merges * splits, 0))
+    num_splits = tl.sum(tl.where(is_own, splits, 0))
+    num_chunks = tl.sum(tl.where(is_own, chunks, 0))
+    num_merges = tl.sum(tl.where(is_own, merges, 0))
+    if num_splits + num_chunks > 0:
+        row = tl.sum(tl.where(is_own, start, 0))
+        num_rows = tl.sum(tl.where(is_own, rows, 0))
+        position = tl.sum(tl.where(is_own, context_len, 0)) - num_rows
+        table_row = tl.load(table_rows + sequence)
+
+        split = tl.arange(0, MAX_SPLITS)
+        own_first_tile = tl.sum(tl.where(is_own, first_tile, 0))
+        own_end_tile = tl.sum(tl.where(is_own, end_tile, 0))
+        own_split_tiles = tl.sum(tl.where(is_own, split_tiles, 0))
+        split_start = (tl.sum(tl.where(is_own, first_split, 0)) + split) * own_split_tiles
+        item = decode_items + (decode_place + split) * DECODE_FIELDS
+        is_split = split < num_splits
+        tl.store(item, row, mask=is_split)
+        tl.store(item + 1, num_rows, mask=is_split)
+        tl.store(item + 2, position, mask=is_split)
+        tl.store(item + 3, table_row, mask=is_split)
+        tl.store(item + 4, tl.maximum(split_start, own_first_tile), mask=is_split)
+        tl.store(item + 5, tl.minimum(split_start + own_split_tiles, own_end_tile), mask=is_split)
+        tl.store(item + 6, partial_place + split, mask=is_split)
+        tl.store(item + 7, num_splits, mask=is_split)
+
+        for chunk_index in range(0, num_chunks):
+            offset = (num_chunks - 1 - chunk_index) * CHUNK_ROWS  # the longest are begun first
+            chunk_item = chunk_items + (chunk_place + chunk_index) * CHUNK_FIELDS
+            tl.store(chunk_item, row + offset)
+            tl.store(chunk_item + 1, tl.minimum(num_rows - offset, CHUNK_ROWS))
+            tl.store(chunk_item + 2, position + offset)
+            tl.store(chunk_item + 3, table_row)
+
+        for merge_index in range(0, num_merges):
+            merge_item = merge_items + (merge_place + merge_index) * MERGE_FIELDS
+            tl.store(merge_item, row + merge_index)
+            tl.store(merge_item + 1, partial_place + merge_index * num_splits)
+            tl.store(merge_item + 2, num_splits)
+
+
+@triton.jit
+def _dot(a, b, accumulator, IS_INTERPRETED: tl.constexpr):
+    """In float32 throughout if it is float32. The interpreter can't multiply bfloat16."""
+    if IS_INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision="ieee")
+
+
+@triton.jit
+def _attend_tiles(
+    q,  # [BLOCK_M, PADDED_DIM]
+    positions,  # [BLOCK_M]
+    accumulator,  # [BLOCK_M, PADDED_DIM], with maximum and total the state of the softmax
+    maximum,  # [BLOCK_M]
+    total,  # [BLOCK_M]
+    keys,  # those of the layer's head
+    table,  # the sequence's row
+    first_tile,
+    end_tile,
+    first_key,  # before which no row sees anything
+    last_key,  # nor behind it
+    window,
+    IS_MASKED: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    SCALE: tl.constexpr,
+    IS_INTERPRETED: tl.constexpr,
+):
+    """Goes on with the softmax over these tiles (Milakov and Gimelshein, arXiv 1805.02867).
+
+    In base 2: SCALE has the factor. A tile of which a row sees nothing leaves its state as it is,
+    bit for bit, and a masked tile does the same arithmetic as others.
+    """
+    offsets, dims = tl.arange(0, TILE), tl.arange(0, PADDED_DIM)
+    is_dim = dims[None, :] < HEAD_DIM
+    places = offsets[:, None] * HEAD_DIM + dims[None, :]
+    to_values: tl.constexpr = NUM_KV_HEADS * TILE * HEAD_DIM
+    last_tile = last_key // TILE
+    block = tl.load(table + tl.minimum(first_tile, last_tile))
+    for tile in range(first_tile, end_tile):
+        tile_keys = keys + block.to(tl.int64) * (2 * to_values) + places
+        # One tile ahead: a load that waits for a load of its own round halves the pipeline's depth.
+        block = tl.load(table + tl.minimum(tile + 1, last_tile))
+        if HEAD_DIM == PADDED_DIM:
+            k = tl.load(tile_keys)
+        else:
+            k = tl.load(tile_keys, mask=is_dim, other=0.0)
+        scores = tl.zeros([q.shape[0], TILE], dtype=tl.float32)
+        scores = _dot(q, tl.trans(k), scores, IS_INTERPRETED)
+        key = tile * TILE + offsets
+        if IS_MASKED:
+            is_seen = key[None, :] <= positions[:, None]
+            is_seen &= key[None, :] > positions[:, None] - window
+            scores = tl.where(is_seen, scores, float("-inf"))
+        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+        shift = tl.where(new_maximum == float("-inf"), 0.0, -new_maximum * SCALE)
+        decay = tl.exp2(tl.fma(maximum, SCALE, shift))
+        weights = tl.exp2(tl.fma(scores, SCALE, shift[:, None]))
+        total = tl.fma(total, decay, tl.sum(weights, 1))
+        if IS_MASKED:  # what no sequence has written may be no number, and zero times it neither
+            is_written = (key >= first_key) & (key <= last_key)
+            v = tl.load(tile_keys + to_values, mask=is_written[:, None] & is_dim, other=0.0)
+        elif HEAD_DIM == PADDED_DIM:
+            v = tl.load(tile_keys + to_values)
+        else:
+            v = tl.load(tile_keys + to_values, mask=is_dim, other=0.0)
+        accumulator = accumulator * decay[:, None]
+        accumulator = _dot(weights.to(v.dtype), v, accumulator, IS_INTERPRETED)
+        maximum = new_maximum
+    return accumulator, maximum, total
+
+
+@triton.jit(do_not_specialize=["q_stride", "table_stride", "num_rows", "window"])
+def decode(
+    q,  # [num_rows, num_heads, HEAD_DIM], of q_stride heads a row
+    pool,  # the layer's
+    block_tables,  # int32 [num_tables, table_stride]
+    items,  # int32 [_, DECODE_FIELDS]
+    counts,  # int32 [NUM_COUNTS]
+    out,  # [num_rows, num_heads, HEAD_DIM]
+    partials,  # float32 [_, num_heads, HEAD_DIM]: results of splits, not divided by their totals
+    states,  # float32 [_, num_heads, 2]: maximum and total of their softmax
+    q_stride,
+    table_stride,
+    num_rows,
+    window,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr,
+    SCALE: tl.constexpr,
+    IS_INTERPRETED: tl.constexpr,
+):
+    """Each item is one split of the keys of few rows. Writes zeros to the batch's padding too."""
+    num_heads: tl.constexpr = NUM_KV_HEADS * GROUP
+    program, num_programs = tl.program_id(0), tl.num_programs(0)
+    dims = tl.arange(0, PADDED_DIM)
+    for row in range(tl.load(counts + 3) + program, num_rows, num_programs):
+        for head in range(0, num_heads):
+            place = out + (tl.cast(row, tl.int64) * num_heads + head) * HEAD_DIM + dims
+            zeros = tl.zeros([PADDED_DIM], dtype=out.dtype.element_ty)
+            tl.store(place, zeros, mask=dims < HEAD_DIM)
+
+    lanes = tl.arange(0, BLOCK_M)
+    token = lanes // GROUP
+    for index in range(program, tl.load(counts) * NUM_KV_HEADS, num_programs):
+        kv_head = index % NUM_KV_HEADS
+        item = items + (index // NUM_KV_HEADS) * DECODE_FIELDS
+        row, num_own = tl.load(item), tl.load(item + 1)
+        position, table_row = tl.load(item + 2), tl.load(item + 3)
+        first_tile, end_tile = tl.load(item + 4), tl.load(item + 5)
+        partial, num_splits = tl.load(item + 6), tl.load(item + 7)
+        last_key = position + num_own - 1
+        is_own = (token < num_own)[:, None] & (dims < HEAD_DIM)[None, :]
+        head = kv_head * GROUP + lanes % GROUP
+        rows = (row + token).to(tl.int64)
+        places = (rows * q_stride + head)[:, None] * HEAD_DIM + dims[None, :]
+        accumulator, maximum, total = _attend_tiles(
+            tl.load(q + places, mask=is_own, other=0.0),
+            tl.minimum(position + token, last_key),
+            tl.zeros([BLOCK_M, PADDED_DIM], dtype=tl.float32),
+            tl.full([BLOCK_M], float("-inf"), dtype=tl.float32),
+            tl.zeros([BLOCK_M], dtype=tl.float32),
+            pool + kv_head * (TILE * HEAD_DIM),
+            block_tables + table_row.to(tl.int64) * table_stride,
+            first_tile,
+            end_tile,
+            tl.maximum(position - window + 1, 0),
+            last_key,
+            window,
+            True,
+            NUM_KV_HEADS,
+            HEAD_DIM,
+            PADDED_DIM,
+            TILE,
+            SCALE,
+            IS_INTERPRETED,
+        )
+        if num_splits == 1:
+            result = (accumulator / total[:, None]).to(out.dtype.element_ty)
+            places = (rows * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
+            tl.store(out + places, result, mask=is_own)
+        else:
+            state = (partial + token * num_splits).to(tl.int64) * num_heads + head
+            tl.store(partials + state[:, None] * HEAD_DIM + dims[None, :], accumulator, mask=is_own)
+            tl.store(states + state * 2, maximum, mask=token < num_own)
+            tl.store(states + state * 2 + 1, total, mask=token < num_own)
+
+
+@triton.jit(do_not_specialize=["q_stride", "table_stride", "window"])
+def chunk(
+    q,  # [num_rows, num_heads, HEAD_DIM], of q_stride heads a row
+    pool,  # the layer's
+    block_tables,  # int32 [num_tables, table_stride]
+    items,  # int32 [_, CHUNK_FIELDS]
+    counts,  # int32 [NUM_COUNTS]
+    out,  # [num_rows, num_heads, HEAD_DIM]
+    q_stride,
+    table_stride,
+    window,
+    HAS_WINDOW: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    TILE: tl.constexpr,
+    SCALE: tl.constexpr,
+    IS_INTERPRETED: tl.constexpr,
+):
+    """Each item is up to BLOCK_M // GROUP rows of one sequence, with all keys that they see."""
+    num_heads: tl.constexpr = NUM_KV_HEADS * GROUP
+    program, num_programs = tl.program_id(0), tl.num_programs(0)
+    dims, lanes = tl.arange(0, PADDED_DIM), tl.arange(0, BLOCK_M)
+    token = lanes // GROUP
+    for index in range(program, tl.load(counts + 1) * NUM_KV_HEADS, num_programs):
+        kv_head = index % NUM_KV_HEADS
+        item = items + (index // NUM_KV_HEADS) * CHUNK_FIELDS
+        row, num_own = tl.load(item), tl.load(item + 1)
+        position, table_row = tl.load(item + 2), tl.load(item + 3)
+        last_key = position + num_own - 1
+        is_own = (token < num_own)[:, None] & (dims < HEAD_DIM)[None, :]
+        head = kv_head * GROUP + lanes % GROUP
+        rows = (row + token).to(tl.int64)
+        places = (rows * q_stride + head)[:, None] * HEAD_DIM + dims[None, :]
+        queries = tl.load(q + places, mask=is_own, other=0.0)
+        positions = tl.minimum(position + token, last_key)
+        keys = pool + kv_head * (TILE * HEAD_DIM)
+        table = block_tables + table_row.to(tl.int64) * table_stride
+        accumulator = tl.zeros([BLOCK_M, PADDED_DIM], dtype=tl.float32)
+        maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+        total = tl.zeros([BLOCK_M], dtype=tl.float32)
+        first_key = tl.maximum(position - window + 1, 0)
+        first_tile = first_key // TILE
+        if not HAS_WINDOW:
+            end_full = (position + 1) // TILE  # all rows see all of the tiles before
+            accumulator, maximum, total = _attend_tiles(
+                queries,
+                positions,
+                accumulator,
+                maximum,
+                total,
+                keys,
+                table,
+                first_tile,
+                end_full,
+                first_key,
+                last_key,
+                window,
+                False,
+                NUM_KV_HEADS,
+                HEAD_DIM,
+                PADDED_DIM,
+                TILE,
+                SCALE,
+                IS_INTERPRETED,
+            )
+            first_tile = end_full
+        accumulator, maximum, total = _attend_tiles(
+            queries,
+            positions,
+            accumulator,
+            maximum,
+            total,
+            keys,
+            table,
+            first_tile,
+            last_key // TILE + 1,
+            first_key,
+            last_key,
+            window,
+            True,
+            NUM_KV_HEADS,
+            HEAD_DIM,
+            PADDED_DIM,
+            TILE,
+            SCALE,
+            IS_INTERPRETED,
+        )
+        result = (accumulator / total[:, None]).to(out.dtype.element_ty)
+        places = (rows * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(out + places, result, mask=is_own)
+
+
+@triton.jit
+def merge(
+    items,  # int32 [_, MERGE_FIELDS]
+    counts,  # int32 [NUM_COUNTS]
+    partials,  # float32 [_, NUM_HEADS, HEAD_DIM]
+    states,  # float32 [_, NUM_HEADS, 2]
+    out,  # [num_rows, NUM_HEADS, HEAD_DIM]
+    NUM_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    SCALE: tl.constexpr,
+):
+    """Each item is one row whose keys were split; a program does one head at a time."""
+    program, num_programs = tl.program_id(0), tl.num_programs(0)
+    split, dims = tl.arange(0, MAX_SPLITS), tl.arange(0, PADDED_DIM)
+    for index in range(program, tl.load(counts + 2) * NUM_HEADS, num_programs):
+        head = index % NUM_HEADS
+        item = items + (index // NUM_HEADS) * MERGE_FIELDS
+        row, partial, num_splits = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+        is_split = split < num_splits
+        state = (partial + split).to(tl.int64) * NUM_HEADS + head
+        maxima = tl.load(states + state * 2, mask=is_split, other=float("-inf"))
+        totals = tl.load(states + state * 2 + 1, mask=is_split, other=0.0)
+        results = tl.load(
+            partials + state[:, None] * HEAD_DIM + dims[None, :],
+            mask=is_split[:, None] & (dims < HEAD_DIM)[None, :],
+            other=0.0,
+        )
+        factors = tl.exp2((maxima - tl.max(maxima, 0)) * SCALE)
+        result = tl.sum(results * factors[:, None], 0) / tl.sum(totals * factors, 0)
+        place = out + (row.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + dims
+        tl.store(place, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)

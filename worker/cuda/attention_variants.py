@@ -1,0 +1,211 @@
+"""Which kernels of attention run for a model, and with which tiles. Knows no device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from triton.runtime import JITFunction
+
+from ..attention.backend import AttentionShape
+from . import attention_kernels as kernels
+from .variant import Variant
+
+TILE = 64  # keys: a block of the pool
+SPLIT_TILES = 8  # of the keys that one program goes through when a row decodes, at least
+NUM_SPLIT_ITEMS = 256  # that one long sequence may be split into: about two a multiprocessor
+TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """The most that a batch may have: buffers are made for it once."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_decode_rows: int = 1  # of a sequence that decodes: one more than there may be drafts
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionVariants:
+    """All kernels of a model's attention, and the capacities that they are compiled for."""
+
+    plan: Variant
+    decode: Variant
+    chunk: Variant
+    windowed_chunk: Variant
+    merge: Variant
+    decode_rows: int  # of one sequence, up to which it is decode's
+    max_splits: int
+    decode_capacity: int  # items
+    chunk_capacity: int
+    merge_capacity: int
+
+    def chunk_of(self, window: int | None) -> Variant:
+        return self.chunk if window is None else self.windowed_chunk
+
+
+DEFAULT_LIMITS = BatchLimits(
+    max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=32768, max_decode_rows=4
+)
+
+
+def attention_variants(
+    shape: AttentionShape, dtype: torch.dtype, limits: BatchLimits = DEFAULT_LIMITS
+) -> Iterator[Variant]:
+    """All that may be launched."""
+    chosen = choose_variants(shape, dtype, limits)
+    yield from (chosen.plan, chosen.decode, chosen.chunk, chosen.windowed_chunk, chosen.merge)
+
+
+def choose_variants(
+    shape: AttentionShape, dtype: torch.dtype, limits: BatchLimits
+) -> AttentionVariants:
+    """By the sizes of heads and groups, and the size of a number."""
+    tiles = _Tiles.of(shape, dtype)
+    group = shape.num_heads // shape.num_kv_heads
+    decode_rows = min(limits.max_decode_rows, tiles.decode_lanes // group)
+    chunk_rows = tiles.chunk_lanes // group
+    max_splits = _max_splits(shape, limits)
+    max_rows, max_seqs = limits.max_num_batched_tokens, limits.max_num_seqs
+    decode_capacity = min(max_seqs, max_rows) * max_splits
+    chunk_capacity = max_rows // chunk_rows + min(max_seqs, max_rows)
+    merge_capacity = min(max_seqs * decode_rows, max_rows)
+    plan_constants = {
+        "PADDED_SEQUENCES": _power_of_two(max_seqs),
+        "DECODE_CAPACITY": decode_capacity,
+        "CHUNK_CAPACITY": chunk_capacity,
+        "MERGE_CAPACITY": merge_capacity,
+        "TILE": TILE,
+        "DECODE_ROWS": decode_rows,
+        "CHUNK_ROWS": chunk_rows,
+        "SPLIT_TILES": SPLIT_TILES,
+        "MAX_SPLITS": max_splits,
+    }
+    return AttentionVariants(
+        plan=Variant("plan", kernels.plan, _PLAN_SIGNATURE, plan_constants, num_warps=4),
+        decode=_decode(shape, dtype, tiles),
+        chunk=_chunk(shape, dtype, tiles, has_window=False),
+        windowed_chunk=_chunk(shape, dtype, tiles, has_window=True),
+        merge=_merge(shape, dtype, max_splits),
+        decode_rows=decode_rows,
+        max_splits=max_splits,
+        decode_capacity=decode_capacity,
+        chunk_capacity=chunk_capacity,
+        merge_capacity=merge_capacity,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """Lanes are rows of a tile of queries: tokens times the heads of a group."""
+
+    decode_lanes: int
+    decode_stages: int
+    chunk_lanes: int
+    chunk_warps: int
+    chunk_stages: int
+
+    @classmethod
+    def of(cls, shape: AttentionShape, dtype: torch.dtype) -> _Tiles:
+        """As many stages as leave three programs that decode room on a multiprocessor, and as many
+        lanes of a chunk as spill no register."""
+        group = shape.num_heads // shape.num_kv_heads
+        row_bytes = _power_of_two(shape.head_dim) * dtype.itemsize
+        decode_lanes = max(16, _power_of_two(group))
+        stages = 2 if row_bytes > 256 else 3
+        if dtype == torch.float32:  # no tensor cores: an operand's rows all lie in registers
+            return cls(decode_lanes, 2, max(16, _power_of_two(group)), 4, 2)
+        lanes = 128 if row_bytes <= 256 else 64
+        return cls(decode_lanes, stages, max(lanes, _power_of_two(group)), 8, stages)
+
+
+def _max_splits(shape: AttentionShape, limits: BatchLimits) -> int:
+    """Of one row's keys, a power of two."""
+    most = _power_of_two(NUM_SPLIT_ITEMS // shape.num_kv_heads)
+    num_tiles = -(-limits.max_model_len // TILE)
+    return max(2, min(most, _power_of_two(-(-num_tiles // SPLIT_TILES) + 1)))
+
+
+def _decode(shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles) -> Variant:
+    number = "*" + TYPE_NAMES[dtype]
+    signature = {
+        **dict.fromkeys(("q", "pool"), number),
+        **dict.fromkeys(("block_tables", "items", "counts"), "*i32"),
+        "out": number,
+        **dict.fromkeys(("partials", "states"), "*fp32"),
+        **dict.fromkeys(("q_stride", "table_stride", "num_rows", "window"), "i32"),
+    }
+    constants = _constants(shape, tiles.decode_lanes)
+    return Variant("decode", kernels.decode, signature, constants, 4, tiles.decode_stages)
+
+
+def _chunk(
+    shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles, *, has_window: bool
+) -> Variant:
+    number = "*" + TYPE_NAMES[dtype]
+    signature = {
+        **dict.fromkeys(("q", "pool"), number),
+        **dict.fromkeys(("block_tables", "items", "counts"), "*i32"),
+        "out": number,
+        **dict.fromkeys(("q_stride", "table_stride", "window"), "i32"),
+    }
+    constants = {"HAS_WINDOW": has_window, **_constants(shape, tiles.chunk_lanes)}
+    name = "windowed_chunk" if has_window else "chunk"
+    warps, stages = tiles.chunk_warps, tiles.chunk_stages
+    return Variant(name, kernels.chunk, signature, constants, warps, stages)
+
+
+def _merge(shape: AttentionShape, dtype: torch.dtype, max_splits: int) -> Variant:
+    signature = {
+        **dict.fromkeys(("items", "counts"), "*i32"),
+        **dict.fromkeys(("partials", "states"), "*fp32"),
+        "out": "*" + TYPE_NAMES[dtype],
+    }
+    padded_dim = _power_of_two(shape.head_dim)
+    constants = {
+        "NUM_HEADS": shape.num_heads,
+        "HEAD_DIM": shape.head_dim,
+        "PADDED_DIM": padded_dim,
+        "MAX_SPLITS": max_splits,
+        "SCALE": shape.scale * math.log2(math.e),
+    }
+    num_warps = 8 if max_splits * padded_dim > 4096 else 4
+    return Variant("merge", kernels.merge, signature, constants, num_warps)
+
+
+def _constants(shape: AttentionShape, lanes: int) -> dict[str, int | float | bool]:
+    return {
+        "NUM_KV_HEADS": shape.num_kv_heads,
+        "GROUP": shape.num_heads // shape.num_kv_heads,
+        "HEAD_DIM": shape.head_dim,
+        "PADDED_DIM": max(16, _power_of_two(shape.head_dim)),
+        "BLOCK_M": lanes,
+        "TILE": TILE,
+        "SCALE": shape.scale * math.log2(math.e),
+        "IS_INTERPRETED": not isinstance(kernels.decode, JITFunction),
+    }
+
+
+_PLAN_SIGNATURE = dict.fromkeys(
+    (
+        "num_sequences",
+        "query_starts",
+        "context_lens",
+        "table_rows",
+        "windows",
+        "counts",
+        "decode_items",
+        "chunk_items",
+        "merge_items",
+    ),
+    "*i32",
+)
+
+
+def _power_of_two(count: int) -> int:
+    """The first that is no less."""
+    return 1 << max(0, count - 1).bit_length()
