@@ -13,7 +13,7 @@ import torch
 
 from ..attention.backend import AttentionBackend, AttentionShape
 from ..batch import Batch, Segment
-from .attention_variants import SPLIT_TILES, TILE, BatchLimits, choose_variants
+from .attention_variants import HOPPER, TILE, BatchLimits, choose_variants
 from .paged_batch import PagedBatch
 from .work_list import WorkLists
 
@@ -47,7 +47,8 @@ class TritonAttention(AttentionBackend[PagedStep]):
         self.null_slot = num_blocks * TILE
         size = (shape.num_layers, num_blocks + 1, 2, shape.num_kv_heads, TILE, shape.head_dim)
         self.pool = torch.zeros(size, dtype=dtype, device=device)
-        self.variants = choose_variants(shape, dtype, limits)
+        self.variants = choose_variants(shape, dtype, limits, _capability(device))
+        self._split_len = self.variants.split_tiles * TILE  # tokens
         self._work = WorkLists(shape.sliding_windows, self.variants, limits.max_num_seqs, device)
         num_partials = self.variants.merge_capacity * self.variants.max_splits
         heads = (num_partials, shape.num_heads)
@@ -67,7 +68,7 @@ class TritonAttention(AttentionBackend[PagedStep]):
         return self.prepare_paged(
             paged,
             any(segment.num_rows > self.variants.decode_rows for segment in segments),
-            any(segment.context_len > SPLIT_TILES * TILE for segment in segments),
+            any(segment.context_len > self._split_len for segment in segments),
         )
 
     def prepare_paged(
@@ -75,12 +76,10 @@ class TritonAttention(AttentionBackend[PagedStep]):
     ) -> PagedStep:
         """Of a batch on the device, whose lengths the host need not know."""
         self._work.fill(paged)
-        can_split = self.limits.max_model_len > SPLIT_TILES * TILE
+        can_split = self.limits.max_model_len > self._split_len
         return PagedStep(paged, has_chunks, has_splits and can_split)
 
-    def write(
-        self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: PagedStep
-    ) -> None:
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: PagedStep) -> None:
         slots = prepared.paged.slots
         blocks, offsets = slots // TILE, slots % TILE
         self.pool[layer][blocks, 0, :, offsets] = k
@@ -150,3 +149,11 @@ def _num_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return NUM_INTERPRETED
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _capability(device: torch.device) -> int:
+    """89 is 8.9."""
+    if device.type != "cuda":
+        return HOPPER
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

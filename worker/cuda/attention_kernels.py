@@ -12,6 +12,29 @@ NUM_COUNTS = tl.constexpr(4)  # items of decode, chunk and merge; rows that belo
 DECODE_FIELDS = tl.constexpr(8)
 CHUNK_FIELDS = tl.constexpr(4)
 MERGE_FIELDS = tl.constexpr(4)
+ZEROS = tl.constexpr(1024)  # stored at once into a row of padding
+
+
+@triton.jit
+def _split(
+    rows,
+    context_len,
+    window,
+    TILE: tl.constexpr,
+    SPLIT_TILES: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Of sequences or one: the tiles that its rows see, how many make a split, and the splits.
+
+    They begin at multiples of their size, which depends on the sequence's length alone.
+    """
+    first_tile = tl.maximum(context_len - rows - window + 1, 0) // TILE
+    end_tile = (context_len + TILE - 1) // TILE
+    fewest = (end_tile - first_tile + MAX_SPLITS - 2) // (MAX_SPLITS - 1)
+    split_tiles = tl.maximum(fewest, SPLIT_TILES)
+    first_split = first_tile // split_tiles
+    end_split = (end_tile + split_tiles - 1) // split_tiles
+    return first_tile, end_tile, split_tiles, first_split, end_split - first_split
 
 
 @triton.jit(
@@ -37,88 +60,75 @@ def plan(
     SPLIT_TILES: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
 ):
-    """Program (s, w) appends what sequence s has to do in layers of window w to their lists.
+    """Program (s, w) enters what sequence s has to do in layers of window w into their lists.
 
-    It finds its place from the lengths of all sequences before it. Splits begin at multiples of a
-    size that depends on the sequence's length alone.
+    It finds its places from the lengths of all sequences before it.
     """
     sequence, window_index = tl.program_id(0), tl.program_id(1)
     window = tl.load(windows + window_index)
+    count = tl.load(num_sequences)
+    if sequence >= tl.maximum(count, 1):
+        return
     counts += window_index * NUM_COUNTS
     decode_items += window_index * DECODE_CAPACITY * DECODE_FIELDS
     chunk_items += window_index * CHUNK_CAPACITY * CHUNK_FIELDS
     merge_items += window_index * MERGE_CAPACITY * MERGE_FIELDS
 
     index = tl.arange(0, PADDED_SEQUENCES)
-    is_real = index < tl.load(num_sequences)
-    start = tl.load(query_starts + index, mask=is_real, other=0)
-    rows = tl.load(query_starts + index + 1, mask=is_real, other=0) - start
-    context_len = tl.load(context_lens + index, mask=is_real, other=0)
-    first_tile = tl.maximum(context_len - rows - window + 1, 0) // TILE
-    end_tile = tl.cdiv(context_len, TILE)
-    split_tiles = tl.maximum(tl.cdiv(end_tile - first_tile, MAX_SPLITS - 1), SPLIT_TILES)
-    first_split = first_tile // split_tiles
-    is_decode = (rows > 0) & (rows <= DECODE_ROWS)
-    splits = tl.where(is_decode, tl.cdiv(end_tile, split_tiles) - first_split, 0)
+    starts = tl.load(query_starts + index, mask=index < count, other=0)
+    rows = tl.load(query_starts + index + 1, mask=index < count, other=0) - starts
+    lens = tl.load(context_lens + index, mask=index < count, other=0)
+    _, _, _, _, splits = _split(rows, lens, window, TILE, SPLIT_TILES, MAX_SPLITS)
+    splits = tl.where((rows > 0) & (rows <= DECODE_ROWS), splits, 0)
     merges = tl.where(splits > 1, rows, 0)
-    chunks = tl.where(rows > DECODE_ROWS, tl.cdiv(rows, CHUNK_ROWS), 0)
+    chunks = tl.where(rows > DECODE_ROWS, (rows + CHUNK_ROWS - 1) // CHUNK_ROWS, 0)
     if sequence == 0:
         tl.store(counts, tl.sum(splits))
         tl.store(counts + 1, tl.sum(chunks))
         tl.store(counts + 2, tl.sum(merges))
         tl.store(counts + 3, tl.sum(rows))
-
-    is_before, is_own = index < sequence, index == sequence
-    decode_place = tl.sum(tl.where(is_before, splits, 0))
-    chunk_place = tl.sum(tl.where(is_before, chunks, 0))
-    merge_place = tl.sum(tl.where(is_before, merges, 0))
-    partial_place = tl.sum(tl.where(is_before, merges * splits, 0))
-    num_splits = tl.sum(tl.where(is_own, splits, 0))
-    num_chunks = tl.sum(tl.where(is_own, chunks, 0))
-    num_merges = tl.sum(tl.where(is_own, merges, 0))
-    if num_splits + num_chunks > 0:
-        row = tl.sum(tl.where(is_own, start, 0))
-        num_rows = tl.sum(tl.where(is_own, rows, 0))
-        position = tl.sum(tl.where(is_own, context_len, 0)) - num_rows
+    if sequence < count:
+        is_before = index < sequence
+        row = tl.load(query_starts + sequence)
+        num_rows = tl.load(query_starts + sequence + 1) - row
+        context_len = tl.load(context_lens + sequence)
         table_row = tl.load(table_rows + sequence)
-
-        split = tl.arange(0, MAX_SPLITS)
-        own_first_tile = tl.sum(tl.where(is_own, first_tile, 0))
-        own_end_tile = tl.sum(tl.where(is_own, end_tile, 0))
-        own_split_tiles = tl.sum(tl.where(is_own, split_tiles, 0))
-        split_start = (tl.sum(tl.where(is_own, first_split, 0)) + split) * own_split_tiles
-        item = decode_items + (decode_place + split) * DECODE_FIELDS
-        is_split = split < num_splits
-        tl.store(item, row, mask=is_split)
-        tl.store(item + 1, num_rows, mask=is_split)
-        tl.store(item + 2, position, mask=is_split)
-        tl.store(item + 3, table_row, mask=is_split)
-        tl.store(item + 4, tl.maximum(split_start, own_first_tile), mask=is_split)
-        tl.store(item + 5, tl.minimum(split_start + own_split_tiles, own_end_tile), mask=is_split)
-        tl.store(item + 6, partial_place + split, mask=is_split)
-        tl.store(item + 7, num_splits, mask=is_split)
-
-        for chunk_index in range(0, num_chunks):
-            offset = (num_chunks - 1 - chunk_index) * CHUNK_ROWS  # the longest are begun first
-            chunk_item = chunk_items + (chunk_place + chunk_index) * CHUNK_FIELDS
-            tl.store(chunk_item, row + offset)
-            tl.store(chunk_item + 1, tl.minimum(num_rows - offset, CHUNK_ROWS))
-            tl.store(chunk_item + 2, position + offset)
-            tl.store(chunk_item + 3, table_row)
-
-        for merge_index in range(0, num_merges):
-            merge_item = merge_items + (merge_place + merge_index) * MERGE_FIELDS
-            tl.store(merge_item, row + merge_index)
-            tl.store(merge_item + 1, partial_place + merge_index * num_splits)
-            tl.store(merge_item + 2, num_splits)
-
-
-@triton.jit
-def _dot(a, b, accumulator, IS_INTERPRETED: tl.constexpr):
-    """In float32 throughout if it is float32. The interpreter can't multiply bfloat16."""
-    if IS_INTERPRETED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision="ieee")
+        position = context_len - num_rows
+        first_tile, end_tile, split_tiles, first_split, num_splits = _split(
+            num_rows, context_len, window, TILE, SPLIT_TILES, MAX_SPLITS
+        )
+        if num_rows > DECODE_ROWS:
+            num_chunks = (num_rows + CHUNK_ROWS - 1) // CHUNK_ROWS
+            chunk_item = chunk_items + tl.sum(tl.where(is_before, chunks, 0)) * CHUNK_FIELDS
+            for chunk_index in range(0, num_chunks):
+                offset = (num_chunks - 1 - chunk_index) * CHUNK_ROWS  # the longest are begun first
+                tl.store(chunk_item, row + offset)
+                tl.store(chunk_item + 1, tl.minimum(num_rows - offset, CHUNK_ROWS))
+                tl.store(chunk_item + 2, position + offset)
+                tl.store(chunk_item + 3, table_row)
+                chunk_item += CHUNK_FIELDS
+        elif num_rows > 0:
+            split = tl.arange(0, MAX_SPLITS)
+            is_split = split < num_splits
+            split_start = (first_split + split) * split_tiles
+            partial = tl.sum(tl.where(is_before, merges * splits, 0))
+            item = decode_items + tl.sum(tl.where(is_before, splits, 0)) * DECODE_FIELDS
+            item += split * DECODE_FIELDS
+            tl.store(item, row, mask=is_split)
+            tl.store(item + 1, num_rows, mask=is_split)
+            tl.store(item + 2, position, mask=is_split)
+            tl.store(item + 3, table_row, mask=is_split)
+            tl.store(item + 4, tl.maximum(split_start, first_tile), mask=is_split)
+            tl.store(item + 5, tl.minimum(split_start + split_tiles, end_tile), mask=is_split)
+            tl.store(item + 6, partial + split, mask=is_split)
+            tl.store(item + 7, num_splits, mask=is_split)
+            if num_splits > 1:
+                merge_item = merge_items + tl.sum(tl.where(is_before, merges, 0)) * MERGE_FIELDS
+                for own in range(0, num_rows):
+                    tl.store(merge_item, row + own)
+                    tl.store(merge_item + 1, partial + own * num_splits)
+                    tl.store(merge_item + 2, num_splits)
+                    merge_item += MERGE_FIELDS
 
 
 @triton.jit
@@ -153,6 +163,8 @@ def _attend_tiles(
     places = offsets[:, None] * HEAD_DIM + dims[None, :]
     to_values: tl.constexpr = NUM_KV_HEADS * TILE * HEAD_DIM
     last_tile = last_key // TILE
+    if IS_INTERPRETED:  # which can't multiply bfloat16
+        q = q.to(tl.float32)
     block = tl.load(table + tl.minimum(first_tile, last_tile))
     for tile in range(first_tile, end_tile):
         tile_keys = keys + block.to(tl.int64) * (2 * to_values) + places
@@ -162,8 +174,9 @@ def _attend_tiles(
             k = tl.load(tile_keys)
         else:
             k = tl.load(tile_keys, mask=is_dim, other=0.0)
-        scores = tl.zeros([q.shape[0], TILE], dtype=tl.float32)
-        scores = _dot(q, tl.trans(k), scores, IS_INTERPRETED)
+        if IS_INTERPRETED:
+            k = k.to(tl.float32)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         key = tile * TILE + offsets
         if IS_MASKED:
             is_seen = key[None, :] <= positions[:, None]
@@ -181,8 +194,10 @@ def _attend_tiles(
             v = tl.load(tile_keys + to_values)
         else:
             v = tl.load(tile_keys + to_values, mask=is_dim, other=0.0)
-        accumulator = accumulator * decay[:, None]
-        accumulator = _dot(weights.to(v.dtype), v, accumulator, IS_INTERPRETED)
+        weights = weights.to(v.dtype)
+        if IS_INTERPRETED:
+            weights, v = weights.to(tl.float32), v.to(tl.float32)
+        accumulator = tl.dot(weights, v, accumulator * decay[:, None], input_precision="ieee")
         maximum = new_maximum
     return accumulator, maximum, total
 
@@ -214,11 +229,12 @@ def decode(
     num_heads: tl.constexpr = NUM_KV_HEADS * GROUP
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     dims = tl.arange(0, PADDED_DIM)
+    size: tl.constexpr = num_heads * HEAD_DIM
     for row in range(tl.load(counts + 3) + program, num_rows, num_programs):
-        for head in range(0, num_heads):
-            place = out + (tl.cast(row, tl.int64) * num_heads + head) * HEAD_DIM + dims
-            zeros = tl.zeros([PADDED_DIM], dtype=out.dtype.element_ty)
-            tl.store(place, zeros, mask=dims < HEAD_DIM)
+        for first in range(0, size, ZEROS):
+            place = first + tl.arange(0, ZEROS)
+            zeros = tl.zeros([ZEROS], dtype=out.dtype.element_ty)
+            tl.store(out + tl.cast(row, tl.int64) * size + place, zeros, mask=place < size)
 
     lanes = tl.arange(0, BLOCK_M)
     token = lanes // GROUP

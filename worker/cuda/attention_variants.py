@@ -16,6 +16,7 @@ from .variant import Variant
 TILE = 64  # keys: a block of the pool
 SPLIT_TILES = 8  # of the keys that one program goes through when a row decodes, at least
 NUM_SPLIT_ITEMS = 256  # that one long sequence may be split into: about two a multiprocessor
+HOPPER = 90
 TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -39,6 +40,7 @@ class AttentionVariants:
     windowed_chunk: Variant
     merge: Variant
     decode_rows: int  # of one sequence, up to which it is decode's
+    split_tiles: int  # of a row's keys, at least
     max_splits: int
     decode_capacity: int  # items
     chunk_capacity: int
@@ -54,18 +56,21 @@ DEFAULT_LIMITS = BatchLimits(
 
 
 def attention_variants(
-    shape: AttentionShape, dtype: torch.dtype, limits: BatchLimits = DEFAULT_LIMITS
+    shape: AttentionShape,
+    dtype: torch.dtype,
+    limits: BatchLimits = DEFAULT_LIMITS,
+    capability: int = HOPPER,
 ) -> Iterator[Variant]:
-    """All that may be launched."""
-    chosen = choose_variants(shape, dtype, limits)
+    """All that may be launched on a device of this capability: 89 is 8.9."""
+    chosen = choose_variants(shape, dtype, limits, capability)
     yield from (chosen.plan, chosen.decode, chosen.chunk, chosen.windowed_chunk, chosen.merge)
 
 
 def choose_variants(
-    shape: AttentionShape, dtype: torch.dtype, limits: BatchLimits
+    shape: AttentionShape, dtype: torch.dtype, limits: BatchLimits, capability: int = HOPPER
 ) -> AttentionVariants:
-    """By the sizes of heads and groups, and the size of a number."""
-    tiles = _Tiles.of(shape, dtype)
+    """By the sizes of heads and groups, the size of a number, and what spills no register."""
+    tiles = _Tiles.of(shape, dtype, capability)
     group = shape.num_heads // shape.num_kv_heads
     decode_rows = min(limits.max_decode_rows, tiles.decode_lanes // group)
     chunk_rows = tiles.chunk_lanes // group
@@ -92,6 +97,7 @@ def choose_variants(
         windowed_chunk=_chunk(shape, dtype, tiles, has_window=True),
         merge=_merge(shape, dtype, max_splits),
         decode_rows=decode_rows,
+        split_tiles=SPLIT_TILES,
         max_splits=max_splits,
         decode_capacity=decode_capacity,
         chunk_capacity=chunk_capacity,
@@ -110,17 +116,17 @@ class _Tiles:
     chunk_stages: int
 
     @classmethod
-    def of(cls, shape: AttentionShape, dtype: torch.dtype) -> _Tiles:
-        """As many stages as leave three programs that decode room on a multiprocessor, and as many
-        lanes of a chunk as spill no register."""
-        group = shape.num_heads // shape.num_kv_heads
-        row_bytes = _power_of_two(shape.head_dim) * dtype.itemsize
-        decode_lanes = max(16, _power_of_two(group))
-        stages = 2 if row_bytes > 256 else 3
+    def of(cls, shape: AttentionShape, dtype: torch.dtype, capability: int) -> _Tiles:
+        """Three programs that decode fit a multiprocessor of Hopper, in registers and in shared
+        memory. With two stages the chunks of wide heads would spill or not fit elsewhere."""
+        group = _power_of_two(shape.num_heads // shape.num_kv_heads)
+        decode_lanes = max(16, group)
         if dtype == torch.float32:  # no tensor cores: an operand's rows all lie in registers
-            return cls(decode_lanes, 2, max(16, _power_of_two(group)), 4, 2)
-        lanes = 128 if row_bytes <= 256 else 64
-        return cls(decode_lanes, stages, max(lanes, _power_of_two(group)), 8, stages)
+            return cls(decode_lanes, 2, decode_lanes, chunk_warps=4, chunk_stages=2)
+        if _power_of_two(shape.head_dim) <= 128:
+            return cls(decode_lanes, 3, max(128, group), chunk_warps=8, chunk_stages=3)
+        stages = 2 if capability == HOPPER else 1
+        return cls(decode_lanes, 2, max(64, group), chunk_warps=8, chunk_stages=stages)
 
 
 def _max_splits(shape: AttentionShape, limits: BatchLimits) -> int:
