@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """What a decoder computes between its matrix products, one pass over memory each, in float32.
 
 Rows and heads are contiguous; sizes are constants, so that Triton sees how far addresses are
@@ -95,16 +96,18 @@ def rotate_and_write_kernel(
         offsets = heads * HEAD_DIM + pairs
         first = tl.load(source + offsets, mask=is_inside, other=0.0).to(tl.float32)
         second = tl.load(source + offsets + HALF, mask=is_inside, other=0.0).to(tl.float32)
-        if HAS_NORM:
-            mean_square = tl.sum(first * first + second * second, axis=1) / HEAD_DIM
-            factor = tl.rsqrt(mean_square + eps)[:, None]
-            weights = norm_weight + offsets
-            first *= factor * tl.load(weights, mask=is_inside, other=0.0).to(tl.float32)
-            second *= factor * tl.load(weights + HALF, mask=is_inside, other=0.0).to(tl.float32)
         # Every head loads the angles: one copy would go round through shared memory, 7 barriers.
         angles = position * HALF + tl.broadcast_to(pairs, (TILE, PAIRS))
         cosine = tl.load(cos + angles, mask=is_inside, other=0.0)
         sine = tl.load(sin + angles, mask=is_inside, other=0.0)
+        if HAS_NORM:
+            weights = norm_weight + offsets
+            first_weight = tl.load(weights, mask=is_inside, other=0.0).to(tl.float32)
+            second_weight = tl.load(weights + HALF, mask=is_inside, other=0.0).to(tl.float32)
+            mean_square = tl.sum(first * first + second * second, axis=1) / HEAD_DIM
+            factor = tl.rsqrt(mean_square + eps)[:, None]
+            first *= factor * first_weight
+            second *= factor * second_weight
         rotated_first = tl.fma(first, cosine, -(second * sine))  # which is fused is our choice
         rotated_second = tl.fma(second, cosine, first * sine)
 

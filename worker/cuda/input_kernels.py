@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """A step's flat rows from what the device knows of its requests, and sampled tokens back to it."""
 
 import triton
@@ -18,6 +19,7 @@ def expand_kernel(
     positions,  # [num_rows]
     slots,  # [num_rows]
     context_lens,  # [max_num_seqs]
+    last_rows,  # [max_num_seqs]
     num_rows,
     max_num_seqs,
     max_model_len,
@@ -59,6 +61,7 @@ def expand_kernel(
     stop = tl.load(query_starts + rows + 1, mask=is_sequence, other=0)
     computed = tl.load(first_positions + rows, mask=is_sequence, other=0)
     tl.store(context_lens + rows, computed + stop - begin, mask=rows < max_num_seqs)
+    tl.store(last_rows + rows, tl.maximum(stop - 1, 0), mask=rows < max_num_seqs)
 
 
 @triton.jit(do_not_specialize=["max_model_len"])

@@ -49,6 +49,7 @@ class ModelInputs:
 
     input_ids: torch.Tensor  # [num_rows]
     positions: torch.Tensor  # [num_rows]
+    last_rows: torch.Tensor  # [max_num_seqs], of each sequence; 0 where there is none
     batch: PagedBatch
 
 
@@ -65,16 +66,16 @@ class InputPreparation:
         """The step's rows, padded to `num_rows`, which must be enough."""
         tokens, blocks = self._tables.token_table, self._tables.block_tables
         input_ids, positions, slots = (tokens.new_empty(num_rows) for _ in range(3))
-        context_lens = tokens.new_empty(step.max_num_seqs)
+        context_lens, last_rows = (tokens.new_empty(step.max_num_seqs) for _ in range(2))
         starts = step.query_starts
         variant = expand_variant(self._block_size, step.max_num_seqs)
         grid = (_ceil_div(max(num_rows, step.max_num_seqs), ROWS),)
         said = (step.num_sequences, starts, step.first_positions, step.table_rows)
-        made = (input_ids, positions, slots, context_lens)
+        made = (input_ids, positions, slots, context_lens, last_rows)
         sizes = (num_rows, step.max_num_seqs, tokens.shape[1], blocks.shape[1])
         variant[grid](*said, tokens, blocks, *made, *sizes, self._null_slot)
         batch = PagedBatch(step.num_sequences, starts, context_lens, step.table_rows, blocks, slots)
-        return ModelInputs(input_ids, positions, batch)
+        return ModelInputs(input_ids, positions, last_rows, batch)
 
     def scatter(self, token_ids: torch.Tensor, is_sampled: torch.Tensor, batch: PagedBatch) -> None:
         """Appends a token to each sequence of the batch that `is_sampled` flags with a number
@@ -100,7 +101,7 @@ def expand_variant(block_size: int, max_num_seqs: int) -> Variant:
     """For any number of rows and any sizes of the tables."""
     said = ("num_sequences", "query_starts", "first_positions", "table_rows")
     tables = ("token_table", "block_tables")
-    made = ("input_ids", "positions", "slots", "context_lens")
+    made = ("input_ids", "positions", "slots", "context_lens", "last_rows")
     sizes = ("num_rows", "max_num_seqs", "max_model_len", "max_blocks", "null_slot")
     steps = (max_num_seqs - 1).bit_length()
     return Variant(

@@ -4,7 +4,6 @@ the heads' norm, the rotation and the write into the paged pool."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 import torch
 
@@ -24,8 +23,7 @@ class RotateAndWrite:
 
     def __init__(self, shape: AttentionShape, block_size: int, dtype: torch.dtype) -> None:
         self._shape = shape
-        self._block_size = block_size
-        self._dtype = dtype
+        self._plain, self._normed = rotation_variants(shape, block_size, dtype)
 
     def __call__(
         self,
@@ -46,8 +44,9 @@ class RotateAndWrite:
         tensors = (qkv, table.cos, table.sin, rotation.positions, slots, pool)
         assert all(tensor.is_contiguous() for tensor in tensors)
         assert slots.dtype == rotation.positions.dtype == torch.int32
-        variant = rotation_variant(shape, self._block_size, self._dtype, norm is not None)
-        weight, eps = (norm.weight, norm.eps) if norm is not None else (qkv, 0.0)
+        variant, weight, eps = self._plain, qkv, 0.0
+        if norm is not None:
+            variant, weight, eps = self._normed, norm.weight, norm.eps
         arguments = (qkv, weight, table.cos, table.sin, rotation.positions, slots, queries, pool)
         if len(qkv):
             variant[len(qkv), _num_tiles(variant)](*arguments, eps)
@@ -59,11 +58,10 @@ def rotation_variants(
 ) -> Iterator[Variant]:
     """For a model whose heads are not normed, and for one whose heads are."""
     for has_norm in (False, True):
-        yield rotation_variant(shape, block_size, dtype, has_norm)
+        yield _rotation_variant(shape, block_size, dtype, has_norm)
 
 
-@cache
-def rotation_variant(
+def _rotation_variant(
     shape: AttentionShape, block_size: int, dtype: torch.dtype, has_norm: bool
 ) -> Variant:
     """Tiles are as many heads as make TILE_PAIRS pairs, but no more than there are."""

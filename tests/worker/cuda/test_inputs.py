@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import pytest
 import torch
@@ -78,9 +79,7 @@ def tables_of(case: Case) -> RequestTables:
 
 def step_of(case: Case) -> StepArrays:
     unsaid = [GARBAGE] * (case.max_num_seqs - len(case.sequences))
-    starts = [0]
-    for sequence in case.sequences:
-        starts.append(starts[-1] + sequence.num_rows)
+    starts = accumulate((sequence.num_rows for sequence in case.sequences), initial=0)
     return StepArrays(
         int32(len(case.sequences)),
         int32(*starts, *unsaid),
@@ -119,6 +118,8 @@ def test_every_row_finds_its_sequence(case: Case) -> None:
     context_lens = [sequence.first_position + sequence.num_rows for sequence in case.sequences]
     padding = [0] * (case.max_num_seqs - len(context_lens))
     assert inputs.batch.context_lens.tolist() == context_lens + padding
+    ends = accumulate(sequence.num_rows for sequence in case.sequences)
+    assert inputs.last_rows.tolist() == [max(end - 1, 0) for end in ends] + padding
     assert all(column.dtype == torch.int32 for column in columns)
 
 

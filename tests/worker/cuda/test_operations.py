@@ -132,6 +132,19 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(size: int, dtype: torch.dty
         assert torch.equal(found[[0, 1, 3]], expected[[0, 1, 3]])
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what the interpreter says of infinity
+def test_every_number_is_added_as_torch_adds() -> None:
+    """All of bfloat16, one to another: ties, infinities and NaN. But for numbers below the normal
+    range, which the interpreter reads wrong."""
+    patterns = torch.arange(2**16).to(torch.int16).view(torch.bfloat16).to(DEVICE)
+    patterns[patterns.abs() < torch.finfo(torch.bfloat16).tiny] = 0
+    shuffled = patterns[torch.randperm(2**16, generator=torch.Generator().manual_seed(0))]
+    x, delta = patterns.view(4, -1).clone(), shuffled.view(4, -1)
+    total = x + delta
+    TritonOperations().add_and_norm(x, delta, delta[0].contiguous(), EPS)
+    torch.testing.assert_close(x, total, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_row_of_zeros_has_a_norm_of_zeros() -> None:
     """eps keeps the division finite."""
     x = torch.zeros(2, 64, device=DEVICE)
