@@ -119,6 +119,9 @@ class WorkerSettings(_Settings):
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit on Hugging Face.")
     offline: bool = Field(default=False, description="Never download, use what is on this machine.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the model runs; auto takes a GPU where there is one."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of the weights."
     )

@@ -14,7 +14,6 @@ from ..shared.messages import Greeting
 from ..shared.settings import WorkerSettings
 from ..shared.tokenizer import Tokenizer
 from .admission import Admission, Limits
-from .attention.cpu import BLOCK_SIZE
 from .block_manager import BlockManager
 from .child import CRASHED, REFUSED
 from .engine import Engine
@@ -23,15 +22,15 @@ from .feed import Feed
 from .grammar import GrammarCompiler
 from .grammar_trial import GrammarTrials
 from .intake import Intake
-from .kernels.choice import available_kernels, cpu_kernels
+from .kernels.choice import available_kernels
 from .logits_processors import LogitsProcessor, load_logits_processors
 from .loop import Loop
-from .memory import block_bytes, keep_freed_memory, num_cache_blocks
+from .memory import keep_freed_memory, num_cache_blocks
 from .model_runner import ModelRunner
 from .models.hub import resolve_model
-from .models.linear_choice import linear_factory
 from .models.loader import LoadedModel, load_model
 from .pace import Pace
+from .platform import CPU, choose_device, platform_of
 from .process import quota_cores
 from .publisher import Publisher
 from .pulse import Pulse, State
@@ -77,10 +76,12 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     pulse.state = State.LOADING
     tokenizer = Tokenizer.from_folder(folder)
     processors = load_logits_processors(settings.logits_processors)
-    kernels = available_kernels(settings.kernels)
-    settings = settings.model_copy(update={"kernels": kernels})
-    make_linear = linear_factory(settings.quantize, kernels)
-    model = load_model(folder, settings.dtype, settings.max_model_len, make_linear)
+    device = choose_device(settings.device)
+    if device == CPU:
+        kernels = available_kernels(settings.kernels)
+        settings = settings.model_copy(update={"kernels": kernels})
+    make_linear = platform_of(device, settings).linear_factory()
+    model = load_model(folder, settings.dtype, settings.max_model_len, make_linear, device)
     eos_token_ids = eos_token_ids_of(model)
     trials = GrammarTrials(tokenizer.backend, eos_token_ids)
     compiler = GrammarCompiler(tokenizer.backend, eos_token_ids, check=trials.check)
@@ -107,6 +108,7 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     log.info(
         "the worker is ready",
         model=settings.served_model_name,
+        device=model.decoder.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
         quantize=settings.quantize,
         max_model_len=model.max_model_len,
@@ -134,18 +136,18 @@ def build_engine(
     processors: tuple[LogitsProcessor, ...] = (),
 ) -> Engine:
     """Scheduler, KV cache, model and sampler."""
-    shape = model.config.attention_shape
+    shape, platform = model.config.attention_shape, platform_of(model.decoder.device, settings)
     num_blocks = num_cache_blocks(
-        block_bytes(shape, BLOCK_SIZE, model.dtype.itemsize),
-        -(-model.max_model_len // BLOCK_SIZE),
+        platform.block_bytes(shape, model.dtype.itemsize),
+        -(-model.max_model_len // platform.block_size),
         settings.max_num_seqs,
-        settings.kv_cache_bytes,
+        settings.kv_cache_bytes or platform.cache_bytes(),
     )
-    kernels = cpu_kernels(settings.kernels, shape, num_blocks, model.dtype)
+    kernels = platform.kernels(shape, num_blocks, model.dtype, model.max_model_len)
     target_itl_s = settings.target_itl_ms / 1000 if settings.target_itl_ms else None
     pace = Pace(target_itl_s, kernels.attention.chunk_unit)
     scheduler = POLICIES[settings.policy](
-        BlockManager(num_blocks, BLOCK_SIZE, has_prefix_cache=settings.prefix_caching),
+        BlockManager(num_blocks, platform.block_size, has_prefix_cache=settings.prefix_caching),
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         pace=pace,
@@ -159,7 +161,7 @@ def build_engine(
         else:
             why = "a logits processor sees each token" if processors else "it would change bits"
             log.info("no speculation", why=why)
-    runner = ModelRunner(model.decoder, kernels, torch.device("cpu"))
+    runner = ModelRunner(model.decoder, kernels, platform.device)
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)
     engine = Engine(scheduler, HostExecutor(runner, sampler), eos_token_ids, pulse)

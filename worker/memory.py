@@ -32,19 +32,18 @@ def block_bytes(shape: AttentionShape, block_size: int, item_bytes: int) -> int:
 
 
 def num_cache_blocks(
-    bytes_per_block: int, blocks_per_sequence: int, max_num_seqs: int, cache_bytes: int | None
+    bytes_per_block: int, blocks_per_sequence: int, max_num_seqs: int, cache_bytes: int
 ) -> int:
-    """What all sequences need at their longest, within `cache_bytes` (default: CACHE_SHARE).
+    """What all sequences need at their longest, within `cache_bytes`.
 
     Raises ModelError when not even one sequence of the longest kind fits.
     """
-    limit = cache_bytes or int(CACHE_SHARE * usable_memory_bytes())
-    num_blocks = min(max_num_seqs * blocks_per_sequence, limit // bytes_per_block)
+    num_blocks = min(max_num_seqs * blocks_per_sequence, cache_bytes // bytes_per_block)
     if num_blocks < blocks_per_sequence:
         raise ModelError(
             f"one sequence of the longest kind needs {blocks_per_sequence * bytes_per_block:,} "
-            f"bytes of KV cache and only {limit:,} are allowed: lower --max-model-len or raise "
-            "--kv-cache-bytes"
+            f"bytes of KV cache and only {cache_bytes:,} are allowed: lower --max-model-len or "
+            "raise --kv-cache-bytes"
         )
     return num_blocks
 

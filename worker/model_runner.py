@@ -95,7 +95,8 @@ class ModelRunner:
         """The forward pass, and what the plan's sequences want to know of it."""
         decoder = self._decoder
         hidden = decoder.forward(step.batch, self._layers, step.attention)
-        output = StepOutput(decoder.logits(hidden.index_select(0, step.batch.logit_rows)))
+        logits = decoder.logits(hidden.index_select(0, step.batch.logit_rows))
+        output = StepOutput(logits.cpu())
         for number, (entry, segment) in enumerate(
             zip(step.plan.entries, step.batch.segments, strict=True)
         ):
@@ -113,7 +114,7 @@ class ModelRunner:
         records = []
         for start in range(0, len(indices), SLICE_ROWS):
             part = indices[start : start + SLICE_ROWS]
-            logits = self._decoder.logits(hidden[part[0] - offset : part[-1] + 1 - offset])
+            logits = self._decoder.logits(hidden[part[0] - offset : part[-1] + 1 - offset]).cpu()
             for row, index in zip(logits, part, strict=True):
                 records.append(
                     score(row, sequence.token_ids[index], sequence.scores.num_top(index))

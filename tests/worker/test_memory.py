@@ -73,7 +73,7 @@ def test_default_is_a_share_of_the_usable_memory(
 ) -> None:
     """Without a setting a quarter of what the process may use."""
     limits(monkeypatch, tmp_path, "100000\n")
-    assert num_cache_blocks(1000, 8, max_num_seqs=100, cache_bytes=None) == 25
+    assert num_cache_blocks(1000, 8, max_num_seqs=100, cache_bytes=25_000) == 25
 
 
 def test_too_small_a_cache_is_refused_with_the_numbers() -> None:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..attention.backend import AttentionBackend, AttentionShape
+from ..attention.backend import AttentionBackend, AttentionShape, HeadNorm
 from ..batch import Batch, Segment
+from ..models.rope import Rotation
 from .attention_variants import HOPPER, TILE, BatchLimits, choose_variants
 from .paged_batch import PagedBatch
+from .rotation import RotateAndWrite
 from .work_list import WorkLists
 
 PROGRAMS_PER_PROCESSOR = 3  # that decode: their registers and stages fit a multiprocessor at once
@@ -26,6 +28,7 @@ class PagedStep:
     """A batch whose work lists are filled: good until the next one is prepared."""
 
     paged: PagedBatch
+    positions: torch.Tensor  # [num_rows], int32
     has_chunks: bool  # without, their kernel is not launched
     has_splits: bool  # nor the merge
 
@@ -55,6 +58,7 @@ class TritonAttention(AttentionBackend[PagedStep]):
         self._partials = torch.empty(*heads, shape.head_dim, device=device)
         self._states = torch.empty(*heads, 2, device=device)
         self._num_processors = _num_processors(device)
+        self._rotate_and_write = RotateAndWrite(shape, TILE, dtype)
         self._device = device
 
     def layer_pool(self, layer: int) -> torch.Tensor:
@@ -67,23 +71,40 @@ class TritonAttention(AttentionBackend[PagedStep]):
         paged = paged_batch_of(segments, batch.slot_mapping, self._device)
         return self.prepare_paged(
             paged,
+            batch.positions.to(self._device, torch.int32),
             any(segment.num_rows > self.variants.decode_rows for segment in segments),
             any(segment.context_len > self._split_len for segment in segments),
         )
 
     def prepare_paged(
-        self, paged: PagedBatch, has_chunks: bool = True, has_splits: bool = True
+        self,
+        paged: PagedBatch,
+        positions: torch.Tensor,
+        has_chunks: bool = True,
+        has_splits: bool = True,
     ) -> PagedStep:
         """Of a batch on the device, whose lengths the host need not know."""
         self._work.fill(paged)
         can_split = self.limits.max_model_len > self._split_len
-        return PagedStep(paged, has_chunks, has_splits and can_split)
+        return PagedStep(paged, positions, has_chunks, has_splits and can_split)
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: PagedStep) -> None:
         slots = prepared.paged.slots
         blocks, offsets = slots // TILE, slots % TILE
         self.pool[layer][blocks, 0, :, offsets] = k
         self.pool[layer][blocks, 1, :, offsets] = v
+
+    def write_rotated(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        norm: HeadNorm | None,
+        rotation: Rotation,
+        prepared: PagedStep,
+    ) -> torch.Tensor:
+        """In one kernel."""
+        rotation = Rotation(rotation.table, prepared.positions)
+        return self._rotate_and_write(qkv, norm, rotation, prepared.paged.slots, self.pool[layer])
 
     def attend(self, layer: int, q: torch.Tensor, prepared: PagedStep) -> torch.Tensor:
         """Rows of padding come back as zeros."""

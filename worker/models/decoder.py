@@ -85,7 +85,12 @@ class Decoder:
         self.config = config
         self.weights = weights
         self.max_model_len = max_model_len
-        self.rotary = RotaryTable(config.rope, config.head_dim, max_model_len)
+        self.rotary = RotaryTable(config.rope, config.head_dim, max_model_len, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.weights.norm.device
 
     @property
     def is_row_independent(self) -> bool:

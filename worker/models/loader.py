@@ -39,33 +39,40 @@ def load_model(
     dtype: DtypeChoice = "auto",
     max_model_len: int | None = None,
     make_linear: LinearFactory = Linear,
+    device: torch.device | None = None,
 ) -> LoadedModel:
     """Reads config and weights from a local folder.
 
     Positions reach up to `max_model_len`, by default what the model has up to
-    MAX_DEFAULT_MODEL_LEN. `make_linear` makes all matrices but the embedding. Raises ModelError,
-    whose text names the file and the key or tensor at fault.
+    MAX_DEFAULT_MODEL_LEN. `make_linear` makes all matrices but the embedding, where it wants them;
+    all else goes to the device, by default the CPU. Raises ModelError, whose text names the file
+    and the key or tensor at fault.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; give a checkpoint's folder or a model's name")
     config = read_config(folder)
     length = _checked_length(max_model_len, config)
     checkpoint = Checkpoint(folder)
-    chosen = dtype_of(dtype, checkpoint)
-    weights = _WeightReader(checkpoint, config, chosen, make_linear).read()
+    device = device or torch.device("cpu")
+    chosen = dtype_of(dtype, checkpoint, device)
+    weights = _WeightReader(checkpoint, config, chosen, make_linear, device).read()
     _refuse_unread(checkpoint, config)
     decoder = Decoder(config, weights, length)
     _return_freed_memory()
     return LoadedModel(config, decoder, chosen, length)
 
 
-def dtype_of(choice: DtypeChoice, checkpoint: Checkpoint) -> torch.dtype:
-    """`auto` is bfloat16 for a large bfloat16 checkpoint on a CPU that computes in it.
+def dtype_of(choice: DtypeChoice, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU for a checkpoint of 16 bits, and on a CPU that computes in it for
+    a large bfloat16 one.
 
-    Small ones are as fast in float32, and there an answer stays the same when it is resumed.
+    Small ones are as fast in float32 there, where an answer stays the same when it is resumed.
     """
     if choice != "auto":
         return torch.float32 if choice == "float32" else torch.bfloat16
+    if device.type != "cpu":
+        is_half = checkpoint.stored_dtype(_EMBEDDING).itemsize == 2
+        return torch.bfloat16 if is_half else torch.float32
     is_large = checkpoint.num_bytes > SMALL_MODEL_BYTES
     is_bfloat16 = checkpoint.stored_dtype(_EMBEDDING) == torch.bfloat16
     return torch.bfloat16 if is_large and is_bfloat16 and has_native_bfloat16() else torch.float32
@@ -123,10 +130,11 @@ class _WeightReader:
     config: ModelConfig
     dtype: torch.dtype
     make_linear: LinearFactory
+    device: torch.device
 
     def read(self) -> DecoderWeights:
         size = (self.config.vocab_size, self.config.hidden_size)
-        embedding = self.checkpoint.read(_EMBEDDING, size, self.dtype)
+        embedding = self.checkpoint.read(_EMBEDDING, size, self.dtype).to(self.device)
         return DecoderWeights(
             embedding=embedding,
             layers=tuple(self._layer(index) for index in range(self.config.num_layers)),
@@ -189,4 +197,4 @@ class _WeightReader:
         return HeadNorm(weight, config.rms_norm_eps)
 
     def _vector(self, name: str, size: int) -> torch.Tensor:
-        return self.checkpoint.read(name, (size,), self.dtype)
+        return self.checkpoint.read(name, (size,), self.dtype).to(self.device)

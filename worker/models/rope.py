@@ -101,11 +101,14 @@ class YarnRope(Rope):
 class RotaryTable:
     """Rotations of every position below `max_model_len`, in float32 whatever the model's dtype."""
 
-    def __init__(self, rope: Rope, head_dim: int, max_model_len: int) -> None:
+    def __init__(
+        self, rope: Rope, head_dim: int, max_model_len: int, device: torch.device | None = None
+    ) -> None:
+        """Computed by the CPU, whichever the device: so all have the same."""
         positions = torch.arange(max_model_len, dtype=torch.float32)
         angles = torch.outer(positions, rope.inverse_frequencies(head_dim))
-        self.cos = angles.cos() * rope.magnitude  # [max_model_len, head_dim / 2]
-        self.sin = angles.sin() * rope.magnitude
+        self.cos = (angles.cos() * rope.magnitude).to(device)  # [max_model_len, head_dim / 2]
+        self.sin = (angles.sin() * rope.magnitude).to(device)
 
     def at(self, positions: torch.Tensor) -> Rotation:
         """The rotations of positions [num_tokens]."""

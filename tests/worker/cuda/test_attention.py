@@ -334,7 +334,10 @@ def test_a_batch_with_room_for_more_gives_the_same_bits() -> None:
     for layer in range(case.shape.num_layers):
         store(backend, contents, layer)
         expected = backend.attend(layer, q, backend.prepare(batch))
-        assert torch.equal(backend.attend(layer, q, backend.prepare_paged(spacious)), expected)
+        assert torch.equal(
+            backend.attend(layer, q, backend.prepare_paged(spacious, batch.positions.int())),
+            expected,
+        )
 
 
 def test_queries_may_be_a_part_of_the_projections() -> None:

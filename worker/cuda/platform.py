@@ -1,0 +1,51 @@
+"""A GPU: Triton's kernels between the products of cuBLAS."""
+
+from __future__ import annotations
+
+import torch
+
+from ...shared.errors import ModelError
+from ...shared.settings import WorkerSettings
+from ..attention.backend import AttentionShape
+from ..kernels.choice import Kernels
+from ..models.linear import LinearFactory
+from ..platform import Platform
+from .attention import TritonAttention
+from .attention_variants import TILE, BatchLimits
+from .linear import CudaLinear
+from .operations import TritonOperations
+
+CACHE_SHARE = 0.9  # of the memory that the model leaves: the rest is for a step's own tensors
+
+
+class CudaPlatform(Platform):
+    """Everything is on one device."""
+
+    block_size = TILE
+
+    def __init__(self, settings: WorkerSettings, device: torch.device) -> None:
+        """Raises ModelError for settings that are for a CPU."""
+        if settings.quantize != "none":
+            raise ModelError(
+                f"--quantize {settings.quantize} is for CPUs: leave it out, or use --device cpu"
+            )
+        self.device = device
+        self._settings = settings
+
+    def linear_factory(self) -> LinearFactory:
+        return lambda weight, bias: CudaLinear(weight, bias, self.device)
+
+    def block_bytes(self, shape: AttentionShape, item_bytes: int) -> int:
+        return shape.num_layers * 2 * shape.num_kv_heads * TILE * shape.head_dim * item_bytes
+
+    def cache_bytes(self) -> int:
+        num_free, _ = torch.cuda.mem_get_info(self.device)
+        return int(CACHE_SHARE * num_free)
+
+    def kernels(
+        self, shape: AttentionShape, num_blocks: int, dtype: torch.dtype, max_model_len: int
+    ) -> Kernels:
+        settings = self._settings
+        limits = BatchLimits(settings.max_num_seqs, settings.max_num_batched_tokens, max_model_len)
+        attention = TritonAttention(shape, num_blocks, dtype, limits, self.device)
+        return Kernels(attention, TritonOperations())
