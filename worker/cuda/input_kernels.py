@@ -36,7 +36,7 @@ def expand_kernel(
 
     sequence = tl.zeros((ROWS,), tl.int32)  # its rows begin at this one or before ...
     end = sequence + count  # ... and those of this one after
-    for _ in tl.static_range(STEPS):
+    for _ in range(STEPS):
         middle = (sequence + end) >> 1
         begins_before = tl.load(query_starts + middle, mask=is_real, other=0) <= rows
         sequence = tl.where(begins_before, middle, sequence)

@@ -103,11 +103,12 @@ def expand_variant(block_size: int, max_num_seqs: int) -> Variant:
     tables = ("token_table", "block_tables")
     made = ("input_ids", "positions", "slots", "context_lens", "last_rows")
     sizes = ("num_rows", "max_num_seqs", "max_model_len", "max_blocks", "null_slot")
+    signature: dict[str, str] = dict.fromkeys((*said, *tables, *made), INT32)
     steps = (max_num_seqs - 1).bit_length()
     return Variant(
         name=f"expand[{max_num_seqs}]",
         kernel=expand_kernel,
-        signature=dict.fromkeys((*said, *tables, *made), INT32) | dict.fromkeys(sizes, "i32"),
+        signature={**signature, **dict.fromkeys(sizes, "i32")},
         constants={"BLOCK_SIZE": block_size, "STEPS": steps, "ROWS": ROWS},
         num_warps=ROWS // 32,
     )
@@ -117,11 +118,11 @@ def expand_variant(block_size: int, max_num_seqs: int) -> Variant:
 def scatter_variant() -> Variant:
     """For any number of sequences."""
     tensors = ("token_ids", "is_sampled", "num_sequences", "table_rows", "context_lens")
-    signature = dict.fromkeys((*tensors, "token_table"), INT32) | {"max_model_len": "i32"}
+    signature: dict[str, str] = dict.fromkeys((*tensors, "token_table"), INT32)
     return Variant(
         name="scatter",
         kernel=scatter_kernel,
-        signature=signature,
+        signature={**signature, "max_model_len": "i32"},
         constants={"SEQUENCES": ROWS},
         num_warps=ROWS // 32,
     )

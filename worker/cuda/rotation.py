@@ -44,9 +44,10 @@ class RotateAndWrite:
         tensors = (qkv, table.cos, table.sin, rotation.positions, slots, pool)
         assert all(tensor.is_contiguous() for tensor in tensors)
         assert slots.dtype == rotation.positions.dtype == torch.int32
-        variant, weight, eps = self._plain, qkv, 0.0
+        variant, weight, eps = self._plain, qkv, 0.0  # weights that are not read
         if norm is not None:
             variant, weight, eps = self._normed, norm.weight, norm.eps
+            assert weight.is_contiguous()
         arguments = (qkv, weight, table.cos, table.sin, rotation.positions, slots, queries, pool)
         if len(qkv):
             variant[len(qkv), _num_tiles(variant)](*arguments, eps)

@@ -3,8 +3,9 @@
 
 import triton
 import triton.language as tl
+from triton import knobs
 
-IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+IS_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
