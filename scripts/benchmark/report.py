@@ -50,7 +50,7 @@ class Report:
             f"{machine.system}; Python {machine.python}, torch {machine.torch}; {machine.date}.",
         ]
         for case in self.cases:
-            parts += [f"## {case.title}", case.about, _aligned(case.table())]
+            parts += [f"## {case.title}", case.about, aligned(case.table())]
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: Path) -> list[Path]:
@@ -82,7 +82,7 @@ def repeats(num_runs: int) -> str:
     return f"; medians of {num_runs} runs each" if num_runs > 1 else ""
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table that reads as well without rendering; numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = [_line(row, widths) for row in rows]
