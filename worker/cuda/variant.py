@@ -21,5 +21,13 @@ class Variant:
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         """What launches it with the arguments of `signature`."""
         launch = self.kernel[grid]
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        return lambda *arguments: launch(*arguments, **self.constants, **options)
+        return lambda *arguments: launch(*arguments, **self.constants, **self.options)
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """The compiler's. Products are fused with sums whatever its version takes for granted."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }
