@@ -1,0 +1,25 @@
+"""scripts/gpu as the tests call it: in a process of its own, where Triton compiles."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+HARNESS = "tests.worker.cuda.harness_kernels"
+
+
+def gpu_script(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m gpu.MODULE`; whatever its exit status."""
+    path = f"{ROOT / 'scripts'}{os.pathsep}{ROOT}"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-m", f"gpu.{module}", *arguments],
+        env=environment | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
