@@ -71,12 +71,14 @@ def compile_variant(variant: Variant, dtype: str, capability: int) -> Compiled:
 
 
 def problems(compiled: Compiled) -> Iterator[str]:
-    """What would make it slow, or impossible to launch."""
-    if compiled.num_spill_bytes:
-        yield f"spills {compiled.num_spill_bytes} bytes a thread"
+    """What would make it slow, or impossible to launch. Nobody runs float32 for its speed."""
     if compiled.shared_bytes > (limit := MAX_SHARED_BYTES[compiled.capability]):
         yield f"needs {compiled.shared_bytes} bytes of shared memory, and there are {limit}"
-    if compiled.has_dot and compiled.dtype != "float32" and not compiled.uses_tensor_cores:
+    if compiled.dtype == "float32":
+        return
+    if compiled.num_spill_bytes:
+        yield f"spills {compiled.num_spill_bytes} bytes a thread"
+    if compiled.has_dot and not compiled.uses_tensor_cores:
         yield "multiplies matrices without tensor cores"
 
 

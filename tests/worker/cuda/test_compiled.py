@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from functools import cache
@@ -119,12 +120,29 @@ def test_a_listing_is_read(compile_script: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "instructions", "num_problems"),
-    [("bfloat16", {"LDGSTS"}, 1), ("bfloat16", {"HMMA"}, 0), ("float32", set(), 0)],
+    ("given", "problem"),
+    [
+        ({}, None),
+        ({"instructions": frozenset({"LDGSTS"})}, "multiplies matrices without tensor cores"),
+        ({"num_spill_bytes": 8}, "spills 8 bytes a thread"),
+        ({"shared_bytes": 163 * 1024 + 1}, "needs 166913 bytes of shared memory"),
+        ({"dtype": "float32", "instructions": frozenset(), "num_spill_bytes": 8}, None),
+        ({"dtype": "float32", "shared_bytes": 163 * 1024 + 1}, "needs 166913 bytes"),
+    ],
 )
-def test_products_have_to_use_tensor_cores(
-    compile_script: Any, dtype: str, instructions: set[str], num_problems: int
+def test_problems_are_those_of_speed_and_of_size(
+    compile_script: Any, given: dict[str, Any], problem: str | None
 ) -> None:
-    """Those of 16-bit numbers alone: exact products of float32 have none."""
-    row = compile_script.Compiled("dot", dtype, 80, 40, 0, 163 * 1024, True, instructions)
-    assert len(list(compile_script.problems(row))) == num_problems
+    """Of float32, which isn't for speed, only size counts."""
+    row = compile_script.Compiled(
+        name="dot",
+        dtype="bfloat16",
+        capability=80,
+        num_registers=255,
+        num_spill_bytes=0,
+        shared_bytes=163 * 1024,
+        has_dot=True,
+        instructions=frozenset({"HMMA"}),
+    )
+    found = list(compile_script.problems(dataclasses.replace(row, **given)))
+    assert [text[: len(problem or "")] for text in found] == ([problem] if problem else [])
