@@ -50,13 +50,21 @@ def build(variant: Variant, capability: int) -> Binary:
     try:
         kernel = triton.compile(source_of(variant), target=target, options=dict(variant.options))
     except Exception as error:  # whatever the compiler's passes raise
-        raise BuildError(f"{variant.name} for sm_{capability}: {error}") from error
+        raise BuildError(f"{variant.name} for sm_{capability}: {_innermost(error)}") from error
     return Binary(
         function=kernel.metadata.name,
         cubin=kernel.asm["cubin"],
         dynamic_shared_bytes=kernel.metadata.shared,
         has_dot="tt.dot" in kernel.asm["ttir"],
     )
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """In a function that a kernel calls, Triton's error is the cause of one at the call, which
+    says only where that is."""
+    while isinstance(error.__cause__, type(error)):
+        error = error.__cause__
+    return error
 
 
 def source_of(variant: Variant) -> Any:
