@@ -22,6 +22,7 @@ class Binary:
     cubin: bytes
     dynamic_shared_bytes: int
     has_dot: bool
+    has_copies: bool  # asynchronous ones
 
 
 class BuildError(Exception):
@@ -56,6 +57,7 @@ def build(variant: Variant, capability: int) -> Binary:
         cubin=kernel.asm["cubin"],
         dynamic_shared_bytes=kernel.metadata.shared,
         has_dot="tt.dot" in kernel.asm["ttir"],
+        has_copies="cp.async" in kernel.asm["ptx"],
     )
 
 

@@ -18,8 +18,8 @@ from benchmark.report import aligned
 
 from chairlift.worker.cuda.variant import Variant
 
+from . import cubin
 from .build import BuildError, build, no_cache
-from .cubin import read_cubin
 from .shapes import MODELS
 from .variants import ALL, variants_of
 
@@ -54,19 +54,19 @@ class Compiled:
 def compile_variant(variant: Variant, dtype: str, capability: int) -> Compiled:
     """Raises BuildError."""
     binary = build(variant, capability)
-    cubin = read_cubin(binary.cubin)
-    static = max(0, cubin.static_shared_bytes - RESERVED_SHARED_BYTES.get(capability, 0))
+    needed = cubin.resources(binary.cubin)
+    static = max(0, needed.static_shared_bytes - RESERVED_SHARED_BYTES.get(capability, 0))
+    is_listed = binary.has_dot or binary.has_copies  # of others the list would be empty
+    opcodes = cubin.opcodes(binary.cubin) if is_listed else frozenset[str]()
     return Compiled(
         name=variant.name,
         dtype=dtype,
         capability=capability,
-        num_registers=cubin.num_registers,
-        num_spill_bytes=cubin.num_local_bytes,
+        num_registers=needed.num_registers,
+        num_spill_bytes=needed.num_local_bytes,
         shared_bytes=static + binary.dynamic_shared_bytes,
         has_dot=binary.has_dot,
-        instructions=frozenset(
-            name for name in cubin.opcodes if name.endswith("MMA") or name in COPIES
-        ),
+        instructions=frozenset(name for name in opcodes if name.endswith("MMA") or name in COPIES),
     )
 
 

@@ -13,30 +13,41 @@ INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]+
 
 
 @dataclass(frozen=True, slots=True)
-class Cubin:
-    """The figures are a thread's, but for shared memory, which is a block's."""
+class Resources:
+    """A thread's, but for shared memory, which is a block's."""
 
     num_registers: int
     num_local_bytes: int  # registers that were spilt: no kernel of ours has arrays of its own
     static_shared_bytes: int
-    opcodes: frozenset[str]
 
 
-def read_cubin(cubin: bytes) -> Cubin:
+def resources(cubin: bytes) -> Resources:
     """Raises CalledProcessError if it is none."""
+    return parse_resources(_cuobjdump(cubin, "-res-usage"))
+
+
+def opcodes(cubin: bytes) -> frozenset[str]:
+    """Of all its instructions, without their modifiers; takes a quarter of a second. Raises
+    CalledProcessError if it is none."""
+    return parse_opcodes(_cuobjdump(cubin, "-sass"))
+
+
+def parse_resources(listing: str) -> Resources:
+    """The greatest figures, if there is more than one function."""
+    found = [[int(number) for number in row] for row in RESOURCES.findall(listing)]
+    registers, stack, shared, local = (max(column) for column in zip(*found, strict=True))
+    return Resources(registers, stack + local, shared)
+
+
+def parse_opcodes(listing: str) -> frozenset[str]:
+    return frozenset(INSTRUCTION.findall(listing))
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return parse(done.stdout)
-
-
-def parse(listing: str) -> Cubin:
-    """Of `cuobjdump -res-usage -sass`; the greatest figures, if there is more than one function."""
-    found = [[int(number) for number in row] for row in RESOURCES.findall(listing)]
-    registers, stack, shared, local = (max(column) for column in zip(*found, strict=True))
-    opcodes = frozenset(INSTRUCTION.findall(listing))
-    return Cubin(registers, stack + local, shared, opcodes)
+        command = [knobs.nvidia.cuobjdump.path, option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

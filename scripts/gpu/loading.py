@@ -11,7 +11,7 @@ import torch
 
 from .build import Binary, build, no_cache
 from .compile import CAPABILITIES
-from .cubin import read_cubin
+from .cubin import resources
 from .shapes import MODELS
 from .variants import variants_of
 
@@ -61,7 +61,7 @@ def loading_problems(driver: Any, binary: Binary) -> Iterator[str]:
         if error := getattr(driver, name)(*arguments):
             yield f"{binary.function}: {name} fails with {error}"
             return
-    read = read_cubin(binary.cubin)
+    read = resources(binary.cubin)
     found = (_attribute(driver, NUM_REGISTERS, function), _attribute(driver, LOCAL_BYTES, function))
     if found != (read.num_registers, read.num_local_bytes):
         yield f"{binary.function}: the driver finds {found} registers and local bytes, not {read}"

@@ -114,9 +114,9 @@ def test_the_page_has_what_is_compiled(
 
 def test_a_listing_is_read(compile_script: Any) -> None:
     """Registers, local memory, shared memory and opcodes, behind a predicate as well."""
-    cubin = importlib.import_module("gpu.cubin").parse(LISTING)
-    assert (cubin.num_registers, cubin.num_local_bytes, cubin.static_shared_bytes) == (40, 24, 1024)
-    assert cubin.opcodes == {"BRA", "UTCHMMA", "HGMMA", "LDGSTS"}
+    cubin = importlib.import_module("gpu.cubin")
+    assert cubin.parse_resources(LISTING) == cubin.Resources(40, 24, 1024)
+    assert cubin.parse_opcodes(LISTING) == {"BRA", "UTCHMMA", "HGMMA", "LDGSTS"}
 
 
 @pytest.mark.parametrize(

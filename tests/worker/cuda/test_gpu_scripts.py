@@ -122,7 +122,9 @@ def test_loading_a_kernel_says_what_is_wrong(
     loading, build, cubin = (
         importlib.import_module(f"gpu.{name}") for name in ("loading", "build", "cubin")
     )
-    read = cubin.Cubin(40, 0, 0, frozenset())
-    monkeypatch.setattr(loading, "read_cubin", lambda _: read)
-    problems = list(loading.loading_problems(driver, build.Binary("add_kernel", b"", 0, False)))
+    read = cubin.Resources(40, 0, 0)
+    monkeypatch.setattr(loading, "resources", lambda _: read)
+    problems = list(
+        loading.loading_problems(driver, build.Binary("add_kernel", b"", 0, False, False))
+    )
     assert [text[: len(problem or "")] for text in problems] == ([problem] if problem else [])
