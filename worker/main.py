@@ -17,7 +17,6 @@ from .admission import Admission, Limits
 from .block_manager import BlockManager
 from .child import CRASHED, REFUSED
 from .engine import Engine
-from .executor import HostExecutor
 from .feed import Feed
 from .grammar import GrammarCompiler
 from .grammar_trial import GrammarTrials
@@ -26,7 +25,6 @@ from .kernels.choice import available_kernels
 from .logits_processors import LogitsProcessor, load_logits_processors
 from .loop import Loop
 from .memory import keep_freed_memory, num_cache_blocks
-from .model_runner import ModelRunner
 from .models.hub import resolve_model
 from .models.loader import LoadedModel, load_model
 from .pace import Pace
@@ -161,10 +159,10 @@ def build_engine(
         else:
             why = "a logits processor sees each token" if processors else "it would change bits"
             log.info("no speculation", why=why)
-    runner = ModelRunner(model.decoder, kernels, platform.device)
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)
-    engine = Engine(scheduler, HostExecutor(runner, sampler), eos_token_ids, pulse)
+    executor = platform.executor(model.decoder, kernels, sampler, eos_token_ids)
+    engine = Engine(scheduler, executor, eos_token_ids, pulse)
     engine.waiting_room = WaitingRoom(compiler)
     return engine
 

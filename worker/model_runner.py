@@ -102,21 +102,21 @@ class ModelRunner:
         ):
             own = hidden[segment.start : segment.start + segment.num_rows]
             if entry.to_score:
-                output.scores[number] = self._score(own, entry)
+                output.scores[number] = scores_of(decoder, own, entry)
             if entry.sequence.pool is not None:
                 output.hidden[number] = own.float().cpu().numpy()
         return output
 
-    def _score(self, hidden: torch.Tensor, entry: ScheduledSequence) -> list[bytes]:
-        """Records of the entry's tokens `to_score`, each predicted at the position before it."""
-        sequence, indices = entry.sequence, entry.to_score
-        offset = 1 + sequence.num_computed_tokens
-        records = []
-        for start in range(0, len(indices), SLICE_ROWS):
-            part = indices[start : start + SLICE_ROWS]
-            logits = self._decoder.logits(hidden[part[0] - offset : part[-1] + 1 - offset]).cpu()
-            for row, index in zip(logits, part, strict=True):
-                records.append(
-                    score(row, sequence.token_ids[index], sequence.scores.num_top(index))
-                )
-        return records
+
+def scores_of(decoder: Decoder, hidden: torch.Tensor, entry: ScheduledSequence) -> list[bytes]:
+    """Records of the entry's tokens `to_score`, each predicted at the position before it, from what
+    the model made of the entry's rows [num_rows, hidden_size]."""
+    sequence, indices = entry.sequence, entry.to_score
+    offset = 1 + entry.first
+    records = []
+    for start in range(0, len(indices), SLICE_ROWS):
+        part = indices[start : start + SLICE_ROWS]
+        logits = decoder.logits(hidden[part[0] - offset : part[-1] + 1 - offset]).cpu()
+        for row, index in zip(logits, part, strict=True):
+            records.append(score(row, sequence.token_ids[index], sequence.scores.num_top(index)))
+    return records

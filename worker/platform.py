@@ -11,10 +11,14 @@ from ..shared.errors import ModelError
 from ..shared.settings import WorkerSettings
 from .attention.backend import AttentionShape
 from .attention.native import BLOCK_SIZE
+from .executor import Executor, HostExecutor
 from .kernels.choice import Kernels, cpu_kernels
 from .memory import CACHE_SHARE, block_bytes, usable_memory_bytes
+from .model_runner import ModelRunner
+from .models.decoder import Decoder
 from .models.linear import LinearFactory
 from .models.linear_choice import linear_factory
+from .sampler import Sampler
 
 CPU = torch.device("cpu")
 
@@ -43,6 +47,16 @@ class Platform(ABC):
     ) -> Kernels:
         """With the KV cache. Raises NativeKernelError."""
 
+    @abstractmethod
+    def executor(
+        self,
+        decoder: Decoder,
+        kernels: Kernels,
+        sampler: Sampler,
+        eos_token_ids: frozenset[int],
+    ) -> Executor:
+        """Of a model's steps."""
+
 
 class CpuPlatform(Platform):
     """torch and kernels of our own in C."""
@@ -66,6 +80,15 @@ class CpuPlatform(Platform):
         self, shape: AttentionShape, num_blocks: int, dtype: torch.dtype, max_model_len: int
     ) -> Kernels:
         return cpu_kernels(self._settings.kernels, shape, num_blocks, dtype)
+
+    def executor(
+        self,
+        decoder: Decoder,
+        kernels: Kernels,
+        sampler: Sampler,
+        eos_token_ids: frozenset[int],
+    ) -> Executor:
+        return HostExecutor(ModelRunner(decoder, kernels, CPU), sampler)
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:

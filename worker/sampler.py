@@ -71,6 +71,10 @@ class Sampler:
         self._eos_token_ids = eos_token_ids
         self._processors = processors
 
+    @property
+    def has_processors(self) -> bool:
+        return bool(self._processors)
+
     @torch.inference_mode()
     def sample(
         self, logits: torch.Tensor, rows: list[LogitRow]

@@ -7,6 +7,21 @@ import triton.language as tl
 SIZES = ["num_rows", "max_num_seqs", "max_model_len", "max_blocks", "null_slot"]
 
 
+@triton.jit(do_not_specialize=["count"])
+def put_kernel(
+    table,
+    places,  # [count]
+    values,  # [count]
+    count,
+    NUMBERS: tl.constexpr,
+):
+    """Program: NUMBERS of the values, each to its place in the flat table."""
+    index = tl.program_id(0) * NUMBERS + tl.arange(0, NUMBERS)
+    is_real = index < count
+    place = tl.load(places + index, mask=is_real, other=0)
+    tl.store(table + place, tl.load(values + index, mask=is_real, other=0), mask=is_real)
+
+
 @triton.jit(do_not_specialize=SIZES)  # one compilation serves every captured number of rows
 def expand_kernel(
     num_sequences,  # [1]

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from .input_kernels import expand_kernel, scatter_kernel
+from .input_kernels import expand_kernel, put_kernel, scatter_kernel
 from .paged_batch import PagedBatch
 from .variant import Variant
 
@@ -90,10 +90,17 @@ class InputPreparation:
         variant[grid](token_ids, is_sampled, *sequences, tokens, tokens.shape[1])
 
 
+def put(table: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> None:
+    """Numbers into a contiguous table, at flat places; all int32. How many is known to the host."""
+    if len(places):
+        put_variant()[(_ceil_div(len(places), ROWS),)](table, places, values, len(places))
+
+
 def input_variants(block_size: int, max_num_seqs: int) -> Iterator[Variant]:
-    """Both kernels."""
+    """All of these kernels."""
     yield expand_variant(block_size, max_num_seqs)
     yield scatter_variant()
+    yield put_variant()
 
 
 @cache
@@ -126,6 +133,14 @@ def scatter_variant() -> Variant:
         constants={"SEQUENCES": ROWS},
         num_warps=ROWS // 32,
     )
+
+
+@cache
+def put_variant() -> Variant:
+    """For any number of numbers."""
+    signature = {"table": INT32, "places": INT32, "values": INT32, "count": "i32"}
+    constants = {"NUMBERS": ROWS}
+    return Variant("put", put_kernel, signature, constants, num_warps=ROWS // 32)
 
 
 def _ceil_div(number: int, by: int) -> int:

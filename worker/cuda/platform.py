@@ -7,11 +7,15 @@ import torch
 from ...shared.errors import ModelError
 from ...shared.settings import WorkerSettings
 from ..attention.backend import AttentionShape
+from ..executor import Executor
 from ..kernels.choice import Kernels
+from ..models.decoder import Decoder
 from ..models.linear import LinearFactory
 from ..platform import Platform
+from ..sampler import Sampler
 from .attention import TritonAttention
 from .attention_variants import TILE, BatchLimits
+from .executor import GpuExecutor
 from .linear import CudaLinear
 from .operations import TritonOperations
 
@@ -49,3 +53,12 @@ class CudaPlatform(Platform):
         limits = BatchLimits(settings.max_num_seqs, settings.max_num_batched_tokens, max_model_len)
         attention = TritonAttention(shape, num_blocks, dtype, limits, self.device)
         return Kernels(attention, TritonOperations())
+
+    def executor(
+        self,
+        decoder: Decoder,
+        kernels: Kernels,
+        sampler: Sampler,
+        eos_token_ids: frozenset[int],
+    ) -> Executor:
+        return GpuExecutor(decoder, kernels, sampler, eos_token_ids)

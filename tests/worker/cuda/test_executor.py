@@ -1,0 +1,146 @@
+"""Steps on a GPU, one ahead of the host: everybody has the tokens that they have alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from chairlift.shared.sampling_params import SamplingParams
+from chairlift.shared.settings import WorkerSettings
+from chairlift.worker import main
+from chairlift.worker.cuda.executor import GpuExecutor
+from chairlift.worker.cuda.platform import CudaPlatform
+from chairlift.worker.engine import Engine
+from chairlift.worker.models.loader import load_model
+from chairlift.worker.pool import Pool
+from chairlift.worker.sequence import Sequence
+from tests.checkpoints import make_checkpoint
+from tests.fake_engine import CANCELLED, output_of, run_to_the_end
+from tests.worker.cuda.device import DEVICE
+
+MAX_MODEL_LEN = 256
+SETTINGS = WorkerSettings(
+    dtype="float32", max_num_seqs=4, max_num_batched_tokens=64, device="cpu", speculation="off"
+)
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_checkpoint("llama", folder)
+    return folder
+
+
+@pytest.fixture
+def make_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
+    """Of the kernels, with so many blocks and steps in flight."""
+
+    def make(depth: int = 1, num_blocks: int = 16) -> Engine:
+        platform = CudaPlatform(SETTINGS, DEVICE)
+        monkeypatch.setattr(main, "platform_of", lambda device, settings: platform)
+        linear = platform.linear_factory()
+        model = load_model(folder, "float32", MAX_MODEL_LEN, linear, DEVICE)
+        each = platform.block_bytes(model.config.attention_shape, 4)
+        monkeypatch.setattr(platform, "cache_bytes", lambda: num_blocks * each)
+        engine = main.build_engine(model, SETTINGS)
+        assert isinstance(engine.executor, GpuExecutor)
+        engine.executor.depth = depth
+        return engine
+
+    return make
+
+
+def random_request(random: Random, number: int) -> Sequence:
+    """Greedy or not, with penalties, words that must not come, stops, log probabilities."""
+    params: dict[str, Any] = {"max_tokens": random.randint(1, 8), "temperature": 0.0}
+    if random.random() < 0.5:
+        params |= {"temperature": 1.2, "seed": random.randint(0, 1 << 40)}
+        params |= random.choice([{}, {"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.05}])
+    params |= random.choice(
+        [
+            {},
+            {"presence_penalty": 1.0, "repetition_penalty": 1.2, "min_tokens": 3},
+            {"bad_words": ((5,), (7, 9)), "num_logprobs": 2},
+            {"stop_token_ids": tuple(range(2, 40, 3))},
+            {"num_logprobs": 0, "logit_bias": ((11, 4.0), (12, -100.0))},
+        ]
+    )
+    length = random.choice([1, 3, 60, 64, 65, 130])
+    prompt = [4 + (i * i + number % 2) % 50 for i in range(length)]
+    return Sequence(number.to_bytes(16, "big"), prompt, SamplingParams(**params))
+
+
+def outcome(sequence: Sequence) -> tuple[list[int], bytes, str]:
+    assert sequence.finish is not None
+    return output_of(sequence), bytes(sequence.scores.output), sequence.finish.reason
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_everybody_has_the_tokens_that_they_have_alone(seed: int, make_engine: MakeEngine) -> None:
+    """Random arrivals and cancels, chunks, few blocks, tokens chosen here and there, steps ahead:
+    not a token differs from that of a request that runs alone, one step after another."""
+    random = Random(seed)
+    engine, alone = make_engine(depth=1, num_blocks=6), make_engine(depth=0)
+    everybody = []
+    for number in range(10):
+        sequence = random_request(random, number)
+        everybody.append(sequence)
+        engine.add(sequence)
+        if random.random() < 0.15:
+            engine.end(random.choice(everybody), CANCELLED)
+        for _ in range(random.randint(0, 3)):
+            engine.step()
+    run_to_the_end(engine)
+    assert engine.scheduler.block_manager.num_free_blocks == 6
+    for sequence in everybody:
+        again = Sequence(
+            sequence.request_id,
+            sequence.token_ids[: sequence.num_prompt_tokens],
+            sequence.params,
+        )
+        alone.add(again)
+        run_to_the_end(alone)
+        if sequence.finish == CANCELLED:
+            assert output_of(again)[: sequence.num_output_tokens] == output_of(sequence)
+        else:
+            tokens, scores, reason = outcome(sequence)
+            expected, expected_scores, expected_reason = outcome(again)
+            assert (tokens, reason) == (expected, expected_reason)
+            assert len(scores) == len(expected_scores)
+
+
+def test_what_a_prompt_is_asked_for_comes_with_its_steps(make_engine: MakeEngine) -> None:
+    """Log probabilities of a prompt, and its embedding, beside a stream."""
+    engine = make_engine()
+    stream = Sequence(bytes(16), [5, 6, 7], SamplingParams(max_tokens=5, temperature=0.0))
+    scored = Sequence(
+        bytes([1]) * 16, list(range(5, 90)), SamplingParams(max_tokens=1, num_prompt_logprobs=1)
+    )
+    pooled = Sequence(bytes([2]) * 16, list(range(9, 90)), SamplingParams(max_tokens=0))
+    pooled.pool = Pool("mean")
+    for sequence in (stream, scored, pooled):
+        engine.add(sequence)
+    run_to_the_end(engine)
+    assert stream.num_output_tokens <= 5 and stream.finish is not None
+    assert scored.scores.of_prompt and pooled.embedding
+
+
+def test_numbers_that_are_none_end_a_request_alone(make_engine: MakeEngine) -> None:
+    """And the step that is in flight by then harms nobody."""
+    engine = make_engine()
+    bad = Sequence(bytes(16), [3, 3, 3], SamplingParams(max_tokens=5, temperature=0.0))
+    good = Sequence(bytes([1]) * 16, [5, 6], SamplingParams(max_tokens=5, temperature=0.0))
+    embedding = engine.executor._decoder.weights.embedding  # type: ignore[attr-defined]
+    with torch.no_grad():
+        embedding[3] = torch.nan
+    for sequence in (bad, good):
+        engine.add(sequence)
+    run_to_the_end(engine)
+    assert bad.finish is not None and bad.finish.code == "model_output_not_finite"
+    assert good.finish is not None and good.finish.reason in ("length", "stop")

@@ -1,0 +1,203 @@
+"""Runs steps on a GPU that is one ahead of the host: the next begins with tokens that the host has
+yet to hear of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ..batch import Batch
+from ..executor import Choice, Computed, Executor, Flight
+from ..kernels.choice import Kernels
+from ..model_runner import scores_of
+from ..models.decoder import Decoder, PlainLayers
+from ..pace import Pace
+from ..sampler import LogitRow, Sampler
+from ..scheduler import Plan, ScheduledSequence
+from ..scoring import score
+from ..sequence import Sequence, Status
+from ..step_times import StepTimes
+from ..warm_up import warm_up_plans
+from .attention import TritonAttention
+from .inputs import InputPreparation, RequestTables
+from .packet import Packets, RowOfStep
+from .rows import Row, Rows
+from .sampling import GpuSampler
+from .sampling_state import SamplingState, packed
+from .sampling_variants import SamplingShape
+from .transfers import Arriving, Transfers
+
+DEPTH = 1
+
+
+class GpuExecutor(Executor):
+    """Owns the device's tables of requests, and says what is launched in a step. Waits for nothing:
+    a flight does, when it is asked for its results.
+
+    A token that the worker's own code has to choose (a grammar's, after bad_words, where an
+    operator has processors) is sampled on the host, of logits that come with the results.
+    """
+
+    def __init__(
+        self, decoder: Decoder, kernels: Kernels, sampler: Sampler, eos_token_ids: frozenset[int]
+    ) -> None:
+        attention = kernels.attention
+        assert isinstance(attention, TritonAttention)
+        limits, device = attention.limits, decoder.device
+        self.depth = 0 if sampler.has_processors else DEPTH
+        self._decoder, self._attention = decoder, attention
+        self._layers = PlainLayers(decoder, kernels)
+        self._eos_token_ids = eos_token_ids
+        self._host_sampler = sampler
+        num_tables = (1 + DEPTH) * limits.max_num_seqs  # some have ended, and are in flight yet
+        max_blocks = -(-limits.max_model_len // attention.block_size)
+        tables = RequestTables(
+            _zeros(num_tables, limits.max_model_len, device), _zeros(num_tables, max_blocks, device)
+        )
+        self._rows = Rows(num_tables)
+        self._transfers = Transfers(device)
+        self._packets = Packets(limits.max_num_seqs, tables, self._transfers)
+        self._inputs = InputPreparation(tables, attention.block_size, attention.null_slot)
+        state = SamplingState.empty(num_tables, decoder.config.vocab_size, device)
+        shape = SamplingShape(decoder.config.vocab_size)
+        dtype = decoder.weights.norm.dtype
+        self._sampler = GpuSampler(shape, limits.max_num_seqs, state, dtype)
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan, times: StepTimes) -> Flight:
+        started = times.clock()
+        order = _Order.of(plan, self._is_sampled_here)
+        rows = self._rows_of(order.entries)
+        num_rows, num_sampled = plan.num_rows, order.num_sampled
+        news = [row.news_for(entry) for row, entry in zip(rows, order.entries, strict=True)]
+        parts = [_part(row, entry) for row, entry in zip(rows, order.entries, strict=True)]
+        sent = self._packets.send(parts, num_sampled, news)
+        inputs = self._inputs.expand(sent.arrays, num_rows)
+        prepared = self._attention.prepare_paged(inputs.batch, inputs.positions)
+        batch = Batch(inputs.input_ids, inputs.positions, inputs.batch.slots, inputs.last_rows, ())
+        hidden = self._decoder.forward(batch, self._layers, prepared)
+        last_rows = inputs.last_rows[: len(order.entries)]
+        logits = self._decoder.weights.head(hidden.index_select(0, last_rows))
+        table_rows = sent.arrays.table_rows[: len(order.entries)]
+        indices = sent.output_indices[: len(order.entries)]
+        chosen = self._sampler.sample(logits, sent.num_sampled, table_rows, indices)
+        self._inputs.scatter(chosen.token_ids, sent.is_sampled, inputs.batch)
+        if any(entry.sequence.params.has_penalties for entry in order.entries):
+            self._sampler.count(sent.num_sampled, table_rows)
+        for row, entry in zip(rows[:num_sampled], order.entries, strict=False):
+            row.num_known_tokens = entry.span.stop + 1
+        wanted = [n for n, entry in enumerate(order.entries) if self._needs_logits(entry)]
+        arriving = self._transfers.to_host(
+            chosen.token_ids[:num_sampled],
+            chosen.is_number[:num_sampled],
+            logits[wanted].float(),
+        )
+        times.schedule_s += times.clock() - started
+        return GpuFlight(self._decoder, self._host_sampler, order, hidden, wanted, arriving)
+
+    def warm_up(self, max_num_seqs: int, pace: Pace | None, max_s: float) -> None:
+        """Compiles what is launched; nobody's tokens."""
+        null_block = self._attention.null_slot // self._attention.block_size
+        times = StepTimes()
+        for plan in warm_up_plans(max_num_seqs, self._decoder.max_model_len, null_block):
+            self.launch(plan, times).results()
+            for entry in plan.entries:
+                entry.sequence.status = Status.FINISHED
+        self._rows.sweep()
+
+    def _rows_of(self, entries: Iterable[ScheduledSequence]) -> list[Row]:
+        self._rows.sweep()
+        found = ((self._rows.find(entry.sequence), entry.sequence) for entry in entries)
+        return [row or self._introduce(sequence) for row, sequence in found]
+
+    def _introduce(self, sequence: Sequence) -> Row:
+        """To the device: what its tokens are sampled by."""
+        row, params = self._rows.take(sequence), sequence.params
+        self._sampler.state.write(row.number, packed(params, 0, self._eos_token_ids))
+        if params.has_penalties:
+            tokens = torch.tensor(
+                sequence.token_ids, dtype=torch.int32, device=self._decoder.device
+            )
+            self._sampler.start(row.number, tokens, sequence.num_prompt_tokens)
+        return row
+
+    def _is_sampled_here(self, entry: ScheduledSequence) -> bool:
+        is_plain = not entry.sequence.reads_its_tokens and not self._host_sampler.has_processors
+        return entry.is_sampled and is_plain
+
+    def _needs_logits(self, entry: ScheduledSequence) -> bool:
+        wants = entry.sequence.wants_score or not self._is_sampled_here(entry)
+        return entry.is_sampled and wants
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A plan's entries as the device has them: those first that it samples of."""
+
+    entries: list[ScheduledSequence]
+    places: list[int]  # of the plan's entries among these
+    num_sampled: int
+
+    @classmethod
+    def of(cls, plan: Plan, is_sampled_here: Callable[[ScheduledSequence], bool]) -> _Order:
+        numbers = range(len(plan.entries))
+        first = [n for n in numbers if is_sampled_here(plan.entries[n])]
+        order = first + [n for n in numbers if n not in set(first)]
+        places = sorted(numbers, key=order.__getitem__)
+        return cls([plan.entries[n] for n in order], places, len(first))
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFlight:
+    """A step on the device, and what comes of it."""
+
+    decoder: Decoder
+    sampler: Sampler  # the host's
+    order: _Order
+    hidden: torch.Tensor  # [num_rows, hidden_size]
+    wanted: list[int]  # entries whose logits come with the tokens
+    arriving: Arriving  # tokens, whether they are numbers, logits
+
+    @torch.inference_mode()
+    def results(self) -> list[Computed]:
+        token_ids, is_number, logits = self.arriving.wait()
+        tokens = [int(t) if ok else None for t, ok in zip(token_ids, is_number, strict=True)]
+        kept = dict(zip(self.wanted, logits, strict=True))
+        start, computed = 0, []
+        for number, entry in enumerate(self.order.entries):
+            choices: tuple[Choice, ...] = ()
+            if number < self.order.num_sampled:
+                choices = (_choice(entry, tokens[number], kept.get(number)),)
+            elif entry.is_sampled:
+                choices = (self._choose(entry, kept[number]),)
+            own = self.hidden[start : start + entry.num_rows]
+            start += entry.num_rows
+            scores = tuple(scores_of(self.decoder, own, entry)) if entry.to_score else ()
+            pooled = own.float().cpu().numpy() if entry.sequence.pool is not None else None
+            computed.append(Computed(choices, scores, pooled))
+        return [computed[place] for place in self.order.places]
+
+    def _choose(self, entry: ScheduledSequence, logits: torch.Tensor) -> Choice:
+        """On the host; the sampler writes over the logits."""
+        (token,) = self.sampler.sample(logits.clone()[None], [LogitRow(entry.sequence)])
+        return _choice(entry, token, logits)
+
+
+def _choice(
+    entry: ScheduledSequence, token: int | BaseException | None, logits: torch.Tensor | None
+) -> Choice:
+    if logits is None or not isinstance(token, int) or not entry.sequence.wants_score:
+        return Choice(token)
+    return Choice(token, score(logits, token, entry.sequence.params.num_logprobs))
+
+
+def _part(row: Row, entry: ScheduledSequence) -> RowOfStep:
+    sequence = entry.sequence
+    index = sequence.num_output_tokens + sequence.num_pending_tokens
+    return RowOfStep(row.number, entry.first, entry.num_rows, index)
+
+
+def _zeros(num_rows: int, width: int, device: torch.device) -> torch.Tensor:
+    return torch.zeros(num_rows, width, dtype=torch.int32, device=device)

@@ -1,0 +1,87 @@
+"""What the host says of a step, in one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .inputs import RequestTables, StepArrays, put
+from .rows import News
+from .transfers import Transfers
+
+ALIGNMENT = 4  # numbers: 16 bytes, as kernels load them
+
+
+@dataclass(frozen=True, slots=True)
+class RowOfStep:
+    """One sequence's part of a step."""
+
+    table_row: int
+    first_position: int  # how many of its tokens earlier steps have computed
+    num_rows: int
+    output_index: int  # of the token that is sampled after them, if one is
+
+
+@dataclass(frozen=True, slots=True)
+class SentStep:
+    """On the device, int32. The first `num_sampled` sequences are those that sample there."""
+
+    arrays: StepArrays
+    num_sampled: torch.Tensor  # [1]
+    is_sampled: torch.Tensor  # [max_num_seqs]
+    output_indices: torch.Tensor  # [max_num_seqs]
+
+
+class Packets:
+    """Makes them, of one size but for what is new, and sends them."""
+
+    def __init__(self, max_num_seqs: int, tables: RequestTables, transfers: Transfers) -> None:
+        self._max_num_seqs = max_num_seqs
+        self._width = -(-(max_num_seqs + 1) // ALIGNMENT) * ALIGNMENT
+        self._tables = tables
+        self._transfers = transfers
+
+    def send(self, rows: list[RowOfStep], num_sampled: int, news: Collection[News]) -> SentStep:
+        """The news are in the tables before anything that is launched later."""
+        width = self._width
+        head = np.zeros(ALIGNMENT + 5 * width, dtype=np.int32)
+        head[0], head[1] = len(rows), num_sampled
+        starts, firsts, table_rows, flags, indices = head[ALIGNMENT:].reshape(5, width)
+        starts[1 : len(rows) + 1] = np.cumsum([row.num_rows for row in rows])
+        firsts[: len(rows)] = [row.first_position for row in rows]
+        table_rows[: len(rows)] = [row.table_row for row in rows]
+        flags[:num_sampled] = 1
+        indices[: len(rows)] = [row.output_index for row in rows]
+        tokens, blocks = self._token_news(news), self._block_news(news)
+        sent = self._transfers.to_device(np.concatenate((head, *tokens, *blocks)))
+        parts = sent[ALIGNMENT : len(head)].view(5, width)
+        sizes = [len(part) for part in (*tokens, *blocks)]
+        places = torch.split(sent[len(head) :], sizes)
+        put(self._tables.token_table, places[0], places[1])
+        put(self._tables.block_tables, places[2], places[3])
+        count = self._max_num_seqs
+        arrays = StepArrays(sent[:1], parts[0, : count + 1], parts[1, :count], parts[2, :count])
+        return SentStep(arrays, sent[1:2], parts[3, :count], parts[4, :count])
+
+    def _token_news(self, news: Collection[News]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        width = self._tables.token_table.shape[1]
+        return _places([(n.row * width + n.first_token, n.token_ids) for n in news])
+
+    def _block_news(self, news: Collection[News]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        width = self._tables.block_tables.shape[1]
+        return _places([(n.row * width + n.first_block, n.blocks) for n in news])
+
+
+def _places(runs: list[tuple[int, list[int]]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Where numbers go in a flat table, and the numbers, of runs that begin at a place each."""
+    places = [np.arange(start, start + len(numbers)) for start, numbers in runs]
+    values = [np.array(numbers, dtype=np.int64) for _, numbers in runs]
+    nothing = np.empty(0, dtype=np.int64)
+    return (
+        np.concatenate([nothing, *places]).astype(np.int32),
+        np.concatenate([nothing, *values]).astype(np.int32),
+    )

@@ -1,0 +1,64 @@
+"""The rows that requests have in a device's tables, and what the device knows of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..scheduler import ScheduledSequence
+from ..sequence import Sequence, Status
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Tokens and blocks of one row, from these places on, that the device has yet to be told."""
+
+    row: int
+    first_token: int
+    token_ids: list[int]
+    first_block: int
+    blocks: list[int]
+
+
+class Row:
+    """What the device knows of one sequence, as long as that keeps its blocks."""
+
+    def __init__(self, number: int, sequence: Sequence) -> None:
+        self.number = number
+        self.block_table = sequence.block_table  # another list when it has lost its blocks
+        self.num_known_tokens = 0  # the device has the one before this place, or does not need it
+        self._num_known_blocks = 0
+
+    def news_for(self, entry: ScheduledSequence) -> News:
+        """What the entry's step needs; it is taken for granted from now on."""
+        first, first_block = max(entry.first, self.num_known_tokens), self._num_known_blocks
+        tokens = entry.sequence.token_ids[first : entry.span.stop]
+        blocks = self.block_table[first_block:]
+        self.num_known_tokens = max(self.num_known_tokens, entry.span.stop)
+        self._num_known_blocks += len(blocks)
+        return News(self.number, first, tokens, first_block, blocks)
+
+
+class Rows:
+    """Owns who has which row: a sequence from its first step until it has ended or lost its blocks,
+    and the last of its steps has landed."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._free = list(range(num_rows - 1, -1, -1))
+        self._rows: dict[Sequence, Row] = {}
+
+    def sweep(self) -> None:
+        """Takes back the rows of those that have none to need."""
+        for sequence, row in [*self._rows.items()]:
+            is_over = sequence.status is Status.FINISHED and not sequence.num_flights
+            if is_over or row.block_table is not sequence.block_table:
+                del self._rows[sequence]
+                self._free.append(row.number)
+
+    def find(self, sequence: Sequence) -> Row | None:
+        return self._rows.get(sequence)
+
+    def take(self, sequence: Sequence) -> Row:
+        """For one that has none, after a sweep."""
+        row = Row(self._free.pop(), sequence)
+        self._rows[sequence] = row
+        return row
