@@ -53,8 +53,7 @@ class TritonAttention(AttentionBackend[PagedStep]):
         self.variants = choose_variants(shape, dtype, limits, _capability(device))
         self._split_len = self.variants.split_tiles * TILE  # tokens
         self._work = WorkLists(shape.sliding_windows, self.variants, limits.max_num_seqs, device)
-        num_partials = self.variants.merge_capacity * self.variants.max_splits
-        heads = (num_partials, shape.num_heads)
+        heads = (self.variants.num_partials, shape.num_heads)
         self._partials = torch.empty(*heads, shape.head_dim, device=device)
         self._states = torch.empty(*heads, 2, device=device)
         self._num_processors = _num_processors(device)
@@ -67,7 +66,9 @@ class TritonAttention(AttentionBackend[PagedStep]):
 
     def prepare(self, batch: Batch) -> PagedStep:
         """One copy to the device."""
-        segments = batch.segments
+        segments, limits = batch.segments, self.limits
+        assert len(segments) <= limits.max_num_seqs
+        assert batch.num_real_rows <= limits.max_num_batched_tokens
         paged = paged_batch_of(segments, batch.slot_mapping, self._device)
         return self.prepare_paged(
             paged,
@@ -107,26 +108,22 @@ class TritonAttention(AttentionBackend[PagedStep]):
         return self._rotate_and_write(qkv, norm, rotation, prepared.paged.slots, self.pool[layer])
 
     def attend(self, layer: int, q: torch.Tensor, prepared: PagedStep) -> torch.Tensor:
-        """Rows of padding come back as zeros."""
-        q_stride = self._heads_per_row(q)
+        """Rows of padding come back as zeros. Rows of q may lie apart, their heads not."""
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         window = self.shape.sliding_windows[layer]
-        work, pool = self._work.of(window), self.pool[layer]
-        tables = prepared.paged.block_tables
-        strides = (q_stride, tables.stride(0))
+        work, tables = self._work.of(window), prepared.paged.block_tables
+        strides = (self._heads_per_row(q), tables.stride(0))
         partials = (self._partials, self._states)
-        self.variants.decode[(self._num_processors * PROGRAMS_PER_PROCESSOR,)](
-            q, pool, tables, work.decode_items, work.counts, out, *partials,
-            *strides, len(q), work.window,
-        )  # fmt: skip
+        many = (self._num_processors * PROGRAMS_PER_PROCESSOR,)
+        reads = (q, self.pool[layer], tables)
+        lists = (work.decode_items, work.counts)
+        self.variants.decode[many](*reads, *lists, out, *partials, *strides, len(q), work.window)
         if prepared.has_chunks:
-            self.variants.chunk_of(window)[(self._num_processors,)](
-                q, pool, tables, work.chunk_items, work.counts, out, *strides, work.window
-            )
+            lists = (work.chunk_items, work.counts)
+            chunk = self.variants.chunk_of(window)
+            chunk[(self._num_processors,)](*reads, *lists, out, *strides, work.window)
         if prepared.has_splits:
-            self.variants.merge[(self._num_processors * PROGRAMS_PER_PROCESSOR,)](
-                work.merge_items, work.counts, *partials, out
-            )
+            self.variants.merge[many](work.merge_items, work.counts, *partials, out)
         return out
 
     def _heads_per_row(self, q: torch.Tensor) -> int:
@@ -164,6 +161,12 @@ def paged_batch_of(
         block_tables=packed[4 + 3 * size :].view(num_seqs, max_blocks),
         slots=slot_mapping.to(device, torch.int32),
     )
+
+
+def workspace_bytes(shape: AttentionShape, dtype: torch.dtype, limits: BatchLimits) -> int:
+    """What the results of splits take beside the pool; the lists are small."""
+    num_partials = choose_variants(shape, dtype, limits).num_partials
+    return num_partials * shape.num_heads * (shape.head_dim + 2) * torch.float32.itemsize
 
 
 def _num_processors(device: torch.device) -> int:

@@ -202,7 +202,10 @@ def _attend_tiles(
     return accumulator, maximum, total
 
 
-@triton.jit(do_not_specialize=["q_stride", "table_stride", "num_rows", "window"])
+@triton.jit(
+    do_not_specialize=["q_stride", "table_stride", "num_rows", "window"],
+    do_not_specialize_on_alignment=["block_tables"],
+)
 def decode(
     q,  # [num_rows, num_heads, HEAD_DIM], of q_stride heads a row
     pool,  # the layer's
@@ -282,7 +285,10 @@ def decode(
             tl.store(states + state * 2 + 1, total, mask=token < num_own)
 
 
-@triton.jit(do_not_specialize=["q_stride", "table_stride", "window"])
+@triton.jit(
+    do_not_specialize=["q_stride", "table_stride", "window"],
+    do_not_specialize_on_alignment=["block_tables"],
+)
 def chunk(
     q,  # [num_rows, num_heads, HEAD_DIM], of q_stride heads a row
     pool,  # the layer's

@@ -46,6 +46,11 @@ class AttentionVariants:
     chunk_capacity: int
     merge_capacity: int
 
+    @property
+    def num_partials(self) -> int:
+        """Results of splits that may wait for their merge."""
+        return self.merge_capacity * self.max_splits
+
     def chunk_of(self, window: int | None) -> Variant:
         return self.chunk if window is None else self.windowed_chunk
 

@@ -222,27 +222,30 @@ def test_neighbours_do_not_change_a_bit(case: Case) -> None:
         assert torch.equal(alone, turned[-1 - index])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    case=cases(),
-    places=st.lists(st.integers(2, 298), max_size=5, unique=True),
+    group=st.sampled_from((1, 4, 7)),
+    window=st.one_of(st.none(), st.integers(1, 140)),
+    dtype=st.sampled_from(tuple(TOLERANCE)),
+    places=st.lists(st.integers(2, 138), max_size=4, unique=True),
 )
 def test_a_chunks_rows_have_the_same_bits_however_the_sequence_is_cut(
-    case: Case, places: list[int]
+    group: int, window: int | None, dtype: torch.dtype, places: list[int]
 ) -> None:
     """As long as no piece is so short that it decodes."""
-    case = replace(case, lengths=(Lengths(300, 300),), max_decode_rows=1)
-    ends = [300]
+    ends = [140]
     for place in sorted(places, reverse=True):
         if ends[0] - place > 1:
             ends.insert(0, place)
+    whole = (Lengths(140, 140),)
+    case = Case(shape_of(1, group, 16, window), dtype, whole, max_decode_rows=1, seed=8)
     contents, backend = contents_of(case), poisoned(case)
-    store(backend, contents, case.layer)
+    store(backend, contents, 1)
     pieces = [
-        attended(backend, case.layer, contents, (Lengths(end - first, end),))
+        attended(backend, 1, contents, (Lengths(end - first, end),))
         for first, end in itertools.pairwise([0, *ends])
     ]
-    assert torch.equal(torch.cat(pieces), attended(backend, case.layer, contents, case.lengths))
+    assert torch.equal(torch.cat(pieces), attended(backend, 1, contents, whole))
 
 
 @pytest.mark.parametrize("context_len", [1, 64, SPLIT - 3, SPLIT + 1, 3 * SPLIT])
