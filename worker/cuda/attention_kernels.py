@@ -136,7 +136,7 @@ def _attend_tiles(
     q,  # [BLOCK_M, PADDED_DIM]
     positions,  # [BLOCK_M]
     accumulator,  # [BLOCK_M, PADDED_DIM], with maximum and total the state of the softmax
-    maximum,  # [BLOCK_M]
+    maximum,  # [BLOCK_M], times SCALE
     total,  # [BLOCK_M]
     keys,  # those of the layer's head
     table,  # the sequence's row
@@ -182,9 +182,9 @@ def _attend_tiles(
             is_seen = key[None, :] <= positions[:, None]
             is_seen &= key[None, :] > positions[:, None] - window
             scores = tl.where(is_seen, scores, float("-inf"))
-        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        shift = tl.where(new_maximum == float("-inf"), 0.0, -new_maximum * SCALE)
-        decay = tl.exp2(tl.fma(maximum, SCALE, shift))
+        new_maximum = tl.maximum(maximum, tl.max(scores, 1) * SCALE)
+        shift = tl.where(new_maximum == float("-inf"), 0.0, -new_maximum)
+        decay = tl.exp2(maximum + shift)  # 1, not nearly, where the maximum stays
         weights = tl.exp2(tl.fma(scores, SCALE, shift[:, None]))
         total = tl.fma(total, decay, tl.sum(weights, 1))
         if IS_MASKED:  # what no sequence has written may be no number, and zero times it neither
@@ -394,7 +394,6 @@ def merge(
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
-    SCALE: tl.constexpr,
 ):
     """Each item is one row whose keys were split; a program does one head at a time."""
     program, num_programs = tl.program_id(0), tl.num_programs(0)
@@ -412,7 +411,7 @@ def merge(
             mask=is_split[:, None] & (dims < HEAD_DIM)[None, :],
             other=0.0,
         )
-        factors = tl.exp2((maxima - tl.max(maxima, 0)) * SCALE)
+        factors = tl.exp2(maxima - tl.max(maxima, 0))
         result = tl.sum(results * factors[:, None], 0) / tl.sum(totals * factors, 0)
         place = out + (row.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + dims
         tl.store(place, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)

@@ -182,7 +182,6 @@ def _merge(shape: AttentionShape, dtype: torch.dtype, max_splits: int) -> Varian
         "HEAD_DIM": shape.head_dim,
         "PADDED_DIM": padded_dim,
         "MAX_SPLITS": max_splits,
-        "SCALE": shape.scale * math.log2(math.e),
     }
     num_warps = 8 if max_splits * padded_dim > 4096 else 4
     return Variant("merge", kernels.merge, signature, constants, num_warps)
