@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """Paged attention in Triton: the plan of a step, rows that decode, chunks, and the merge of splits.
 
 The pool of a layer is [num_blocks, 2, num_kv_heads, TILE, HEAD_DIM], keys before values: one block

@@ -96,7 +96,7 @@ def choose_variants(
         "MAX_SPLITS": max_splits,
     }
     return AttentionVariants(
-        plan=Variant("plan", kernels.plan, _PLAN_SIGNATURE, plan_constants, num_warps=4),
+        plan=Variant("attention_plan", kernels.plan, _PLAN_SIGNATURE, plan_constants, num_warps=4),
         decode=_decode(shape, dtype, tiles),
         chunk=_chunk(shape, dtype, tiles, has_window=False),
         windowed_chunk=_chunk(shape, dtype, tiles, has_window=True),
@@ -151,7 +151,7 @@ def _decode(shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles) -> Variant
         **dict.fromkeys(("q_stride", "table_stride", "num_rows", "window"), "i32"),
     }
     constants = _constants(shape, tiles.decode_lanes)
-    return Variant("decode", kernels.decode, signature, constants, 4, tiles.decode_stages)
+    return Variant("attention_decode", kernels.decode, signature, constants, 4, tiles.decode_stages)
 
 
 def _chunk(
@@ -165,7 +165,7 @@ def _chunk(
         **dict.fromkeys(("q_stride", "table_stride", "window"), "i32"),
     }
     constants = {"HAS_WINDOW": has_window, **_constants(shape, tiles.chunk_lanes)}
-    name = "windowed_chunk" if has_window else "chunk"
+    name = "attention_windowed_chunk" if has_window else "attention_chunk"
     warps, stages = tiles.chunk_warps, tiles.chunk_stages
     return Variant(name, kernels.chunk, signature, constants, warps, stages)
 
@@ -184,7 +184,7 @@ def _merge(shape: AttentionShape, dtype: torch.dtype, max_splits: int) -> Varian
         "MAX_SPLITS": max_splits,
     }
     num_warps = 8 if max_splits * padded_dim > 4096 else 4
-    return Variant("merge", kernels.merge, signature, constants, num_warps)
+    return Variant("attention_merge", kernels.merge, signature, constants, num_warps)
 
 
 def _constants(shape: AttentionShape, lanes: int) -> dict[str, int | float | bool]:
