@@ -12,6 +12,7 @@ from triton.runtime import JITFunction
 from ..attention.backend import AttentionShape
 from . import attention_kernels as kernels
 from .variant import Variant
+from .work_list_kernels import plan
 
 TILE = 64  # keys: a block of the pool
 SPLIT_TILES = 8  # of the keys that one program goes through when a row decodes, at least
@@ -96,7 +97,7 @@ def choose_variants(
         "MAX_SPLITS": max_splits,
     }
     return AttentionVariants(
-        plan=Variant("attention_plan", kernels.plan, _PLAN_SIGNATURE, plan_constants, num_warps=4),
+        plan=Variant("attention_plan", plan, _PLAN_SIGNATURE, plan_constants, num_warps=4),
         decode=_decode(shape, dtype, tiles),
         chunk=_chunk(shape, dtype, tiles, has_window=False),
         windowed_chunk=_chunk(shape, dtype, tiles, has_window=True),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .attention_kernels import CHUNK_FIELDS, DECODE_FIELDS, MERGE_FIELDS, NUM_COUNTS
 from .attention_variants import AttentionVariants
 from .paged_batch import PagedBatch
+from .work_list_kernels import CHUNK_FIELDS, DECODE_FIELDS, MERGE_FIELDS, NUM_COUNTS
 
 NO_WINDOW = 2**30  # a window that reaches all the way back
 

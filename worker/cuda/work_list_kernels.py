@@ -1,0 +1,126 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+"""The plan of a step's attention in Triton: which pieces of work there are, in lists."""
+
+import triton
+import triton.language as tl
+
+NUM_COUNTS = tl.constexpr(4)  # items of decode, chunk and merge; rows that belong to a sequence
+DECODE_FIELDS = tl.constexpr(8)
+CHUNK_FIELDS = tl.constexpr(4)
+MERGE_FIELDS = tl.constexpr(4)
+
+
+@triton.jit
+def _split(
+    rows,
+    context_len,
+    window,
+    TILE: tl.constexpr,
+    SPLIT_TILES: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Of sequences or one: the tiles that its rows see, how many make a split, and the splits.
+
+    They begin at multiples of their size, which depends on the sequence's length alone.
+    """
+    first_tile = tl.maximum(context_len - rows - window + 1, 0) // TILE
+    end_tile = (context_len + TILE - 1) // TILE
+    fewest = (end_tile - first_tile + MAX_SPLITS - 2) // (MAX_SPLITS - 1)
+    split_tiles = tl.maximum(fewest, SPLIT_TILES)
+    first_split = first_tile // split_tiles
+    end_split = (end_tile + split_tiles - 1) // split_tiles
+    return first_tile, end_tile, split_tiles, first_split, end_split - first_split
+
+
+@triton.jit(
+    do_not_specialize_on_alignment=["num_sequences", "query_starts", "context_lens", "table_rows"]
+)
+def plan(
+    num_sequences,  # int32 [1]
+    query_starts,  # int32 [MAX_SEQUENCES + 1]
+    context_lens,  # int32 [MAX_SEQUENCES]
+    table_rows,  # int32 [MAX_SEQUENCES]
+    windows,  # int32 [num_windows]
+    counts,  # int32 [num_windows, NUM_COUNTS]
+    decode_items,  # int32 [num_windows, DECODE_CAPACITY, DECODE_FIELDS]
+    chunk_items,  # int32 [num_windows, CHUNK_CAPACITY, CHUNK_FIELDS]
+    merge_items,  # int32 [num_windows, MERGE_CAPACITY, MERGE_FIELDS]
+    PADDED_SEQUENCES: tl.constexpr,
+    DECODE_CAPACITY: tl.constexpr,
+    CHUNK_CAPACITY: tl.constexpr,
+    MERGE_CAPACITY: tl.constexpr,
+    TILE: tl.constexpr,
+    DECODE_ROWS: tl.constexpr,
+    CHUNK_ROWS: tl.constexpr,
+    SPLIT_TILES: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+):
+    """Program (s, w) enters what sequence s has to do in layers of window w into their lists.
+
+    It finds its places from the lengths of all sequences before it.
+    """
+    sequence, window_index = tl.program_id(0), tl.program_id(1)
+    window = tl.load(windows + window_index)
+    count = tl.load(num_sequences)
+    if sequence >= tl.maximum(count, 1):
+        return
+    counts += window_index * NUM_COUNTS
+    decode_items += window_index * DECODE_CAPACITY * DECODE_FIELDS
+    chunk_items += window_index * CHUNK_CAPACITY * CHUNK_FIELDS
+    merge_items += window_index * MERGE_CAPACITY * MERGE_FIELDS
+
+    index = tl.arange(0, PADDED_SEQUENCES)
+    starts = tl.load(query_starts + index, mask=index < count, other=0)
+    rows = tl.load(query_starts + index + 1, mask=index < count, other=0) - starts
+    lens = tl.load(context_lens + index, mask=index < count, other=0)
+    _, _, _, _, splits = _split(rows, lens, window, TILE, SPLIT_TILES, MAX_SPLITS)
+    splits = tl.where((rows > 0) & (rows <= DECODE_ROWS), splits, 0)
+    merges = tl.where(splits > 1, rows, 0)
+    chunks = tl.where(rows > DECODE_ROWS, (rows + CHUNK_ROWS - 1) // CHUNK_ROWS, 0)
+    if sequence == 0:
+        tl.store(counts, tl.sum(splits))
+        tl.store(counts + 1, tl.sum(chunks))
+        tl.store(counts + 2, tl.sum(merges))
+        tl.store(counts + 3, tl.sum(rows))
+    if sequence < count:
+        is_before = index < sequence
+        row = tl.load(query_starts + sequence)
+        num_rows = tl.load(query_starts + sequence + 1) - row
+        context_len = tl.load(context_lens + sequence)
+        table_row = tl.load(table_rows + sequence)
+        position = context_len - num_rows
+        first_tile, end_tile, split_tiles, first_split, num_splits = _split(
+            num_rows, context_len, window, TILE, SPLIT_TILES, MAX_SPLITS
+        )
+        if num_rows > DECODE_ROWS:
+            num_chunks = (num_rows + CHUNK_ROWS - 1) // CHUNK_ROWS
+            chunk_item = chunk_items + tl.sum(tl.where(is_before, chunks, 0)) * CHUNK_FIELDS
+            for chunk_index in range(0, num_chunks):
+                offset = (num_chunks - 1 - chunk_index) * CHUNK_ROWS  # the longest are begun first
+                tl.store(chunk_item, row + offset)
+                tl.store(chunk_item + 1, tl.minimum(num_rows - offset, CHUNK_ROWS))
+                tl.store(chunk_item + 2, position + offset)
+                tl.store(chunk_item + 3, table_row)
+                chunk_item += CHUNK_FIELDS
+        elif num_rows > 0:
+            split = tl.arange(0, MAX_SPLITS)
+            is_split = split < num_splits
+            split_start = (first_split + split) * split_tiles
+            partial = tl.sum(tl.where(is_before, merges * splits, 0))
+            item = decode_items + tl.sum(tl.where(is_before, splits, 0)) * DECODE_FIELDS
+            item += split * DECODE_FIELDS
+            tl.store(item, row, mask=is_split)
+            tl.store(item + 1, num_rows, mask=is_split)
+            tl.store(item + 2, position, mask=is_split)
+            tl.store(item + 3, table_row, mask=is_split)
+            tl.store(item + 4, tl.maximum(split_start, first_tile), mask=is_split)
+            tl.store(item + 5, tl.minimum(split_start + split_tiles, end_tile), mask=is_split)
+            tl.store(item + 6, partial + split, mask=is_split)
+            tl.store(item + 7, num_splits, mask=is_split)
+            if num_splits > 1:
+                merge_item = merge_items + tl.sum(tl.where(is_before, merges, 0)) * MERGE_FIELDS
+                for own in range(0, num_rows):
+                    tl.store(merge_item, row + own)
+                    tl.store(merge_item + 1, partial + own * num_splits)
+                    tl.store(merge_item + 2, num_splits)
+                    merge_item += MERGE_FIELDS
