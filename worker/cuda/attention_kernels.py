@@ -262,6 +262,9 @@ def chunk(
             IS_INTERPRETED,
         )
         result = (accumulator / total[:, None]).to(out.dtype.element_ty)
+        # Read again, and volatile so that nothing is kept: the loops need the registers.
+        rows = (tl.load(item, volatile=True) + token).to(tl.int64)
+        is_own = (token < tl.load(item + 1, volatile=True))[:, None] & (dims < HEAD_DIM)[None, :]
         places = (rows * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
         tl.store(out + places, result, mask=is_own)
 

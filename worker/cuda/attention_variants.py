@@ -124,13 +124,16 @@ class _Tiles:
     @classmethod
     def of(cls, shape: AttentionShape, dtype: torch.dtype, capability: int) -> _Tiles:
         """Three programs that decode fit a multiprocessor of Hopper, in registers and in shared
-        memory. With two stages the chunks of wide heads would spill or not fit elsewhere."""
+        memory. Tiles of chunks are the largest, and their stages the most, that neither spill nor
+        take more shared memory than there is."""
         group = _power_of_two(shape.num_heads // shape.num_kv_heads)
         decode_lanes = max(16, group)
         if dtype == torch.float32:  # no tensor cores: an operand's rows all lie in registers
             return cls(decode_lanes, 2, decode_lanes, chunk_warps=4, chunk_stages=2)
         if _power_of_two(shape.head_dim) <= 128:
-            return cls(decode_lanes, 3, max(128, group), chunk_warps=8, chunk_stages=3)
+            is_tight = capability < HOPPER and shape.head_dim > 64
+            lanes = max(64 if is_tight else 128, group)
+            return cls(decode_lanes, 3, lanes, chunk_warps=8, chunk_stages=3)
         stages = 2 if capability == HOPPER else 1
         return cls(decode_lanes, 2, max(64, group), chunk_warps=8, chunk_stages=stages)
 
