@@ -24,7 +24,7 @@ NUM_BLOCKS = 32
 LIMITS = BatchLimits(max_num_seqs=6, max_num_batched_tokens=512, max_model_len=640)
 SPLIT_TILES = 2  # few, so that short sequences have several splits
 SPLIT = SPLIT_TILES * TILE  # tokens
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,9 @@ def test_attention_equals_the_reference(case: Case) -> None:
     batch, q = batch_of(contents, case.lengths), queries_of(contents, case.lengths)
     store(found, contents, case.layer)
     store(expected, contents, case.layer)
-    out = found.attend(case.layer, q, found.prepare(batch)).cpu().double()
-    difference = out - expected.attend(case.layer, q.cpu(), on_cpu(batch)).double()
-    assert difference.abs().max() < TOLERANCE[case.dtype]
+    out = found.attend(case.layer, q, found.prepare(batch)).cpu()
+    wanted, tolerance = expected.attend(case.layer, q.cpu(), on_cpu(batch)), TOLERANCE[case.dtype]
+    torch.testing.assert_close(out, wanted, atol=tolerance, rtol=tolerance)
 
 
 @settings(max_examples=12, deadline=None)
