@@ -109,13 +109,15 @@ def contents_of(case: Case) -> list[Content]:
     contents = []
     for index, lengths in enumerate(case.lengths):
         q, k, v = (
-            torch.randn(lengths.context_len, heads, shape.head_dim, generator=generator)
+            torch.randn(lengths.context_len, heads, shape.head_dim, generator=generator).to(
+                DEVICE, case.dtype
+            )
             for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
         )
         num_blocks = -(-lengths.context_len // TILE)
         first = sum(-(-other.context_len // TILE) for other in case.lengths[:index])
         own = blocks[first : first + num_blocks]
-        contents.append(Content(*(x.to(DEVICE, case.dtype) for x in (q, k, v)), own))
+        contents.append(Content(q, k, v, own))
     return contents
 
 
