@@ -4,30 +4,29 @@ statistics: of each split of a row, adjusted as its request wants; merge: of the
 on the vocabulary alone.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
 import triton
 import triton.language as tl
 
-from .token_count_kernels import IN_PROMPT
+from .sampling_columns import (
+    FREQUENCY_PENALTY,
+    GREEDY_BELOW,
+    IN_PROMPT,
+    MIN_P,
+    MIN_TOKENS,
+    NUM_BIASES,
+    NUM_FLOATS,
+    NUM_INTEGERS,
+    NUM_OUTPUT_TOKENS,
+    NUM_STOPS,
+    PRESENCE_PENALTY,
+    REPETITION_PENALTY,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+)
 
-# Columns of a table row's float32 parameters ...
-TEMPERATURE = tl.constexpr(0)
-TOP_P = tl.constexpr(1)
-MIN_P = tl.constexpr(2)
-PRESENCE_PENALTY = tl.constexpr(3)
-FREQUENCY_PENALTY = tl.constexpr(4)
-REPETITION_PENALTY = tl.constexpr(5)
-NUM_FLOATS = tl.constexpr(8)
-# ... and of its int32 ones.
-TOP_K = tl.constexpr(0)
-SEED_LOW = tl.constexpr(1)
-SEED_HIGH = tl.constexpr(2)
-NUM_OUTPUT_TOKENS = tl.constexpr(3)
-MIN_TOKENS = tl.constexpr(4)
-NUM_STOPS = tl.constexpr(5)
-NUM_BIASES = tl.constexpr(6)
-NUM_INTEGERS = tl.constexpr(8)
-
-GREEDY_BELOW = tl.constexpr(1e-5)
 INFINITY_BITS = tl.constexpr(0x7F800000)
 
 
@@ -170,6 +169,20 @@ def _bound_of_top_k(bound, top_k, keys):
 
 
 @triton.jit
+def _bound_of_top_p(bound, excess, distances, inverse_temperature, BLOCK: tl.constexpr):
+    """A key above which all tokens together weigh at most `excess`, if there is one up to `bound`:
+    none weighs more than its block's best. To within a hundredth."""
+    low = tl.full([], -1, tl.int32)
+    while bound - low > 65536:
+        middle = low + (bound - low) // 2
+        farthest = tl.maximum(distances, middle.to(tl.float32, bitcast=True))
+        weight = BLOCK * tl.sum(tl.exp(-farthest * inverse_temperature), axis=0)
+        bound = tl.where(weight <= excess, middle, bound)
+        low = tl.where(weight <= excess, low, middle)
+    return bound
+
+
+@triton.jit
 def bound_of_min_p(floats):
     """The key of the farthest that a token's logit may be from the highest."""
     min_p = tl.load(floats + MIN_P)
@@ -203,6 +216,7 @@ def merge_kernel(
     token_ids,  # [num_rows], the best
     is_number,  # [num_rows]
     VOCAB: tl.constexpr,
+    BLOCK: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
     PADDED_SPLITS: tl.constexpr,
@@ -233,18 +247,23 @@ def merge_kernel(
     tl.store(token_ids + row, tl.where(is_finite, token, 0))
     tl.store(num_candidates + row, 0)
     bound = bound_of_min_p(floats)
-    top_k, top_p = tl.load(integers + TOP_K), tl.load(floats + TOP_P)
-    if is_finite & (top_k > 0) & (top_k <= NUM_BLOCKS):
+    temperature = tl.load(floats + TEMPERATURE)
+    is_drawn = is_finite & (temperature >= GREEDY_BELOW)
+    if is_drawn & is_filtered(floats, integers, VOCAB):
         blocks = tl.arange(0, PADDED_BLOCKS)
         block_best = tl.load(
             block_maxima + row * NUM_BLOCKS + blocks,
             mask=blocks < NUM_BLOCKS,
             other=-float("inf"),
         )
-        keys = (top - block_best).to(tl.int32, bitcast=True)
-        bound = _bound_of_top_k(bound, top_k, keys)
-    if (top_p < 1.0) & ((top_k == 0) | (top_k >= VOCAB)):
-        # So far below the highest that even all tokens together hold less than top_p leaves.
-        distance = tl.load(floats + TEMPERATURE) * tl.log(2.0 * VOCAB / (1.0 - top_p))
-        bound = tl.minimum(bound, distance.to(tl.int32, bitcast=True))
+        distances = tl.abs(top - block_best)
+        keys = distances.to(tl.int32, bitcast=True)
+        top_k, top_p = tl.load(integers + TOP_K), tl.load(floats + TOP_P)
+        if (top_k == 0) | (top_k >= VOCAB):
+            inverse_temperature = 1.0 / temperature
+            weights = tl.where(keys <= bound, tl.exp(-distances * inverse_temperature), 0.0)
+            excess = 0.99 * (1.0 - top_p) * tl.sum(weights, axis=0)  # of no less than there is
+            bound = _bound_of_top_p(bound, excess, distances, inverse_temperature, BLOCK)
+        elif top_k <= NUM_BLOCKS:
+            bound = _bound_of_top_k(bound, top_k, keys)
     tl.store(bounds + row, bound)

@@ -1,5 +1,7 @@
 """Random numbers that depend on a request's seed, the output's index and the token alone."""
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
 import triton
 import triton.language as tl
 
@@ -59,8 +61,8 @@ def gumbels_of_tokens(token_ids, output_index, seed_low, seed_high):
 
 
 @triton.jit
-def random_bits_kernel(bits, output_indices, seeds, SIZE: tl.constexpr):
-    """The raw numbers of tokens 0 to SIZE, program by program [num_programs, SIZE]; for checks."""
+def random_numbers_kernel(bits, variates, output_indices, seeds, SIZE: tl.constexpr):
+    """Of tokens 0 to SIZE, program by program, both [num_programs, SIZE]: what is to be checked."""
     program = tl.program_id(0)
     output_index = tl.load(output_indices + program)
     seed_low = tl.load(seeds + program * 2)
@@ -72,3 +74,5 @@ def random_bits_kernel(bits, output_indices, seeds, SIZE: tl.constexpr):
     tl.store(row + 1, bits1.to(tl.int32, bitcast=True))
     tl.store(row + 2, bits2.to(tl.int32, bitcast=True))
     tl.store(row + 3, bits3.to(tl.int32, bitcast=True))
+    noise = gumbels_of_range(0, SIZE, output_index, seed_low, seed_high)
+    tl.store(variates + program * SIZE + tl.arange(0, SIZE), noise)

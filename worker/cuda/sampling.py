@@ -11,8 +11,7 @@ from .sampling_variants import (
     CLEAR_TILE,
     COUNT_TILE,
     SamplingShape,
-    count_variants,
-    sampling_variants,
+    SamplingVariants,
 )
 
 
@@ -39,8 +38,7 @@ class GpuSampler:
         self.shape = shape
         self.state = state
         self._max_num_rows = max_num_rows
-        self._kernels = sampling_variants(shape, dtype)
-        self._counting = count_variants(shape.vocab_size)
+        self._kernels = SamplingVariants.of(shape, dtype)
         device = state.floats.device
         num_splits = shape.num_splits
 
@@ -49,6 +47,7 @@ class GpuSampler:
 
         self.rows = SampledRows(new(), new(), new(dtype=torch.float32))
         self.limits = new(dtype=torch.int64)  # last rank that was kept, where something filters
+        self.num_candidates = new()  # that were considered there
         self._adjusted = new(shape.vocab_size, dtype=torch.float32)
         self._block_maxima = new(shape.num_blocks, dtype=torch.float32)
         self._split_maxima = new(num_splits, dtype=torch.float32)
@@ -57,7 +56,7 @@ class GpuSampler:
         self._split_tokens = new(num_splits)
         self._split_masses = new(num_splits, dtype=torch.int64)
         self._highest, self._normalisers = new(dtype=torch.float32), new(dtype=torch.float32)
-        self._bounds, self._num_candidates = new(), new()
+        self._bounds = new()
         self._candidates = new(shape.capacity)
 
     def sample(
@@ -103,7 +102,7 @@ class GpuSampler:
             self._highest,
             self._normalisers,
             self._bounds,
-            self._num_candidates,
+            self.num_candidates,
             rows.token_ids,
             rows.is_number,
         )
@@ -120,7 +119,7 @@ class GpuSampler:
             self._split_best,
             self._split_tokens,
             self._split_masses,
-            self._num_candidates,
+            self.num_candidates,
             self._candidates,
         )
         self._kernels.choose[(num_rows,)](
@@ -137,7 +136,7 @@ class GpuSampler:
             self._split_best,
             self._split_tokens,
             self._split_masses,
-            self._num_candidates,
+            self.num_candidates,
             self._candidates,
             self.limits,
             rows.token_ids,
@@ -145,21 +144,20 @@ class GpuSampler:
         )
         return rows
 
-    def count(self, num_valid: torch.Tensor, table_rows: torch.Tensor) -> None:
-        """Adds the tokens that `sample` chose last to the counts of their table rows."""
+    def advance(self, num_valid: torch.Tensor, table_rows: torch.Tensor) -> None:
+        """Makes what `sample` chose last their table rows' output: their counts and their numbers
+        of output tokens. Rows without a token stay as they are."""
         grid = (-(-len(table_rows) // COUNT_TILE),)
-        rows = self.rows
-        self._counting.sampled[grid](
-            self.state.counts, num_valid, table_rows, rows.token_ids, rows.is_number
+        rows, state = self.rows, self.state
+        self._kernels.advance[grid](
+            state.counts, state.integers, num_valid, table_rows, rows.token_ids, rows.is_number
         )
 
     def start(self, table_row: int, token_ids: torch.Tensor, num_prompt_tokens: int) -> None:
         """Counts a sequence's tokens, int32 [num_tokens] on the device, in place of whatever was
         counted in its table row. Only penalties need it."""
         counts, num_tokens = self.state.counts, len(token_ids)
-        self._counting.clear[(-(-self.shape.vocab_size // CLEAR_TILE),)](counts, table_row)
+        self._kernels.clear[(-(-self.shape.vocab_size // CLEAR_TILE),)](counts, table_row)
         if num_tokens:
             grid = (-(-num_tokens // COUNT_TILE),)
-            self._counting.sequence[grid](
-                counts, table_row, token_ids, num_prompt_tokens, num_tokens
-            )
+            self._kernels.count[grid](counts, table_row, token_ids, num_prompt_tokens, num_tokens)

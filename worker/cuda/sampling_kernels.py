@@ -5,10 +5,14 @@ choose: finds the others' limit among their candidates, and draws. Gumbel-max: t
 a scaled logit and a Gumbel variate comes as often as its probability says.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
 import triton
 import triton.language as tl
 
-from .logit_kernels import (
+from .logit_kernels import bound_of_min_p, is_adjusted_row, is_filtered
+from .random_kernels import MAX_GUMBEL, MIN_GUMBEL, gumbels_of_range, gumbels_of_tokens
+from .sampling_columns import (
     GREEDY_BELOW,
     NUM_FLOATS,
     NUM_INTEGERS,
@@ -18,11 +22,7 @@ from .logit_kernels import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
-    bound_of_min_p,
-    is_adjusted_row,
-    is_filtered,
 )
-from .random_kernels import MAX_GUMBEL, MIN_GUMBEL, gumbels_of_range, gumbels_of_tokens
 
 UNIT = tl.constexpr(1099511627776.0)  # 2^40, the highest token's weight
 NEVER = tl.constexpr(0x7FFFFFFFFFFFFFFF)
@@ -37,12 +37,13 @@ def _where_so(mask, flag):
 
 @triton.jit
 def _distances(logits, adjusted, is_adjusted, token_ids, mask, top):
-    """How far below the row's highest logit these tokens are; their order is that of their bits."""
+    """How far below the row's highest logit these tokens are; their order is that of their bits,
+    for which there must be no minus zero."""
     from_adjusted = _where_so(mask, is_adjusted)
     as_they_came = _where_so(mask, 1 - is_adjusted)
     x = tl.load(logits + token_ids, mask=as_they_came, other=-float("inf"))
     y = tl.load(adjusted + token_ids, mask=from_adjusted, other=-float("inf"))
-    return top - tl.where(from_adjusted, y, x.to(tl.float32))
+    return tl.abs(top - tl.where(from_adjusted, y, x.to(tl.float32)))
 
 
 @triton.jit

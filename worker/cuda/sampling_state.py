@@ -10,16 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from ...shared.sampling_params import MAX_LOGIT_BIAS, SamplingParams
-from . import logit_kernels as kernels
+from . import sampling_columns as columns
 
 MAX_STOPS = 256  # 128 of a request, and the model's
 _FLOATS = {
-    "temperature": kernels.TEMPERATURE.value,
-    "top_p": kernels.TOP_P.value,
-    "min_p": kernels.MIN_P.value,
-    "presence_penalty": kernels.PRESENCE_PENALTY.value,
-    "frequency_penalty": kernels.FREQUENCY_PENALTY.value,
-    "repetition_penalty": kernels.REPETITION_PENALTY.value,
+    "temperature": columns.TEMPERATURE.value,
+    "top_p": columns.TOP_P.value,
+    "min_p": columns.MIN_P.value,
+    "presence_penalty": columns.PRESENCE_PENALTY.value,
+    "frequency_penalty": columns.FREQUENCY_PENALTY.value,
+    "repetition_penalty": columns.REPETITION_PENALTY.value,
 }
 
 
@@ -47,8 +47,8 @@ class SamplingState:
             return torch.zeros(num_tables, width, dtype=dtype, device=device)
 
         state = cls(
-            floats=zeros(kernels.NUM_FLOATS.value, torch.float32),
-            integers=zeros(kernels.NUM_INTEGERS.value),
+            floats=zeros(columns.NUM_FLOATS.value, torch.float32),
+            integers=zeros(columns.NUM_INTEGERS.value),
             stop_ids=zeros(MAX_STOPS),
             bias_ids=zeros(MAX_LOGIT_BIAS),
             biases=zeros(MAX_LOGIT_BIAS, torch.float32),
@@ -86,21 +86,21 @@ def packed(
     params: SamplingParams, num_output_tokens: int = 0, eos_token_ids: Iterable[int] = ()
 ) -> PackedParams:
     """`eos_token_ids` are what min_tokens keeps away, besides the request's own."""
-    floats = np.zeros(kernels.NUM_FLOATS.value, dtype=np.float32)
+    floats = np.zeros(columns.NUM_FLOATS.value, dtype=np.float32)
     for name, column in _FLOATS.items():
         floats[column] = getattr(params, name)
     stops = sorted({*eos_token_ids, *params.stop_token_ids}) if params.min_tokens else []
     assert len(stops) <= MAX_STOPS
     order = sorted(params.logit_bias, key=lambda entry: entry[0])
     seed = np.array([params.seed], dtype=np.int64).view(np.int32)
-    integers = np.zeros(kernels.NUM_INTEGERS.value, dtype=np.int32)
-    integers[kernels.TOP_K.value] = params.top_k
-    integers[kernels.SEED_LOW.value] = seed[0]
-    integers[kernels.SEED_HIGH.value] = seed[1]
-    integers[kernels.NUM_OUTPUT_TOKENS.value] = num_output_tokens
-    integers[kernels.MIN_TOKENS.value] = params.min_tokens
-    integers[kernels.NUM_STOPS.value] = len(stops)
-    integers[kernels.NUM_BIASES.value] = len(order)
+    integers = np.zeros(columns.NUM_INTEGERS.value, dtype=np.int32)
+    integers[columns.TOP_K.value] = params.top_k
+    integers[columns.SEED_LOW.value] = seed[0]
+    integers[columns.SEED_HIGH.value] = seed[1]
+    integers[columns.NUM_OUTPUT_TOKENS.value] = num_output_tokens
+    integers[columns.MIN_TOKENS.value] = params.min_tokens
+    integers[columns.NUM_STOPS.value] = len(stops)
+    integers[columns.NUM_BIASES.value] = len(order)
     return PackedParams(
         floats,
         integers,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -52,54 +52,56 @@ class SamplingShape:
 
 @dataclass(frozen=True, slots=True)
 class SamplingVariants:
-    """In the order of their launches."""
+    """The first four are launched one after another; the others keep the counts."""
 
     statistics: Variant
     merge: Variant
     scan: Variant
     choose: Variant
-
-
-@dataclass(frozen=True, slots=True)
-class CountVariants:
     clear: Variant
-    sequence: Variant
-    sampled: Variant
+    count: Variant
+    advance: Variant
+
+    @classmethod
+    def of(cls, shape: SamplingShape, dtype: torch.dtype) -> SamplingVariants:
+        """For logits of float32, float16 or bfloat16."""
+        sizes = {"VOCAB": shape.vocab_size, "NUM_SPLITS": shape.num_splits}
+        cut = {**sizes, "SPLIT": shape.split}
+        block = {"BLOCK": shape.block}
+        lists = {"MAX_STOPS": MAX_STOPS, "MAX_BIASES": MAX_LOGIT_BIAS}
+        padded = {**sizes, "PADDED_SPLITS": _power_of_two(shape.num_splits)}
+        blocks = {"NUM_BLOCKS": shape.num_blocks, "PADDED_BLOCKS": _power_of_two(shape.num_blocks)}
+        listed = {"CAPACITY": shape.capacity}
+        search = {"ID_BITS": shape.id_bits, "TILE": shape.tile, "PIVOTS": shape.pivots}
+        counted = {"VOCAB": shape.vocab_size, "TILE": COUNT_TILE}
+        cleared = {"VOCAB": shape.vocab_size, "TILE": CLEAR_TILE}
+        return cls(
+            statistics=_variant(logit_kernels.statistics_kernel, {**cut, **block, **lists}, dtype),
+            merge=_variant(logit_kernels.merge_kernel, {**padded, **block, **blocks}),
+            scan=_variant(sampling_kernels.scan_kernel, {**cut, **listed}, dtype),
+            choose=_variant(
+                sampling_kernels.choose_kernel, {**padded, **listed, **search}, dtype, num_warps=8
+            ),
+            clear=_variant(token_count_kernels.clear_counts_kernel, cleared),
+            count=_variant(token_count_kernels.count_sequence_kernel, counted),
+            advance=_variant(token_count_kernels.advance_kernel, counted),
+        )
 
 
-def sampling_variants(shape: SamplingShape, dtype: torch.dtype) -> SamplingVariants:
-    """For logits of float32, float16 or bfloat16."""
-    sizes = {"VOCAB": shape.vocab_size, "NUM_SPLITS": shape.num_splits}
-    padded = {"PADDED_SPLITS": _power_of_two(shape.num_splits)}
-    ids = {"MAX_STOPS": MAX_STOPS, "MAX_BIASES": MAX_LOGIT_BIAS}
-    cut = {**sizes, "SPLIT": shape.split}
-    blocks = {"NUM_BLOCKS": shape.num_blocks, "PADDED_BLOCKS": _power_of_two(shape.num_blocks)}
-    lists = {"CAPACITY": shape.capacity}
-    ranks = {"ID_BITS": shape.id_bits, "TILE": shape.tile, "PIVOTS": shape.pivots}
-    return SamplingVariants(
-        _variant(logit_kernels.statistics_kernel, {**cut, "BLOCK": shape.block, **ids}, 4, dtype),
-        _variant(logit_kernels.merge_kernel, {**sizes, **blocks, **padded}, 4),
-        _variant(sampling_kernels.scan_kernel, {**cut, **lists}, 4, dtype),
-        _variant(sampling_kernels.choose_kernel, {**sizes, **padded, **lists, **ranks}, 8, dtype),
-    )
-
-
-def count_variants(vocab_size: int) -> CountVariants:
-    counted = {"VOCAB": vocab_size, "TILE": COUNT_TILE}
-    return CountVariants(
-        _variant(
-            token_count_kernels.clear_counts_kernel, {"VOCAB": vocab_size, "TILE": CLEAR_TILE}, 4
-        ),
-        _variant(token_count_kernels.count_sequence_kernel, counted, 4),
-        _variant(token_count_kernels.count_sampled_kernel, counted, 4),
-    )
+def sampling_variants(shape: SamplingShape, dtype: torch.dtype) -> Iterator[Variant]:
+    """All that a sampler of this shape launches."""
+    variants = SamplingVariants.of(shape, dtype)
+    return (getattr(variants, field.name) for field in fields(variants))
 
 
 def _variant(
-    kernel: Any, constants: Mapping[str, int], num_warps: int, dtype: torch.dtype | None = None
+    kernel: Any,
+    constants: Mapping[str, int],
+    logits: torch.dtype | None = None,
+    num_warps: int = 4,
 ) -> Variant:
     """What has a name has the same type in all kernels: int32 where nothing else is said."""
-    types = {**_TYPES, "logits": _LOGITS[dtype]} if dtype is not None else _TYPES
+    types = {**_TYPES, "logits": _LOGITS[logits]} if logits is not None else _TYPES
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: types.get(name, "*i32") for name in names}
     return Variant(kernel.__name__, kernel, signature, constants, num_warps)

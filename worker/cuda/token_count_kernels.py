@@ -1,9 +1,11 @@
 """How often each token came in a sequence, for its penalties."""
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
 import triton
 import triton.language as tl
 
-IN_PROMPT = tl.constexpr(1 << 30)  # of a token's count: the bits below are its outputs
+from .sampling_columns import IN_PROMPT, NUM_INTEGERS, NUM_OUTPUT_TOKENS
 
 
 @triton.jit(do_not_specialize=["table_row"])
@@ -31,14 +33,22 @@ def count_sequence_kernel(
 
 
 @triton.jit
-def count_sampled_kernel(
-    counts, num_valid, table_rows, token_ids, is_number, VOCAB: tl.constexpr, TILE: tl.constexpr
+def advance_kernel(
+    counts,  # [num_tables, VOCAB]
+    integers,  # [num_tables, NUM_INTEGERS]
+    num_valid,  # [1]
+    table_rows,  # [num_rows]
+    token_ids,  # [num_rows]
+    is_number,  # [num_rows]
+    VOCAB: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    """Adds the tokens of a step, where one was chosen."""
+    """What was chosen becomes output, where something was chosen."""
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
     is_valid = rows < tl.load(num_valid)
     tokens = tl.load(token_ids + rows, mask=is_valid, other=0)
     tables = tl.load(table_rows + rows, mask=is_valid, other=0).to(tl.int64)
     is_chosen = is_valid & (tl.load(is_number + rows, mask=is_valid, other=0) != 0)
-    places = counts + tables * VOCAB + tokens
-    tl.atomic_add(places, tl.full([TILE], 1, tl.int32), mask=is_chosen)
+    one = tl.full([TILE], 1, tl.int32)
+    tl.atomic_add(counts + tables * VOCAB + tokens, one, mask=is_chosen)
+    tl.atomic_add(integers + tables * NUM_INTEGERS + NUM_OUTPUT_TOKENS, one, mask=is_chosen)

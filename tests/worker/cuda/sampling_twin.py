@@ -62,7 +62,7 @@ def choose(logits: NDArray[np.float32], params: SamplingParams, output_index: in
         return Choice(distances == 0, np.where(distances == 0, 0.0, -np.inf))
     weights = np.exp(-distances / params.temperature)
     order = np.lexsort((np.arange(size), distances))
-    is_kept = (weights[order] >= params.min_p) & (weights[order] > 0)
+    is_kept = (weights[order] >= params.min_p) & np.isfinite(distances[order])
     if params.top_k:
         is_kept[params.top_k :] = False
     kept = np.where(is_kept, weights[order], 0.0)
