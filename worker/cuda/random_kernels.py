@@ -58,21 +58,3 @@ def gumbels_of_tokens(token_ids, output_index, seed_low, seed_high):
     low = tl.where(lane == 0, bits0, bits1)
     high = tl.where(lane == 2, bits2, bits3)
     return gumbel(tl.where(lane < 2, low, high))
-
-
-@triton.jit
-def random_numbers_kernel(bits, variates, output_indices, seeds, SIZE: tl.constexpr):
-    """Of tokens 0 to SIZE, program by program, both [num_programs, SIZE]: what is to be checked."""
-    program = tl.program_id(0)
-    output_index = tl.load(output_indices + program)
-    seed_low = tl.load(seeds + program * 2)
-    seed_high = tl.load(seeds + program * 2 + 1)
-    groups = tl.arange(0, SIZE // 4)
-    bits0, bits1, bits2, bits3 = philox(groups, output_index, seed_low, seed_high)
-    row = bits + program * SIZE + groups * 4
-    tl.store(row, bits0.to(tl.int32, bitcast=True))
-    tl.store(row + 1, bits1.to(tl.int32, bitcast=True))
-    tl.store(row + 2, bits2.to(tl.int32, bitcast=True))
-    tl.store(row + 3, bits3.to(tl.int32, bitcast=True))
-    noise = gumbels_of_range(0, SIZE, output_index, seed_low, seed_high)
-    tl.store(variates + program * SIZE + tl.arange(0, SIZE), noise)

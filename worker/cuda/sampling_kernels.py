@@ -6,6 +6,7 @@ a scaled logit and a Gumbel variate comes as often as its probability says.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import triton
 import triton.language as tl
@@ -195,6 +196,40 @@ def _find_limit(
 
 
 @triton.jit
+def _draw(
+    limit,
+    logits,
+    adjusted,
+    is_adjusted,
+    top,
+    inverse_temperature,
+    candidates,
+    size,
+    is_listed,
+    output_index,
+    seed_low,
+    seed_high,
+    VOCAB: tl.constexpr,
+    ID_BITS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """A token among the candidates up to the limit, in whatever order they are listed."""
+    best = tl.full([TILE], -float("inf"), tl.float32)
+    best_ids = tl.full([TILE], VOCAB, tl.int32)
+    for start in range(0, size, TILE):
+        ids, is_inside = _candidates_at(start, size, candidates, is_listed, TILE)
+        distances = _distances(logits, adjusted, is_adjusted, ids, is_inside, top)
+        is_kept = _ranks(distances, ids, is_inside, ID_BITS) <= limit
+        noise = gumbels_of_tokens(ids, output_index, seed_low, seed_high)
+        scores = tl.where(is_kept, noise - distances * inverse_temperature, -float("inf"))
+        is_better = (scores > best) | ((scores == best) & (ids < best_ids))
+        best_ids = tl.where(is_better, ids, best_ids)
+        best = tl.where(is_better, scores, best)
+    is_best = best == tl.max(best, axis=0)
+    return tl.min(tl.where(is_best, best_ids, VOCAB), axis=0)
+
+
+@triton.jit
 def choose_kernel(
     logits,  # [num_rows, VOCAB]
     num_valid,  # [1]
@@ -286,21 +321,23 @@ def choose_kernel(
                     TILE,
                     PIVOTS,
                 )
-            output_index = tl.load(integers + NUM_OUTPUT_TOKENS) + tl.load(num_drafts + row)
-            seed_low, seed_high = tl.load(integers + SEED_LOW), tl.load(integers + SEED_HIGH)
-            best = tl.full([TILE], -float("inf"), tl.float32)
-            best_ids = tl.full([TILE], VOCAB, tl.int32)
-            for start in range(0, size, TILE):
-                ids, is_inside = _candidates_at(start, size, candidates, is_listed, TILE)
-                distances = _distances(logits, adjusted, is_adjusted, ids, is_inside, top)
-                is_kept = _ranks(distances, ids, is_inside, ID_BITS) <= limit
-                noise = gumbels_of_tokens(ids, output_index, seed_low, seed_high)
-                scores = tl.where(is_kept, noise - distances * inverse_temperature, -float("inf"))
-                is_better = (scores > best) | ((scores == best) & (ids < best_ids))
-                best_ids = tl.where(is_better, ids, best_ids)
-                best = tl.where(is_better, scores, best)
-            is_best = best == tl.max(best, axis=0)
-            token = tl.min(tl.where(is_best, best_ids, VOCAB), axis=0)
+            token = _draw(
+                limit,
+                logits,
+                adjusted,
+                is_adjusted,
+                top,
+                inverse_temperature,
+                candidates,
+                size,
+                is_listed,
+                tl.load(integers + NUM_OUTPUT_TOKENS) + tl.load(num_drafts + row),
+                tl.load(integers + SEED_LOW),
+                tl.load(integers + SEED_HIGH),
+                VOCAB,
+                ID_BITS,
+                TILE,
+            )
         else:
             places = row * NUM_SPLITS + splits
             scores = tl.load(split_scores + places, mask=is_split, other=-float("inf"))

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from chairlift.shared.sampling_params import MAX_LOGIT_BIAS, MAX_SEED, SamplingParams
 from chairlift.worker import sampler as cpu
 from chairlift.worker.cuda import sampling_columns as columns
-from chairlift.worker.cuda.random_kernels import random_numbers_kernel
 from chairlift.worker.cuda.sampling import GpuSampler, SampledRows
 from chairlift.worker.cuda.sampling_state import SamplingState, packed
 from chairlift.worker.cuda.sampling_variants import SamplingShape
 from chairlift.worker.sampler import LogitRow, Sampler
 from chairlift.worker.sequence import Sequence
 from tests.worker.cuda import sampling_twin as twin
+from tests.worker.cuda.random_numbers_kernels import random_numbers_kernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EOS = frozenset({2, 5})
@@ -198,14 +198,16 @@ def test_random_numbers_are_those_of_the_twin() -> None:
     seeds = [0, 1, 42, 2**31, 2**32 - 1, 2**32, 3 * 2**61 + 5, MAX_SEED]
     indices = [0, 1, 2, 4095, 2**31 - 1, 17, 5, 3]
     bits = torch.zeros(len(seeds), 4096, dtype=torch.int32, device=DEVICE)
-    variates = torch.zeros(bits.shape, device=DEVICE)
+    variates = torch.zeros(len(seeds), 2, 4096, device=DEVICE)
     halves = torch.tensor(seeds, dtype=torch.int64).view(torch.int32).to(DEVICE)
-    random_numbers_kernel[(len(seeds),)](bits, variates, integers(indices), halves, SIZE=4096)
+    launch: Any = random_numbers_kernel[(len(seeds),)]
+    launch(bits, variates, integers(indices), halves, SIZE=4096)
+    assert torch.equal(variates[:, 0], variates[:, 1])
     for row, (seed, index) in enumerate(zip(seeds, indices, strict=True)):
         found = bits[row].cpu().numpy().view(np.uint32)
         assert (found == twin.random_bits(4096, index, seed)).all()
         expected = torch.from_numpy(twin.gumbels(4096, index, seed))
-        errors = (variates[row].cpu().double() - expected).abs()
+        errors = (variates[row, 0].cpu().double() - expected).abs()
         assert errors.max() < 1e-2
         assert errors[expected > 0].max() < 3e-6
 
@@ -223,7 +225,7 @@ def assert_is_the_twins(step: Step) -> Result:
     return result
 
 
-@pytest.mark.parametrize("seed", range(48))
+@pytest.mark.parametrize("seed", range(42))
 def test_any_mix_of_parameters_gives_the_twins_token(seed: int) -> None:
     """The set that is kept and the token drawn from it, with the model's log probability of it."""
     step = random_step(seed)
@@ -250,9 +252,8 @@ def test_kept_sets_are_those_of_the_cpu(seed: int) -> None:
             expected = np.zeros(len(row), dtype=np.bool_)
             expected[kept_by_cpu(row, sequence)] = True
             found = step.kept(number, result)
-            for kept in (expected, found):
-                kept &= is_likely.numpy()
-            assert torch.equal(row[found].sort().values, row[expected].sort().values)
+            kept = [torch.from_numpy(mask) & is_likely for mask in (found, expected)]
+            assert torch.equal(row[kept[0]].sort().values, row[kept[1]].sort().values)
 
 
 @pytest.mark.parametrize("seed", range(4))
