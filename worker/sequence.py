@@ -133,7 +133,16 @@ class Sequence:
         be; nor, for the time being, where the next one can't be chosen without knowing it."""
         if self.num_pending_tokens and (self.is_full_with_pending or self.reads_its_tokens):
             return 0
+        if self.num_flights and self.lacks_scores:
+            return 0
         return self.num_planned_tokens - self.num_computed_tokens
+
+    @property
+    def lacks_scores(self) -> bool:
+        """Whether tokens that it has are to be told with their log probabilities, and are not yet:
+        which ones a step owes is counted by what has landed."""
+        index = self.scores.next_index
+        return index is not None and index < self.num_tokens
 
     @property
     def is_full_with_pending(self) -> bool:

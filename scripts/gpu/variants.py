@@ -7,16 +7,30 @@ from collections.abc import Iterator
 
 import torch
 
+from chairlift.worker.attention.backend import AttentionShape
+from chairlift.worker.cuda.attention_variants import TILE, attention_variants
+from chairlift.worker.cuda.inputs import input_variants
+from chairlift.worker.cuda.operations import operation_variants
+from chairlift.worker.cuda.rotation import rotation_variants
+from chairlift.worker.cuda.sampling_variants import SamplingShape, sampling_variants
 from chairlift.worker.cuda.variant import Variant
 
 from .shapes import ModelShape
 
+MAX_NUM_SEQS = 256
 ALL = f"{__name__}:all_variants"
 
 
 def all_variants(model: ModelShape, dtype: torch.dtype) -> Iterator[Variant]:
     """What docs/gpu.md lists; no two have the same name."""
-    yield from ()
+    heads = (model.num_heads, model.num_kv_heads, model.head_dim)
+    windows = (None,) * model.num_layers
+    shape = AttentionShape(model.num_layers, *heads, model.head_dim**-0.5, windows)
+    yield from attention_variants(shape, dtype)
+    yield from rotation_variants(shape, TILE, dtype)
+    yield from operation_variants(model.hidden_size, model.intermediate_size, dtype)
+    yield from input_variants(TILE, MAX_NUM_SEQS)
+    yield from sampling_variants(SamplingShape(model.vocab_size), dtype)
 
 
 def variants_of(path: str, model: ModelShape, dtype: torch.dtype) -> list[Variant]:

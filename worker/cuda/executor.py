@@ -64,6 +64,7 @@ class GpuExecutor(Executor):
         shape = SamplingShape(decoder.config.vocab_size)
         dtype = decoder.weights.norm.dtype
         self._sampler = GpuSampler(shape, limits.max_num_seqs, state, dtype)
+        self._no_drafts = _zeros(1, limits.max_num_seqs, device)[0]
 
     @torch.inference_mode()
     def launch(self, plan: Plan, times: StepTimes) -> Flight:
@@ -72,7 +73,10 @@ class GpuExecutor(Executor):
         rows = self._rows_of(order.entries)
         num_rows, num_sampled = plan.num_rows, order.num_sampled
         news = [row.news_for(entry) for row, entry in zip(rows, order.entries, strict=True)]
-        parts = [_part(row, entry) for row, entry in zip(rows, order.entries, strict=True)]
+        parts = [
+            RowOfStep(row.number, entry.first, entry.num_rows)
+            for row, entry in zip(rows, order.entries, strict=True)
+        ]
         sent = self._packets.send(parts, num_sampled, news)
         inputs = self._inputs.expand(sent.arrays, num_rows)
         prepared = self._attention.prepare_paged(inputs.batch, inputs.positions)
@@ -81,11 +85,10 @@ class GpuExecutor(Executor):
         last_rows = inputs.last_rows[: len(order.entries)]
         logits = self._decoder.weights.head(hidden.index_select(0, last_rows))
         table_rows = sent.arrays.table_rows[: len(order.entries)]
-        indices = sent.output_indices[: len(order.entries)]
-        chosen = self._sampler.sample(logits, sent.num_sampled, table_rows, indices)
+        no_drafts = self._no_drafts[: len(order.entries)]
+        chosen = self._sampler.sample(logits, sent.num_sampled, table_rows, no_drafts)
+        self._sampler.advance(sent.num_sampled, table_rows)
         self._inputs.scatter(chosen.token_ids, sent.is_sampled, inputs.batch)
-        if any(entry.sequence.params.has_penalties for entry in order.entries):
-            self._sampler.count(sent.num_sampled, table_rows)
         for row, entry in zip(rows[:num_sampled], order.entries, strict=False):
             row.num_known_tokens = entry.span.stop + 1
         wanted = [n for n, entry in enumerate(order.entries) if self._needs_logits(entry)]
@@ -115,7 +118,8 @@ class GpuExecutor(Executor):
     def _introduce(self, sequence: Sequence) -> Row:
         """To the device: what its tokens are sampled by."""
         row, params = self._rows.take(sequence), sequence.params
-        self._sampler.state.write(row.number, packed(params, 0, self._eos_token_ids))
+        index = sequence.num_output_tokens
+        self._sampler.state.write(row.number, packed(params, index, self._eos_token_ids))
         if params.has_penalties:
             tokens = torch.tensor(
                 sequence.token_ids, dtype=torch.int32, device=self._decoder.device
@@ -191,12 +195,6 @@ def _choice(
     if logits is None or not isinstance(token, int) or not entry.sequence.wants_score:
         return Choice(token)
     return Choice(token, score(logits, token, entry.sequence.params.num_logprobs))
-
-
-def _part(row: Row, entry: ScheduledSequence) -> RowOfStep:
-    sequence = entry.sequence
-    index = sequence.num_output_tokens + sequence.num_pending_tokens
-    return RowOfStep(row.number, entry.first, entry.num_rows, index)
 
 
 def _zeros(num_rows: int, width: int, device: torch.device) -> torch.Tensor:

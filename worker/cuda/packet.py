@@ -14,6 +14,7 @@ from .rows import News
 from .transfers import Transfers
 
 ALIGNMENT = 4  # numbers: 16 bytes, as kernels load them
+NUM_COLUMNS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,6 @@ class RowOfStep:
     table_row: int
     first_position: int  # how many of its tokens earlier steps have computed
     num_rows: int
-    output_index: int  # of the token that is sampled after them, if one is
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,6 @@ class SentStep:
     arrays: StepArrays
     num_sampled: torch.Tensor  # [1]
     is_sampled: torch.Tensor  # [max_num_seqs]
-    output_indices: torch.Tensor  # [max_num_seqs]
 
 
 class Packets:
@@ -48,24 +47,23 @@ class Packets:
     def send(self, rows: list[RowOfStep], num_sampled: int, news: Collection[News]) -> SentStep:
         """The news are in the tables before anything that is launched later."""
         width = self._width
-        head = np.zeros(ALIGNMENT + 5 * width, dtype=np.int32)
+        head = np.zeros(ALIGNMENT + NUM_COLUMNS * width, dtype=np.int32)
         head[0], head[1] = len(rows), num_sampled
-        starts, firsts, table_rows, flags, indices = head[ALIGNMENT:].reshape(5, width)
+        starts, firsts, table_rows, flags = head[ALIGNMENT:].reshape(NUM_COLUMNS, width)
         starts[1 : len(rows) + 1] = np.cumsum([row.num_rows for row in rows])
         firsts[: len(rows)] = [row.first_position for row in rows]
         table_rows[: len(rows)] = [row.table_row for row in rows]
         flags[:num_sampled] = 1
-        indices[: len(rows)] = [row.output_index for row in rows]
         tokens, blocks = self._token_news(news), self._block_news(news)
         sent = self._transfers.to_device(np.concatenate((head, *tokens, *blocks)))
-        parts = sent[ALIGNMENT : len(head)].view(5, width)
+        parts = sent[ALIGNMENT : len(head)].view(NUM_COLUMNS, width)
         sizes = [len(part) for part in (*tokens, *blocks)]
         places = torch.split(sent[len(head) :], sizes)
         put(self._tables.token_table, places[0], places[1])
         put(self._tables.block_tables, places[2], places[3])
         count = self._max_num_seqs
         arrays = StepArrays(sent[:1], parts[0, : count + 1], parts[1, :count], parts[2, :count])
-        return SentStep(arrays, sent[1:2], parts[3, :count], parts[4, :count])
+        return SentStep(arrays, sent[1:2], parts[3, :count])
 
     def _token_news(self, news: Collection[News]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         width = self._tables.token_table.shape[1]

@@ -29,7 +29,7 @@ class Transfers:
         targets = [torch.empty_like(x, device="cpu", pin_memory=True) for x in tensors]
         for target, tensor in zip(targets, tensors, strict=True):
             target.copy_(tensor, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
         event.record()
         return Arriving(targets, event)
 
