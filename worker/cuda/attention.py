@@ -51,7 +51,7 @@ class TritonAttention(AttentionBackend[PagedStep]):
         size = (shape.num_layers, num_blocks + 1, 2, shape.num_kv_heads, TILE, shape.head_dim)
         self.pool = torch.zeros(size, dtype=dtype, device=device)
         self.variants = choose_variants(shape, dtype, limits, _capability(device))
-        self._split_len = self.variants.split_tiles * TILE  # tokens
+        self.split_len = self.variants.split_tiles * TILE  # keys, more than which are split
         self._work = WorkLists(shape.sliding_windows, self.variants, limits.max_num_seqs, device)
         heads = (self.variants.num_partials, shape.num_heads)
         self._partials = torch.empty(*heads, shape.head_dim, device=device)
@@ -74,7 +74,7 @@ class TritonAttention(AttentionBackend[PagedStep]):
             paged,
             batch.positions.to(self._device, torch.int32),
             any(segment.num_rows > self.variants.decode_rows for segment in segments),
-            any(segment.context_len > self._split_len for segment in segments),
+            any(segment.context_len > self.split_len for segment in segments),
         )
 
     def prepare_paged(
@@ -86,7 +86,7 @@ class TritonAttention(AttentionBackend[PagedStep]):
     ) -> PagedStep:
         """Of a batch on the device, whose lengths the host need not know."""
         self._work.fill(paged)
-        can_split = self.limits.max_model_len > self._split_len
+        can_split = self.limits.max_model_len > self.split_len
         return PagedStep(paged, positions, has_chunks, has_splits and can_split)
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: PagedStep) -> None:

@@ -3,25 +3,27 @@ yet to hear of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from ..batch import Batch
 from ..executor import Choice, Computed, Executor, Flight
 from ..kernels.choice import Kernels
 from ..model_runner import scores_of
-from ..models.decoder import Decoder, PlainLayers
+from ..models.decoder import Decoder
 from ..pace import Pace
 from ..sampler import LogitRow, Sampler
 from ..scheduler import Plan, ScheduledSequence
 from ..scoring import score
-from ..sequence import Sequence, Status
+from ..sequence import Sequence
 from ..step_times import StepTimes
-from ..warm_up import warm_up_plans
 from .attention import TritonAttention
-from .inputs import InputPreparation, RequestTables
+from .attention_variants import BatchLimits
+from .device_step import DeviceStep, StepSize
+from .graphs import StepGraphs
+from .inputs import RequestTables
 from .packet import Packets, RowOfStep
 from .rows import Row, Rows
 from .sampling import GpuSampler
@@ -47,8 +49,8 @@ class GpuExecutor(Executor):
         assert isinstance(attention, TritonAttention)
         limits, device = attention.limits, decoder.device
         self.depth = 0 if sampler.has_processors else DEPTH
-        self._decoder, self._attention = decoder, attention
-        self._layers = PlainLayers(decoder, kernels)
+        self._decoder = decoder
+        self._limits = limits
         self._eos_token_ids = eos_token_ids
         self._host_sampler = sampler
         num_tables = (1 + DEPTH) * limits.max_num_seqs  # some have ended, and are in flight yet
@@ -58,57 +60,52 @@ class GpuExecutor(Executor):
         )
         self._rows = Rows(num_tables)
         self._transfers = Transfers(device)
-        self._packets = Packets(limits.max_num_seqs, tables, self._transfers)
-        self._inputs = InputPreparation(tables, attention.block_size, attention.null_slot)
+        self._packets = Packets(limits.max_num_seqs, tables, self._transfers, device)
         state = SamplingState.empty(num_tables, decoder.config.vocab_size, device)
         shape = SamplingShape(decoder.config.vocab_size)
         dtype = decoder.weights.norm.dtype
         self._sampler = GpuSampler(shape, limits.max_num_seqs, state, dtype)
-        self._no_drafts = _zeros(1, limits.max_num_seqs, device)[0]
+        self._step = DeviceStep(decoder, kernels, self._sampler, tables, self._packets.sent)
+        self._graphs = StepGraphs(self._step, device)
 
     @torch.inference_mode()
     def launch(self, plan: Plan, times: StepTimes) -> Flight:
         started = times.clock()
         order = _Order.of(plan, self._is_sampled_here)
-        rows = self._rows_of(order.entries)
-        num_rows, num_sampled = plan.num_rows, order.num_sampled
+        rows, num_sampled = self._rows_of(order.entries), order.num_sampled
         news = [row.news_for(entry) for row, entry in zip(rows, order.entries, strict=True)]
         parts = [
             RowOfStep(row.number, entry.first, entry.num_rows)
             for row, entry in zip(rows, order.entries, strict=True)
         ]
-        sent = self._packets.send(parts, num_sampled, news)
-        inputs = self._inputs.expand(sent.arrays, num_rows)
-        prepared = self._attention.prepare_paged(inputs.batch, inputs.positions)
-        batch = Batch(inputs.input_ids, inputs.positions, inputs.batch.slots, inputs.last_rows, ())
-        hidden = self._decoder.forward(batch, self._layers, prepared)
-        last_rows = inputs.last_rows[: len(order.entries)]
-        logits = self._decoder.weights.head(hidden.index_select(0, last_rows))
-        table_rows = sent.arrays.table_rows[: len(order.entries)]
-        no_drafts = self._no_drafts[: len(order.entries)]
-        chosen = self._sampler.sample(logits, sent.num_sampled, table_rows, no_drafts)
-        self._sampler.advance(sent.num_sampled, table_rows)
-        self._inputs.scatter(chosen.token_ids, sent.is_sampled, inputs.batch)
+        self._packets.send(parts, num_sampled, news)
+        has_chunks = any(entry.num_rows > 1 for entry in order.entries)
+        size = StepSize.of(plan.num_rows, self._limits.max_num_seqs, has_chunks=has_chunks)
+        # What is read of each row comes with the results, when a graph's may have been overwritten.
+        is_alone = any(entry.to_score or entry.sequence.pool for entry in order.entries)
+        tensors = self._step.launch(size) if is_alone else self._graphs.launch(size)
         for row, entry in zip(rows[:num_sampled], order.entries, strict=False):
             row.num_known_tokens = entry.span.stop + 1
         wanted = [n for n, entry in enumerate(order.entries) if self._needs_logits(entry)]
         arriving = self._transfers.to_host(
-            chosen.token_ids[:num_sampled],
-            chosen.is_number[:num_sampled],
-            logits[wanted].float(),
+            tensors.chosen.token_ids[:num_sampled],
+            tensors.chosen.is_number[:num_sampled],
+            (tensors.logits[wanted] if wanted else tensors.logits[:0]).float(),
         )
         times.schedule_s += times.clock() - started
-        return GpuFlight(self._decoder, self._host_sampler, order, hidden, wanted, arriving)
+        return GpuFlight(self._decoder, self._host_sampler, order, tensors.hidden, wanted, arriving)
 
+    @torch.inference_mode()
     def warm_up(self, max_num_seqs: int, pace: Pace | None, max_s: float) -> None:
-        """Compiles what is launched; nobody's tokens."""
-        null_block = self._attention.null_slot // self._attention.block_size
-        times = StepTimes()
-        for plan in warm_up_plans(max_num_seqs, self._decoder.max_model_len, null_block):
-            self.launch(plan, times).results()
-            for entry in plan.entries:
-                entry.sequence.status = Status.FINISHED
-        self._rows.sweep()
+        """Compiles what is launched, and captures it in sizes that are to be expected: the small
+        ones first, as many as there is time for."""
+        deadline = time.perf_counter() + max_s
+        self._packets.send([], 0, [])
+        for num_rows, has_chunks in _expected(self._limits):
+            size = StepSize.of(num_rows, self._limits.max_num_seqs, has_chunks=has_chunks)
+            self._graphs.capture(size)
+            if time.perf_counter() > deadline:
+                return
 
     def _rows_of(self, entries: Iterable[ScheduledSequence]) -> list[Row]:
         self._rows.sweep()
@@ -195,6 +192,13 @@ def _choice(
     if logits is None or not isinstance(token, int) or not entry.sequence.wants_score:
         return Choice(token)
     return Choice(token, score(logits, token, entry.sequence.params.num_logprobs))
+
+
+def _expected(limits: BatchLimits) -> Iterator[tuple[int, bool]]:
+    """Numbers of rows, and whether some are of chunks."""
+    counts = [1 << n for n in range(limits.max_num_batched_tokens.bit_length())]
+    yield from ((count, False) for count in counts if count <= limits.max_num_seqs)
+    yield from ((count, True) for count in counts if count <= limits.max_num_batched_tokens)
 
 
 def _zeros(num_rows: int, width: int, device: torch.device) -> torch.Tensor:

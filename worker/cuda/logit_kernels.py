@@ -187,7 +187,7 @@ def _bound_of_top_p(bound, excess, distances, inverse_temperature, BLOCK: tl.con
 def bound_of_min_p(floats):
     """The key of the farthest that a token's logit may be from the highest."""
     min_p = tl.load(floats + MIN_P)
-    distance = -tl.load(floats + TEMPERATURE) * tl.log(tl.maximum(min_p, 1e-38))
+    distance = -tl.load(floats + TEMPERATURE) * tl.log(tl.maximum(min_p, 1.2e-38))
     bits = tl.abs(distance).to(tl.int32, bitcast=True)  # where min_p is 1 it is minus zero
     return tl.where(min_p > 0.0, bits, INFINITY_BITS)
 

@@ -36,34 +36,41 @@ class SentStep:
 
 
 class Packets:
-    """Makes them, of one size but for what is new, and sends them."""
+    """Makes them, and sends them to `sent`, whose place does not change, and the tables."""
 
-    def __init__(self, max_num_seqs: int, tables: RequestTables, transfers: Transfers) -> None:
-        self._max_num_seqs = max_num_seqs
-        self._width = -(-(max_num_seqs + 1) // ALIGNMENT) * ALIGNMENT
+    def __init__(
+        self,
+        max_num_seqs: int,
+        tables: RequestTables,
+        transfers: Transfers,
+        device: torch.device,
+    ) -> None:
         self._tables = tables
         self._transfers = transfers
+        self._width = width = -(-(max_num_seqs + 1) // ALIGNMENT) * ALIGNMENT
+        size = ALIGNMENT + NUM_COLUMNS * width
+        self._head = head = torch.zeros(size, dtype=torch.int32, device=device)
+        parts, count = head[ALIGNMENT:].view(NUM_COLUMNS, width), max_num_seqs
+        arrays = StepArrays(head[:1], parts[0, : count + 1], parts[1, :count], parts[2, :count])
+        self.sent = SentStep(arrays, head[1:2], parts[3, :count])
 
-    def send(self, rows: list[RowOfStep], num_sampled: int, news: Collection[News]) -> SentStep:
-        """The news are in the tables before anything that is launched later."""
-        width = self._width
-        head = np.zeros(ALIGNMENT + NUM_COLUMNS * width, dtype=np.int32)
+    def send(self, rows: list[RowOfStep], num_sampled: int, news: Collection[News]) -> None:
+        """`sent` and the tables have it before anything that is launched later."""
+        head = np.zeros(len(self._head), dtype=np.int32)
         head[0], head[1] = len(rows), num_sampled
-        starts, firsts, table_rows, flags = head[ALIGNMENT:].reshape(NUM_COLUMNS, width)
+        columns = head[ALIGNMENT:].reshape(NUM_COLUMNS, self._width)
+        starts, firsts, table_rows, flags = columns
         starts[1 : len(rows) + 1] = np.cumsum([row.num_rows for row in rows])
         firsts[: len(rows)] = [row.first_position for row in rows]
         table_rows[: len(rows)] = [row.table_row for row in rows]
         flags[:num_sampled] = 1
         tokens, blocks = self._token_news(news), self._block_news(news)
         sent = self._transfers.to_device(np.concatenate((head, *tokens, *blocks)))
-        parts = sent[ALIGNMENT : len(head)].view(NUM_COLUMNS, width)
-        sizes = [len(part) for part in (*tokens, *blocks)]
-        places = torch.split(sent[len(head) :], sizes)
+        sizes = [len(part) for part in (head, *tokens, *blocks)]
+        new_head, *places = torch.split(sent, sizes)
+        self._head.copy_(new_head)
         put(self._tables.token_table, places[0], places[1])
         put(self._tables.block_tables, places[2], places[3])
-        count = self._max_num_seqs
-        arrays = StepArrays(sent[:1], parts[0, : count + 1], parts[1, :count], parts[2, :count])
-        return SentStep(arrays, sent[1:2], parts[3, :count])
 
     def _token_news(self, news: Collection[News]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         width = self._tables.token_table.shape[1]

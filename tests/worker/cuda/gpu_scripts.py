@@ -13,7 +13,8 @@ HARNESS = "tests.worker.cuda.harness_kernels"
 
 def gpu_script(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m gpu.MODULE`; whatever its exit status."""
-    path = f"{ROOT / 'scripts'}{os.pathsep}{ROOT}"
+    here = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(filter(None, (str(ROOT / "scripts"), str(ROOT), here)))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, "-m", f"gpu.{module}", *arguments],

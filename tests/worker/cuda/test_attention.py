@@ -162,7 +162,7 @@ def store(
             backend.write(layer, content.k.cpu(), content.v.cpu(), on_cpu(unlimited))
         else:
             paged = paged_batch_of((), unlimited.slot_mapping, DEVICE)
-            backend.write(layer, content.k, content.v, PagedStep(paged, False, False))
+            backend.write(layer, content.k, content.v, PagedStep(paged, paged.slots, False, False))
 
 
 def on_cpu(batch: Batch) -> Batch:

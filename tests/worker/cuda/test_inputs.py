@@ -155,5 +155,5 @@ def test_a_step_reads_what_the_step_before_sampled() -> None:
 @pytest.mark.parametrize("max_num_seqs", [1, 2, 3, 255, 256, 257])
 def test_the_search_has_steps_enough(max_num_seqs: int) -> None:
     """As many halvings as leave one sequence of all."""
-    expand_variant, _ = input_variants(BLOCK_SIZE, max_num_seqs)
+    expand_variant, *_ = input_variants(BLOCK_SIZE, max_num_seqs)
     assert 2 ** expand_variant.constants["STEPS"] >= max_num_seqs

@@ -1,0 +1,78 @@
+"""What a step launches, from the host's few numbers to sampled tokens. Knows no request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..batch import Batch
+from ..kernels.choice import Kernels
+from ..models.decoder import Decoder, PlainLayers
+from .attention import TritonAttention
+from .inputs import InputPreparation, RequestTables
+from .packet import SentStep
+from .sampling import GpuSampler, SampledRows
+
+MAX_EXACT_ROWS = 2  # batches above are rounded up, to one of few sizes
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """All of a step that is fixed when its launches are captured."""
+
+    num_rows: int  # those of the sequences, and padding
+    num_logit_rows: int  # as many sequences may sample
+    has_chunks: bool  # without, each sequence has one row
+
+    @classmethod
+    def of(cls, num_rows: int, max_num_seqs: int, *, has_chunks: bool) -> StepSize:
+        """The least that holds so many rows. Sizes are an eighth apart, so padding is less."""
+        unit = max(1, (1 << (num_rows - 1).bit_length()) // 8) if num_rows > MAX_EXACT_ROWS else 1
+        rounded = -(-num_rows // unit) * unit
+        return cls(rounded, min(rounded, max_num_seqs), has_chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """What comes of a step, on the device."""
+
+    hidden: torch.Tensor  # [num_rows, hidden_size]
+    logits: torch.Tensor  # [num_logit_rows, vocab_size], of each sequence's last row
+    chosen: SampledRows
+
+
+class DeviceStep:
+    """Launches one step after another, whose tokens the next one finds in the tables. Reads nothing
+    on the host, and so can be captured."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        kernels: Kernels,
+        sampler: GpuSampler,
+        tables: RequestTables,
+        sent: SentStep,
+    ) -> None:
+        """`sent` is where each step's numbers are, before it is launched."""
+        assert isinstance(kernels.attention, TritonAttention)
+        self._decoder, self._attention = decoder, kernels.attention
+        self._layers = PlainLayers(decoder, kernels)
+        self._sampler, self._sent = sampler, sent
+        attention = self._attention
+        self._inputs = InputPreparation(tables, attention.block_size, attention.null_slot)
+        self._no_drafts = torch.zeros_like(sent.is_sampled)
+
+    @torch.inference_mode()
+    def launch(self, size: StepSize) -> StepTensors:
+        sent, count = self._sent, size.num_logit_rows
+        inputs = self._inputs.expand(sent.arrays, size.num_rows)
+        prepared = self._attention.prepare_paged(inputs.batch, inputs.positions, size.has_chunks)
+        batch = Batch(inputs.input_ids, inputs.positions, inputs.batch.slots, inputs.last_rows, ())
+        hidden = self._decoder.forward(batch, self._layers, prepared)
+        logits = self._decoder.weights.head(hidden.index_select(0, inputs.last_rows[:count]))
+        table_rows, no_drafts = sent.arrays.table_rows[:count], self._no_drafts[:count]
+        chosen = self._sampler.sample(logits, sent.num_sampled, table_rows, no_drafts)
+        self._sampler.advance(sent.num_sampled, table_rows)
+        self._inputs.scatter(chosen.token_ids, sent.is_sampled, inputs.batch)
+        return StepTensors(hidden, logits, chosen)
