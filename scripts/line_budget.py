@@ -12,7 +12,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = {("shared", "worker"): 7900, ("frontend",): 9600}
+LIMITS = {("shared", "worker"): 8100, ("worker/cuda",): 2700, ("frontend",): 9600}
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -47,7 +47,7 @@ def count_folder(folder: Path) -> dict[str, tuple[int, int]]:
     """Number of files and of code lines in each folder below, and in this one itself."""
     counts: dict[str, tuple[int, int]] = {}
     for path in sorted(folder.rglob("*.py")):
-        name = str(path.parent.relative_to(folder.parent))
+        name = str(path.parent.relative_to(ROOT))
         num_files, num_lines = counts.get(name, (0, 0))
         counts[name] = num_files + 1, num_lines + count_code_lines(path.read_text("utf-8"))
     return counts
@@ -59,6 +59,8 @@ def main() -> int:
         total = 0
         for folder in folders:
             for name, (num_files, num_lines) in count_folder(ROOT / folder).items():
+                if (name,) in LIMITS and name not in folders:
+                    continue  # it has a budget of its own
                 print(f"{name:24} {num_files:4} files {num_lines:6} lines")
                 total += num_lines
         print(f"{' + '.join(folders):24} {'':10} {total:6} of {limit}")

@@ -65,8 +65,10 @@ def measure(
     dtype, device = decoder.weights.norm.dtype, decoder.device
     for num_seqs in batches:
         num_steps = 64 if device.type == "cuda" else 2
-        engine = _engine(model, decoder, num_seqs, length + num_steps + 2 * SETTLING_STEPS)
-        params = SamplingParams(max_tokens=num_steps + 2 * SETTLING_STEPS, ignore_eos=True, seed=1)
+        # The first go on while the prompts of the last are read, and nobody may end meanwhile.
+        max_tokens = num_steps + 2 * SETTLING_STEPS + _prompt_steps(num_seqs, length, device)
+        engine = _engine(model, decoder, num_seqs, length + max_tokens)
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, seed=1)
         sequences = [
             EngineSequence(number.to_bytes(16, "big"), _prompt(model, number, length), params)
             for number in range(num_seqs)
@@ -78,19 +80,35 @@ def measure(
             engine.add(sequence)
         while min(sequence.num_output_tokens for sequence in sequences) < SETTLING_STEPS:
             engine.step()
-        started = time.perf_counter()
+        started, first = time.perf_counter(), _mean_length(sequences)
         for _ in range(num_steps):
             engine.step()
         step_s = (time.perf_counter() - started) / num_steps
-        kv_bytes = num_seqs * length * model.kv_bytes_per_token(dtype)
+        assert not any(sequence.finish for sequence in sequences)
+        mean_length = (first + _mean_length(sequences)) / 2
+        kv_bytes = num_seqs * mean_length * model.kv_bytes_per_token(dtype)
         num_bytes = model.streamed_bytes(dtype) + kv_bytes
         floor_s = ceiling.seconds(num_bytes, 2 * num_seqs * model.streamed_bytes(dtype) / 2)
-        yield Measured(num_seqs, length, floor_s, step_s)
+        yield Measured(num_seqs, round(mean_length), floor_s, step_s)
+
+
+def _mean_length(sequences: Sequence[EngineSequence]) -> float:
+    return sum(sequence.num_tokens for sequence in sequences) / len(sequences)
+
+
+def _prompt_steps(num_seqs: int, length: int, device: torch.device) -> int:
+    """At the most: those that decode by then have their share of each step."""
+    return 2 * num_seqs * length // _budget(device) + 2
+
+
+def _budget(device: torch.device) -> int:
+    """Tokens of a step."""
+    return 2048 if device.type == "cuda" else 64
 
 
 def _engine(model: ModelShape, decoder: Decoder, num_seqs: int, length: int) -> Engine:
     num_blocks = num_seqs * (-(-length // TILE) + 1)
-    budget = max(2048, num_seqs) if decoder.device.type == "cuda" else 64
+    budget = max(_budget(decoder.device), num_seqs)
     limits = BatchLimits(num_seqs, budget, decoder.max_model_len)
     shape = decoder.config.attention_shape
     dtype, eos = decoder.weights.norm.dtype, frozenset({0})
@@ -121,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     ceiling = roofline.measured(device, roofline.TINY if chosen.tiny else roofline.Sizes())
     started = time.perf_counter()
-    decoder = random_decoder(model, max_model_len=2 * length + 256, dtype=dtype, device=device)
+    max_model_len = length + 256 + _prompt_steps(max(batches), length, device)
+    decoder = random_decoder(model, max_model_len, dtype, device)
     rows = list(measure(model, decoder, ceiling, batches, length))
     seconds = time.perf_counter() - started
     speed = f"{ceiling.bytes_per_s / 1e9:,.0f} GB/s"

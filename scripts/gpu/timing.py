@@ -12,6 +12,7 @@ import torch
 Call = Callable[[], object]
 
 NUM_REPEATS = 20
+WARM_UP_S = 0.3
 MIN_CALLS = 8  # in one graph, whose own launch is then a small part
 
 
@@ -62,6 +63,7 @@ def captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
 
 def _graph_seconds(calls: Sequence[Call]) -> float:
     graph = captured(calls)
+    _until_clocks_are_up(graph)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * NUM_REPEATS)]
     pairs = list(zip(events[::2], events[1::2], strict=True))
     for start, end in pairs:
@@ -70,6 +72,14 @@ def _graph_seconds(calls: Sequence[Call]) -> float:
         end.record()
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in pairs) / 1000
+
+
+def _until_clocks_are_up(graph: torch.cuda.CUDAGraph) -> None:
+    """An idle device takes a while: a copy measured at once was a third slower."""
+    deadline = time.perf_counter() + WARM_UP_S
+    while time.perf_counter() < deadline:
+        graph.replay()
+        torch.cuda.synchronize()
 
 
 def _clock_seconds(calls: Sequence[Call]) -> float:

@@ -18,8 +18,8 @@ from chairlift.worker.cuda import attention, attention_variants
 from chairlift.worker.cuda.attention import PagedStep, TritonAttention, paged_batch_of
 from chairlift.worker.cuda.attention_variants import TILE, BatchLimits
 from chairlift.worker.cuda.paged_batch import PagedBatch
+from tests.worker.cuda.device import DEVICE
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NUM_BLOCKS = 32
 LIMITS = BatchLimits(max_num_seqs=6, max_num_batched_tokens=512, max_model_len=640)
 SPLIT_TILES = 2  # few, so that short sequences have several splits

@@ -71,7 +71,7 @@ def random_request(random: Random, number: int) -> Sequence:
             {"num_logprobs": 0, "logit_bias": ((11, 4.0), (12, -100.0))},
         ]
     )
-    length = random.choice([1, 3, 60, 64, 65, 130])
+    length = random.choice([1, 3, 60, 64, 65, 100])
     prompt = [4 + (i * i + number % 2) % 50 for i in range(length)]
     return Sequence(number.to_bytes(16, "big"), prompt, SamplingParams(**params))
 
@@ -81,14 +81,14 @@ def outcome(sequence: Sequence) -> tuple[list[int], bytes, str]:
     return output_of(sequence), bytes(sequence.scores.output), sequence.finish.reason
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2 if DEVICE.type == "cpu" else 20))
 def test_everybody_has_the_tokens_that_they_have_alone(seed: int, make_engine: MakeEngine) -> None:
     """Random arrivals and cancels, chunks, few blocks, tokens chosen here and there, steps ahead:
     not a token differs from that of a request that runs alone, one step after another."""
     random = Random(seed)
     engine, alone = make_engine(depth=1, num_blocks=6), make_engine(depth=0)
     everybody = []
-    for number in range(10):
+    for number in range(6):
         sequence = random_request(random, number)
         everybody.append(sequence)
         engine.add(sequence)

@@ -52,6 +52,15 @@ def test_gemm_runs() -> None:
     assert "100% are a copy's" in done.stdout
 
 
+def test_step_runs() -> None:
+    """A row for each batch, all of whose sequences decode, with its time and the roofline's."""
+    done = gpu_script("step", "--tiny", is_interpreted=not torch.cuda.is_available())
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    head, *rows = _last_table(done.stdout)
+    assert head[0] == "sequences" and [row[0] for row in rows] == ["1", "3"]
+    assert all(float(row[3]) > 0 for row in rows)
+
+
 def test_numbers_of_rows_are_grouped_by_the_bits_they_give() -> None:
     """One whose common rows differ in a bit opens a group of its own."""
     products = importlib.import_module("gpu.products")

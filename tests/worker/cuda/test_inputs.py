@@ -16,8 +16,8 @@ from chairlift.worker.cuda.inputs import (
     StepArrays,
     input_variants,
 )
+from tests.worker.cuda.device import DEVICE
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_SIZE = 64
 NULL_SLOT = 1000 * BLOCK_SIZE
 GARBAGE = 2**30  # what stands where nothing is said

@@ -10,8 +10,8 @@ import torch
 
 from chairlift.worker.cuda.operations import TritonOperations, operation_variants
 from chairlift.worker.models.operations import Operations
+from tests.worker.cuda.device import DEVICE
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EPS = 1e-6
 SIZES = (1, 2, 15, 64, 576, 760, 1024, 3072, 16384)
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # half an ulp

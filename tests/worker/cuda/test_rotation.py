@@ -11,8 +11,8 @@ import torch
 from chairlift.worker.attention.backend import AttentionShape, HeadNorm
 from chairlift.worker.cuda.rotation import RotateAndWrite, rotation_variants
 from chairlift.worker.models.rope import Rope, RotaryTable, Rotation
+from tests.worker.cuda.device import DEVICE
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_SIZE = 64
 NUM_BLOCKS = 3
 NULL_SLOT = NUM_BLOCKS * BLOCK_SIZE

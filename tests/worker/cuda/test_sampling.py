@@ -22,9 +22,9 @@ from chairlift.worker.cuda.sampling_variants import SamplingShape
 from chairlift.worker.sampler import LogitRow, Sampler
 from chairlift.worker.sequence import Sequence
 from tests.worker.cuda import sampling_twin as twin
+from tests.worker.cuda.device import DEVICE
 from tests.worker.cuda.random_numbers_kernels import random_numbers_kernel
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EOS = frozenset({2, 5})
 SHAPES = (
     SamplingShape(300, split=128, block=16, capacity=32, tile=256),
