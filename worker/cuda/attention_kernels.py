@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# pyright: reportOperatorIssue=false, reportArgumentType=false
 """Paged attention in Triton: of rows that decode, of chunks, and the merge of splits.
 
 The pool of a layer is [num_blocks, 2, num_kv_heads, TILE, HEAD_DIM], keys before values: one block

@@ -204,7 +204,7 @@ def _constants(shape: AttentionShape, lanes: int) -> dict[str, int | float | boo
     }
 
 
-_PLAN_SIGNATURE = dict.fromkeys(
+_PLAN_SIGNATURE: dict[str, str] = dict.fromkeys(
     (
         "num_sequences",
         "query_starts",

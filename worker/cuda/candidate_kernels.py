@@ -1,7 +1,6 @@
 """Which of a row's tokens top_k and top_p keep, and a draw from these: by repeated reading of those
 that come into question, with no sort."""
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 # pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import triton

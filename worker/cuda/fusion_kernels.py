@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """What a decoder computes between its matrix products, one pass over memory each, in float32.
 
 Rows and heads are contiguous; sizes are constants, so that Triton sees how far addresses are

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """A step's flat rows from what the device knows of its requests, and sampled tokens back to it."""
 
 import triton

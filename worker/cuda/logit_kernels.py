@@ -4,7 +4,6 @@ statistics: of each split of a row, adjusted as its request wants; merge: of the
 on the vocabulary alone.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 # pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import triton

@@ -1,7 +1,5 @@
 """Random numbers that depend on a request's seed, the output's index and the token alone."""
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-
 import triton
 import triton.language as tl
 

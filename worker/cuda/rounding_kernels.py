@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """Conversion to the model's dtype as hardware does it, in Triton's interpreter too."""
 
 import triton

@@ -5,7 +5,6 @@ choose: finds the others' limit among their candidates, and draws. Gumbel-max: t
 a scaled logit and a Gumbel variate comes as often as its probability says.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 # pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import triton

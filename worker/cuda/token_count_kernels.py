@@ -1,7 +1,5 @@
 """How often each token came in a sequence, for its penalties."""
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-
 import triton
 import triton.language as tl
 

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """The plan of a step's attention in Triton: which pieces of work there are, in lists."""
 
 import triton
