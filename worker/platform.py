@@ -106,6 +106,10 @@ def platform_of(device: torch.device, settings: WorkerSettings) -> Platform:
     """Raises ModelError for settings that the device knows nothing of."""
     if device.type == "cpu":
         return CpuPlatform(settings)
-    from .cuda.platform import CudaPlatform  # Triton is there where a GPU is
-
+    try:
+        from .cuda.platform import CudaPlatform
+    except ImportError as error:
+        raise ModelError(
+            f"a GPU needs Triton, and {error}: install chairlift[gpu], or run with --device cpu"
+        ) from error
     return CudaPlatform(settings, device)

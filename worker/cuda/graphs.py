@@ -17,32 +17,31 @@ class _Captured:
 
 
 class StepGraphs:
-    """Owns a graph for each size that has been captured; all have one pool of memory, for one runs
-    at a time. What they give is good until the next step is launched."""
+    """Owns a graph for each size that came twice; all have one pool of memory, for one runs at a
+    time. What they give is good until the next step is launched."""
 
     def __init__(self, step: DeviceStep, device: torch.device) -> None:
         self._step = step
         self._is_gpu = device.type == "cuda"
         self._captured: dict[StepSize, _Captured] = {}
+        self._seen: set[StepSize] = set()
         self._pool: Any = None
 
     def launch(self, size: StepSize) -> StepTensors:
-        """By its graph if there is one."""
-        captured = self._captured.get(size)
-        if captured is None:
+        """The first of a size compiles what it launches, as a capture may not; the second is
+        captured, which takes some hundredths of a second and computes nothing, and replayed."""
+        if size not in self._seen or not self._is_gpu:
+            self._seen.add(size)
             return self._step.launch(size)
+        if size not in self._captured:
+            self._captured[size] = self._capture(size)
+        captured = self._captured[size]
         captured.graph.replay()
         return captured.tensors
 
-    def capture(self, size: StepSize) -> None:
-        """Runs the step once, which compiles what it launches, and captures it. What the host sent
-        last must be a step of no sequences."""
-        if not self._is_gpu or size in self._captured:
-            return
-        self._step.launch(size)
-        torch.cuda.synchronize()
+    def _capture(self, size: StepSize) -> _Captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             tensors = self._step.launch(size)
         self._pool = self._pool or graph.pool()
-        self._captured[size] = _Captured(graph, tensors)
+        return _Captured(graph, tensors)
