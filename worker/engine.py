@@ -31,9 +31,14 @@ log = structlog.get_logger(__name__)
 class _InFlight:
     """A plan that was launched, in one piece or in parts, and what is to become of it."""
 
-    outcome: Outcome[Flight]
-    work: Work | None  # of a plan in one piece
+    plan: Plan
+    outcome: Outcome[Flight]  # of as much of the plan as could be launched
+    work: Work
     began: float
+
+    @property
+    def is_whole(self) -> bool:
+        return self.outcome.plan is self.plan
 
 
 class Engine:
@@ -149,11 +154,11 @@ class Engine:
 
     def _launch(self, plan: Plan, began: float) -> None:
         work = plan.work
-        outcome = run_in_halves(plan, self._launch_part)
-        is_whole = outcome.plan is plan
-        self.scheduler.advance(outcome.plan)
-        self._in_flight.append(_InFlight(outcome, work if is_whole else None, began))
-        self._tell_pulse()
+        step = _InFlight(plan, run_in_halves(plan, self._launch_part), work, began)
+        self.scheduler.advance(step.outcome.plan)
+        self._in_flight.append(step)
+        if not step.is_whole:  # it ran in halves, and the pulse knows of the last
+            self._tell_pulse()
 
     def _launch_part(self, plan: Plan) -> list[Flight]:
         self._tell_pulse(plan)
@@ -172,7 +177,7 @@ class Engine:
         computed = [each for flight in outcome.results for each in flight.results()]
         now = times.clock()
         times.forward_s += now - started
-        if self.scheduler.pace is not None and step.work is not None:
+        if self.scheduler.pace is not None and step.is_whole:
             self.scheduler.pace.model.learn(step.work, now - max(step.began, self._landed))
         self._landed = now
         changed = self._commit(outcome, computed, step.began)
@@ -184,7 +189,7 @@ class Engine:
 
     def _tell_pulse(self, launching: Plan | None = None) -> None:
         """Whose steps are in flight, and about to be."""
-        plans = [step.outcome.plan for step in self._in_flight]
+        plans = [step.plan for step in self._in_flight]
         plans += [launching] if launching is not None else []
         ids = [entry.sequence.request_id for plan in plans for entry in plan.entries]
         if ids:

@@ -12,6 +12,7 @@ import torch
 Call = Callable[[], object]
 
 NUM_REPEATS = 20
+NUM_CPU_REPEATS = 2  # figures that mean nothing need no median
 WARM_UP_S = 0.3
 MIN_CALLS = 8  # in one graph, whose own launch is then a small part
 
@@ -88,4 +89,4 @@ def _clock_seconds(calls: Sequence[Call]) -> float:
             call()
 
     all_calls()
-    return seconds_on_host(all_calls, NUM_REPEATS)
+    return seconds_on_host(all_calls, NUM_CPU_REPEATS)

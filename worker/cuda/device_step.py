@@ -14,8 +14,6 @@ from .inputs import InputPreparation, RequestTables
 from .packet import SentStep
 from .sampling import GpuSampler, SampledRows
 
-MAX_EXACT_ROWS = 2  # batches above are rounded up, to one of few sizes
-
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
@@ -27,8 +25,8 @@ class StepSize:
 
     @classmethod
     def of(cls, num_rows: int, max_num_seqs: int, *, has_chunks: bool) -> StepSize:
-        """The least that holds so many rows. Sizes are an eighth apart, so padding is less."""
-        unit = max(1, (1 << (num_rows - 1).bit_length()) // 8) if num_rows > MAX_EXACT_ROWS else 1
+        """The least that holds so many rows: padding is less than a quarter of them."""
+        unit = max(1, (1 << (num_rows - 1).bit_length()) // 8)
         rounded = -(-num_rows // unit) * unit
         return cls(rounded, min(rounded, max_num_seqs), has_chunks)
 

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..executor import Choice, Computed, Executor, Flight
 from ..kernels.choice import Kernels
@@ -119,9 +121,7 @@ class GpuExecutor(Executor):
         index = sequence.num_output_tokens
         self._sampler.state.write(row.number, packed(params, index, self._eos_token_ids))
         if params.has_penalties:
-            tokens = torch.tensor(
-                sequence.token_ids, dtype=torch.int32, device=self._decoder.device
-            )
+            tokens = self._transfers.to_device(np.array(sequence.token_ids, dtype=np.int32))
             self._sampler.start(row.number, tokens, sequence.num_prompt_tokens)
         return row
 
@@ -145,10 +145,10 @@ class _Order:
     @classmethod
     def of(cls, plan: Plan, is_sampled_here: Callable[[ScheduledSequence], bool]) -> _Order:
         numbers = range(len(plan.entries))
-        first = [n for n in numbers if is_sampled_here(plan.entries[n])]
-        order = first + [n for n in numbers if n not in set(first)]
+        is_here = [is_sampled_here(entry) for entry in plan.entries]
+        order = sorted(numbers, key=lambda number: not is_here[number])
         places = sorted(numbers, key=order.__getitem__)
-        return cls([plan.entries[n] for n in order], places, len(first))
+        return cls([plan.entries[n] for n in order], places, sum(is_here))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,8 @@ class GpuFlight:
     @torch.inference_mode()
     def results(self) -> list[Computed]:
         token_ids, is_number, logits = self.arriving.wait()
-        tokens = [int(t) if ok else None for t, ok in zip(token_ids, is_number, strict=True)]
+        found = zip(token_ids.tolist(), is_number.tolist(), strict=True)
+        tokens = [token_id if is_one else None for token_id, is_one in found]
         kept = dict(zip(self.wanted, logits, strict=True))
         start, computed = 0, []
         for number, entry in enumerate(self.order.entries):
@@ -174,12 +175,21 @@ class GpuFlight:
                 choices = (_choice(entry, tokens[number], kept.get(number)),)
             elif entry.is_sampled:
                 choices = (self._choose(entry, kept[number]),)
-            own = self.hidden[start : start + entry.num_rows]
+            scores, pooled = self._of_rows(entry, start)
             start += entry.num_rows
-            scores = tuple(scores_of(self.decoder, own, entry)) if entry.to_score else ()
-            pooled = own.float().cpu().numpy() if entry.sequence.pool is not None else None
             computed.append(Computed(choices, scores, pooled))
         return [computed[place] for place in self.order.places]
+
+    def _of_rows(
+        self, entry: ScheduledSequence, start: int
+    ) -> tuple[tuple[bytes, ...], NDArray[np.float32] | None]:
+        """Scores of its prompt's tokens, and hidden states to pool, where they are wanted."""
+        sequence = entry.sequence
+        if not entry.to_score and sequence.pool is None:
+            return (), None
+        own = self.hidden[start : start + entry.num_rows]
+        scores = tuple(scores_of(self.decoder, own, entry)) if entry.to_score else ()
+        return scores, own.float().cpu().numpy() if sequence.pool is not None else None
 
     def _choose(self, entry: ScheduledSequence, logits: torch.Tensor) -> Choice:
         """On the host; the sampler writes over the logits."""

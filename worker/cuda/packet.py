@@ -74,11 +74,11 @@ class Packets:
 
     def _token_news(self, news: Collection[News]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         width = self._tables.token_table.shape[1]
-        return _places([(n.row * width + n.first_token, n.token_ids) for n in news])
+        return _places([(n.row * width + n.first_token, n.token_ids) for n in news if n.token_ids])
 
     def _block_news(self, news: Collection[News]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         width = self._tables.block_tables.shape[1]
-        return _places([(n.row * width + n.first_block, n.blocks) for n in news])
+        return _places([(n.row * width + n.first_block, n.blocks) for n in news if n.blocks])
 
 
 def _places(runs: list[tuple[int, list[int]]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

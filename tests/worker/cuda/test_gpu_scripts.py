@@ -61,6 +61,19 @@ def test_step_runs() -> None:
     assert all(float(row[3]) > 0 for row in rows)
 
 
+def test_attention_runs() -> None:
+    """A row for each batch, with its time and the share of what bounds it."""
+    done = gpu_script("attention", "--tiny", is_interpreted=not torch.cuda.is_available())
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    _, *rows = _last_table(done.stdout)
+    assert [row[0] for row in rows] == [
+        "1 x decode at 100",
+        "3 x decode at 70",
+        "2 x chunk of 20 at 70",
+    ]
+    assert all(float(row[3]) > 0 and row[5].endswith("%") for row in rows)
+
+
 def test_numbers_of_rows_are_grouped_by_the_bits_they_give() -> None:
     """One whose common rows differ in a bit opens a group of its own."""
     products = importlib.import_module("gpu.products")
