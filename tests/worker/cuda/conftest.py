@@ -1,16 +1,10 @@
-"""Where there is no GPU the kernels run in Triton's interpreter, which has to be said before they
-are imported."""
+"""All of these are slow."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 HERE = Path(__file__).parent
 
