@@ -18,8 +18,8 @@ TERM_TIMEOUT_S = 5.0
 # Spinning OpenMP threads would wait for cores that other test processes hold (measured: 89 s
 # instead of 5 for one file). Read when torch is imported, so before any test module is.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
-# Where there is no GPU its kernels run in Triton's interpreter. Triton has functions of its own, which
-# are made when somebody imports it, as transformers does: so before any test module is imported.
+# Without a GPU its kernels run in Triton's interpreter. Functions of Triton's own are made when
+# somebody imports it, as transformers does: so this is before any test module is.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # With both set a worker doesn't begin its program anew (test_supervisor.py tries it).

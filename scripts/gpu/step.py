@@ -102,8 +102,8 @@ def _prompt_steps(num_seqs: int, length: int, device: torch.device) -> int:
 
 
 def _budget(device: torch.device) -> int:
-    """Tokens of a step."""
-    return 2048 if device.type == "cuda" else 64
+    """Tokens of a step: room for a block of a prompt beside all that decode."""
+    return 2048 if device.type == "cuda" else 128
 
 
 def _engine(model: ModelShape, decoder: Decoder, num_seqs: int, length: int) -> Engine:
