@@ -163,12 +163,6 @@ def paged_batch_of(
     )
 
 
-def workspace_bytes(shape: AttentionShape, dtype: torch.dtype, limits: BatchLimits) -> int:
-    """What the results of splits take beside the pool; the lists are small."""
-    num_partials = choose_variants(shape, dtype, limits).num_partials
-    return num_partials * shape.num_heads * (shape.head_dim + 2) * torch.float32.itemsize
-
-
 def _num_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return NUM_INTERPRETED

@@ -11,6 +11,7 @@ from triton.runtime import JITFunction
 
 from ..attention.backend import AttentionShape
 from . import attention_kernels as kernels
+from .pointers import pointer
 from .variant import Variant
 from .work_list_kernels import plan
 
@@ -18,7 +19,6 @@ TILE = 64  # keys: a block of the pool
 SPLIT_TILES = 8  # of the keys that one program goes through when a row decodes, at least
 NUM_SPLIT_ITEMS = 256  # that one long sequence may be split into: about two a multiprocessor
 HOPPER = 90
-TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def _max_splits(shape: AttentionShape, limits: BatchLimits) -> int:
 
 
 def _decode(shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles) -> Variant:
-    number = "*" + TYPE_NAMES[dtype]
+    number = pointer(dtype)
     signature = {
         **dict.fromkeys(("q", "pool"), number),
         **dict.fromkeys(("block_tables", "items", "counts"), "*i32"),
@@ -161,7 +161,7 @@ def _decode(shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles) -> Variant
 def _chunk(
     shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles, *, has_window: bool
 ) -> Variant:
-    number = "*" + TYPE_NAMES[dtype]
+    number = pointer(dtype)
     signature = {
         **dict.fromkeys(("q", "pool"), number),
         **dict.fromkeys(("block_tables", "items", "counts"), "*i32"),
@@ -178,7 +178,7 @@ def _merge(shape: AttentionShape, dtype: torch.dtype, max_splits: int) -> Varian
     signature = {
         **dict.fromkeys(("items", "counts"), "*i32"),
         **dict.fromkeys(("partials", "states"), "*fp32"),
-        "out": "*" + TYPE_NAMES[dtype],
+        "out": pointer(dtype),
     }
     padded_dim = _power_of_two(shape.head_dim)
     constants = {

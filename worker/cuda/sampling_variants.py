@@ -10,12 +10,12 @@ import torch
 
 from ...shared.sampling_params import MAX_LOGIT_BIAS
 from . import logit_kernels, sampling_kernels, token_count_kernels
+from .pointers import pointer
 from .sampling_state import MAX_STOPS
 from .variant import Variant
 
 COUNT_TILE = 256
 CLEAR_TILE = 4096
-_LOGITS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 _OTHERS = {
     "*fp32": "floats biases adjusted block_maxima split_maxima split_sums split_best split_scores "
     "highest normalisers logprobs",
@@ -101,7 +101,7 @@ def _variant(
     num_warps: int = 4,
 ) -> Variant:
     """What has a name has the same type in all kernels: int32 where nothing else is said."""
-    types = {**_TYPES, "logits": _LOGITS[logits]} if logits is not None else _TYPES
+    types = {**_TYPES, "logits": pointer(logits)} if logits is not None else _TYPES
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: types.get(name, "*i32") for name in names}
     return Variant(kernel.__name__, kernel, signature, constants, num_warps)
