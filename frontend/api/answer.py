@@ -18,7 +18,7 @@ from .errors import request_id_of, shutting_down
 from .event_stream import KEEP_ALIVE, queue_comment
 from .gate import Caller
 from .generation import Event, Failed, Generation, HungUp, Pause, Progress
-from .opening import Attachment, OpenedAnswer, Submission
+from .opening import Attachment, Submission
 from .position import Position
 from .sending import JSON_HEADERS, STREAM_HEADERS, ImpatientSend, send_end, start
 from .spans import Span
@@ -53,9 +53,9 @@ class GeneratedAnswer(_Answer):
         caller = scope["chairlift.caller"]
         more = len(self._submission.choices) - 1  # than the one that the gate holds
         with context.places.hold(caller.tenant, more, num_held=1):
+            span = _span_of(self._submission, caller)
             opened = self._submission.open(context.client)
             tokenizer, request_id = self._submission.tokenizer, caller.request_id
-            span = _span_of(opened, caller)
             async with Generation(opened, context, span) as generation:
                 generation.watch(receive, send)
                 if self._submission.is_stream:
@@ -91,12 +91,13 @@ class ContinuedAnswer(_Answer):
                     await generation.outlast(context.orphan_grace_s)
 
 
-def _span_of(opened: OpenedAnswer, caller: Caller) -> Span:
+def _span_of(submission: Submission, caller: Caller) -> Span:
+    """Begun before the worker is asked: its times, counted from here, lie within ours."""
     return Span(
         caller.request_id,
-        opened.response_id,
-        opened.form.num_choices,
-        opened.form.model,
+        submission.response_id,
+        submission.form.num_choices,
+        submission.form.model,
         caller.arrived,
         caller.traceparent,
         submitted=time.monotonic(),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
+from fastapi.testclient import TestClient
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from chairlift.frontend.api.otel_exporter import OtelExporter
-from chairlift.frontend.api.spans import Span, unix_us
+from chairlift.frontend.api.spans import Span, Spans, unix_us
 from chairlift.frontend.response_id import ResponseId
 from chairlift.shared.logs import short_hash
 from chairlift.shared.messages import Finish
 from chairlift.shared.steps import Receipt
+from tests.frontend.fake_client import FakeClient
 
 RECEIPT = Receipt(
     queued_us=10_000,
@@ -96,3 +101,22 @@ def test_failures_are_errors() -> None:
     status = spans["chat demo"].status
     assert (status.status_code, status.description) == (StatusCode.ERROR, "deadline_exceeded")
     assert told(make_span(is_abandoned=True, finishes={}))["chat demo"].status.is_unset
+
+
+def test_the_workers_times_lie_within_the_requests(
+    http: TestClient, fake: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted from before the worker was asked: it may be done before we go on."""
+    asked: list[float] = []
+    ended: list[Span] = []
+    generate = fake.generate
+
+    def told(*args: Any) -> Any:
+        asked.append(time.monotonic())
+        return generate(*args)
+
+    monkeypatch.setattr(fake, "generate", told)
+    monkeypatch.setattr(Spans, "end", lambda _, span, **__: ended.append(span))
+    assert http.post("/v1/completions", json={"prompt": "a", "n": 2}).status_code == 200
+    (span,) = ended
+    assert span.arrived <= span.submitted <= min(asked)
