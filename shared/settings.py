@@ -180,6 +180,11 @@ class WorkerSettings(_Settings):
         default=(),
         description="Names, with commas, of installed packages' chairlift.logits_processors.",
     )
+    deterministic: bool = Field(
+        default=False,
+        description="Start only if no answer depends, in any bit, on what is computed beside it; "
+        "on a GPU that takes other kernels.",
+    )
     kernels: Literal["auto", "native", "torch"] = Field(
         default="auto",
         description="Those of our own, which the first start compiles, or torch's; auto takes "

@@ -71,6 +71,7 @@ class Engine:
         self.executor = executor
         self._in_flight: deque[_InFlight] = deque()
         self._landed = 0.0  # when the last step did
+        self._has_chores = False  # of the executor's, for want of steps
         self._eos_token_ids = eos_token_ids
         self.pulse = pulse or Pulse.private()
         self._finished_at: deque[float] = deque(maxlen=NUM_RATE_SAMPLES)  # in busy seconds
@@ -142,6 +143,8 @@ class Engine:
                 changed += self._land_until(0)
             self._launch(plan, started)
         changed += self._land_until(self._depth_after(plan))
+        is_idle = not plan.entries and not changed  # nor is anybody waiting for news
+        self._has_chores = is_idle and self.executor.idle()
         self._finished_at.extend([self.times.busy_s] * num_ended)
         return list(dict.fromkeys(changed))  # each once, however many steps have landed
 
@@ -209,7 +212,7 @@ class Engine:
     @property
     def patience_s(self) -> float:
         """How long a loop without work may sleep."""
-        return self.waiting_room.patience_s
+        return 0.0 if self._has_chores else self.waiting_room.patience_s
 
     @property
     def num_compiling(self) -> int:

@@ -55,7 +55,7 @@ class Executor(ABC):
     executor before the engine knows them, so that the next step can begin with them.
     """
 
-    depth: int = 0
+    depth: int = 0  # where there is one, no drafts are verified
 
     @abstractmethod
     def launch(self, plan: Plan, times: StepTimes) -> Flight:
@@ -64,6 +64,11 @@ class Executor(ABC):
     def warm_up(self, max_num_seqs: int, pace: Pace | None, max_s: float) -> None:
         """Before the first request: whatever takes its time once. May take `max_s`."""
         return
+
+    def idle(self) -> bool:
+        """A piece of what is better done while nobody waits; whether there was any. Nothing is in
+        flight."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)

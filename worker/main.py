@@ -9,7 +9,7 @@ import structlog
 import torch
 
 from ..shared.addresses import Endpoints
-from ..shared.errors import ChairliftError
+from ..shared.errors import ChairliftError, ModelError
 from ..shared.messages import Greeting
 from ..shared.settings import WorkerSettings
 from ..shared.tokenizer import Tokenizer
@@ -150,18 +150,26 @@ def build_engine(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         pace=pace,
     )
-    # A draft is one row among others, of a longer cut; and a processor may look at all output
-    # before it.
     has_same_bits = kernels.attention.chunk_unit == 1 and model.decoder.is_row_independent
-    if settings.speculation == "auto" and isinstance(scheduler, ContinuousScheduler):
-        if has_same_bits and not processors:
-            scheduler.speculation = Speculation(pace)
-        else:
-            why = "a logits processor sees each token" if processors else "it would change bits"
-            log.info("no speculation", why=why)
+    if settings.deterministic and not has_same_bits:
+        raise ModelError(
+            "--deterministic can't be had with this processor's kernels for this dtype: try "
+            "--dtype float32 or --kernels native, or leave it out"
+        )
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)
     executor = platform.executor(model.decoder, kernels, sampler, eos_token_ids)
+    if settings.speculation == "auto" and isinstance(scheduler, ContinuousScheduler):
+        obstacles = {
+            "the next step is launched before this one's tokens are known": executor.depth > 0,
+            "it would change bits": not has_same_bits,  # a draft is a row of a longer cut
+            "a logits processor sees each token": bool(processors),
+        }
+        reasons = [why for why, is_met in obstacles.items() if is_met]
+        if reasons:
+            log.info("no speculation", why=reasons[0])
+        else:
+            scheduler.speculation = Speculation(pace)
     engine = Engine(scheduler, executor, eos_token_ids, pulse)
     engine.waiting_room = WaitingRoom(compiler)
     return engine

@@ -286,3 +286,27 @@ def test_times_add_up() -> None:
     times = engine.times
     assert times.forward_s == 6.0
     assert times.schedule_s == times.sample_s == times.commit_s == 0.0
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_chores_are_for_want_of_steps(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One at a time, and a loop does not sleep before the last; none while a request runs or a step
+    is in flight."""
+    engine, chores = make_engine(Size(depth=depth)), [1, 2, 3]
+
+    def idle() -> bool:
+        assert not engine.has_work
+        return bool(chores and chores.pop())
+
+    monkeypatch.setattr(engine.executor, "idle", idle)
+    assert engine.patience_s > 0
+    engine.step()
+    assert (len(chores), engine.patience_s) == (2, 0)
+    engine.add(make_wish([5, 6], max_tokens=3, ignore_eos=True).sequence())
+    while engine.has_work:
+        engine.step()
+        assert len(chores) == 2
+    for num_left in (1, 0, 0):
+        engine.step()
+        assert len(chores) == num_left
+    assert engine.patience_s > 0

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
+from chairlift.shared.errors import ModelError
 from chairlift.shared.logprobs import unpack_logprobs
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
 from chairlift.worker.engine import Engine
 from chairlift.worker.main import build_engine
-from chairlift.worker.models.loader import load_model
+from chairlift.worker.models.loader import DtypeChoice, load_model
 from chairlift.worker.pool import Pool, Pooling
 from chairlift.worker.sequence import Sequence
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
@@ -95,3 +96,20 @@ def test_logprobs_do_not_depend_on_the_neighbours(tmp_path: Path) -> None:
         return bytes(sequence.scores.prompt), bytes(sequence.scores.output)
 
     assert records(0) == records(3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_deterministic_where_no_bit_depends_on_the_neighbours(
+    dtype: DtypeChoice, kernels: Literal["native", "torch"], tmp_path: Path
+) -> None:
+    """Refused by name where some would: with torch's attention, whose bits depend on the cut, and
+    on processors whose products of this type do."""
+    make_checkpoint("llama", tmp_path)
+    model = load_model(tmp_path, dtype)
+    settings = WorkerSettings(kernels=kernels, deterministic=True)
+    if kernels == "native" and model.decoder.is_row_independent:
+        assert build_engine(model, settings)
+    else:
+        with pytest.raises(ModelError, match="--deterministic"):
+            build_engine(model, settings)

@@ -1,7 +1,8 @@
 """Paged attention on a GPU: owns the pool and the kernels' buffers, and launches.
 
-A row that decodes has the same bits in any company. A row of a chunk has the same bits however its
-sequence was cut, unless it is so short a piece that it decodes, which rounds in another order.
+A row that decodes has the same bits in any company, and so has a row of a chunk, however its
+sequence was cut. The two round in another order: where that matters nothing decodes
+(`max_decode_rows` 0), and all rows are chunks.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class TritonAttention(AttentionBackend[PagedStep]):
         device: torch.device,
     ) -> None:
         self.shape, self.limits = shape, limits
-        self.block_size = self.chunk_unit = TILE
+        self.block_size, self.chunk_unit = TILE, 1
         self.null_slot = num_blocks * TILE
         size = (shape.num_layers, num_blocks + 1, 2, shape.num_kv_heads, TILE, shape.head_dim)
         self.pool = torch.zeros(size, dtype=dtype, device=device)
@@ -86,7 +87,7 @@ class TritonAttention(AttentionBackend[PagedStep]):
     ) -> PagedStep:
         """Of a batch on the device, whose lengths the host need not know."""
         self._work.fill(paged)
-        can_split = self.limits.max_model_len > self.split_len
+        can_split = self.limits.max_model_len > self.split_len and self.variants.decode_rows > 0
         return PagedStep(paged, positions, has_chunks, has_splits and can_split)
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor, prepared: PagedStep) -> None:

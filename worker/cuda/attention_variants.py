@@ -28,7 +28,7 @@ class BatchLimits:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
-    max_decode_rows: int = 1  # of a sequence that decodes: one more than there may be drafts
+    max_decode_rows: int = 1  # of a sequence that decodes: one more than its drafts; 0: none does
 
 
 @dataclass(frozen=True, slots=True)

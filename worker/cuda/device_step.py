@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -23,12 +24,35 @@ class StepSize:
     num_logit_rows: int  # as many sequences may sample
     has_chunks: bool  # without, each sequence has one row
 
-    @classmethod
-    def of(cls, num_rows: int, max_num_seqs: int, *, has_chunks: bool) -> StepSize:
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """Those that a worker's steps have."""
+
+    max_num_seqs: int
+    max_num_rows: int
+    least_rows: int = 1
+    has_decodes: bool = True  # a kernel of their own; without, they are chunks like any
+
+    def of(self, num_rows: int, *, has_chunks: bool) -> StepSize:
         """The least that holds so many rows: padding is less than a quarter of them."""
-        unit = max(1, (1 << (num_rows - 1).bit_length()) // 8)
-        rounded = -(-num_rows // unit) * unit
-        return cls(rounded, min(rounded, max_num_seqs), has_chunks)
+        wanted = max(num_rows, self.least_rows)
+        unit = max(1, (1 << (wanted - 1).bit_length()) // 8)
+        rounded = -(-wanted // unit) * unit
+        count = min(rounded, self.max_num_seqs)
+        return StepSize(rounded, count, has_chunks or not self.has_decodes)
+
+    def all(self) -> list[StepSize]:
+        """Each once: two that launch every kernel, decodes that are likely, then the others."""
+        first = [(1, False), (self.max_num_rows, True), (8, False), (32, False)]
+        every = product(range(1, self.max_num_rows + 1), (False, True))
+        return [
+            *dict.fromkeys(
+                self.of(num_rows, has_chunks=has_chunks)
+                for num_rows, has_chunks in [*first, *every]
+                if has_chunks or num_rows <= self.max_num_seqs
+            )
+        ]
 
 
 @dataclass(frozen=True, slots=True)

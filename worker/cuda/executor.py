@@ -4,10 +4,11 @@ yet to hear of."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 
@@ -22,18 +23,20 @@ from ..scoring import score
 from ..sequence import Sequence
 from ..step_times import StepTimes
 from .attention import TritonAttention
-from .attention_variants import BatchLimits
-from .device_step import DeviceStep, StepSize
+from .device_step import DeviceStep, StepSizes
 from .graphs import StepGraphs
 from .inputs import RequestTables
+from .linear import LEAST_ROWS
 from .packet import Packets, RowOfStep
-from .rows import Row, Rows
+from .rows import News, Row, Rows
 from .sampling import GpuSampler
 from .sampling_state import SamplingState, packed
 from .sampling_variants import SamplingShape
 from .transfers import Arriving, Transfers
 
 DEPTH = 1
+
+log = structlog.get_logger(__name__)
 
 
 class GpuExecutor(Executor):
@@ -51,8 +54,13 @@ class GpuExecutor(Executor):
         assert isinstance(attention, TritonAttention)
         limits, device = attention.limits, decoder.device
         self.depth = 0 if sampler.has_processors else DEPTH
+        self.sizes = StepSizes(
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+            LEAST_ROWS if decoder.is_row_independent else 1,
+            has_decodes=attention.variants.decode_rows > 0,
+        )
         self._decoder = decoder
-        self._limits = limits
         self._eos_token_ids = eos_token_ids
         self._host_sampler = sampler
         num_tables = (1 + DEPTH) * limits.max_num_seqs  # some have ended, and are in flight yet
@@ -68,7 +76,7 @@ class GpuExecutor(Executor):
         dtype = decoder.weights.norm.dtype
         self._sampler = GpuSampler(shape, limits.max_num_seqs, state, dtype)
         self._step = DeviceStep(decoder, kernels, self._sampler, tables, self._packets.sent)
-        self._graphs = StepGraphs(self._step, device)
+        self._graphs = StepGraphs(self._step, device, self.sizes.all())
 
     @torch.inference_mode()
     def launch(self, plan: Plan, times: StepTimes) -> Flight:
@@ -82,33 +90,54 @@ class GpuExecutor(Executor):
         ]
         self._packets.send(parts, num_sampled, news)
         has_chunks = any(entry.num_rows > 1 for entry in order.entries)
-        size = StepSize.of(plan.num_rows, self._limits.max_num_seqs, has_chunks=has_chunks)
+        size = self.sizes.of(plan.num_rows, has_chunks=has_chunks)
         # What is read of each row comes with the results, when a graph's may have been overwritten.
         is_alone = any(entry.to_score or entry.sequence.pool for entry in order.entries)
         tensors = self._step.launch(size) if is_alone else self._graphs.launch(size)
         for row, entry in zip(rows[:num_sampled], order.entries, strict=False):
             row.num_known_tokens = entry.span.stop + 1
         wanted = [n for n, entry in enumerate(order.entries) if self._needs_logits(entry)]
+        chosen = tensors.chosen
         arriving = self._transfers.to_host(
-            tensors.chosen.token_ids[:num_sampled],
-            tensors.chosen.is_number[:num_sampled],
-            (tensors.logits[wanted] if wanted else tensors.logits[:0]).float(),
+            torch.stack((chosen.token_ids[:num_sampled], chosen.is_number[:num_sampled])),
+            self._logits_of(wanted, tensors.logits),
         )
         times.schedule_s += times.clock() - started
         return GpuFlight(self._decoder, self._host_sampler, order, tensors.hidden, wanted, arriving)
 
     @torch.inference_mode()
     def warm_up(self, max_num_seqs: int, pace: Pace | None, max_s: float) -> None:
-        """Compiles what is launched, and captures it in sizes that are to be expected: the small
-        ones first, as many as there is time for. Steps of nobody."""
+        """Compiles all kernels, by the first sizes of steps, and captures as many of the others as
+        there is time for."""
         deadline = time.perf_counter() + max_s
-        self._packets.send([], 0, [])
-        for num_rows, has_chunks in _expected(self._limits):
-            size = StepSize.of(num_rows, self._limits.max_num_seqs, has_chunks=has_chunks)
-            self._graphs.launch(size)
-            self._graphs.launch(size)
-            if time.perf_counter() > deadline:
+        nobody = News(0, 0, [0], 0, [0])  # told anew to whoever takes the row
+        self._packets.send([], 0, [nobody])
+        self._sampler.start(0, self._transfers.to_device(np.zeros(1, dtype=np.int32)), 1)
+        for number, _ in enumerate(iter(self.idle, False)):
+            if number and time.perf_counter() > deadline:
                 return
+
+    @torch.inference_mode()
+    def idle(self) -> bool:
+        """Captures one more of the sizes that steps may have."""
+        size = self._graphs.next_expected()
+        if size is None:
+            return False
+        self._packets.send([], 0, [])
+        try:
+            for _ in range(2):
+                self._graphs.launch(size)
+        except torch.OutOfMemoryError:
+            log.warning("no memory to capture steps ahead of time", num_rows=size.num_rows)
+            self._graphs.expect_none()
+        return True
+
+    def _logits_of(self, entries: list[int], logits: torch.Tensor) -> torch.Tensor:
+        """float32 [len(entries), vocab_size]. An index made of a list would wait for the step."""
+        if not entries:
+            return logits[:0].float()
+        rows = self._transfers.to_device(np.array(entries, dtype=np.int32))
+        return logits.index_select(0, rows).float()
 
     def _rows_of(self, entries: Iterable[ScheduledSequence]) -> list[Row]:
         self._rows.sweep()
@@ -160,12 +189,12 @@ class GpuFlight:
     order: _Order
     hidden: torch.Tensor  # [num_rows, hidden_size]
     wanted: list[int]  # entries whose logits come with the tokens
-    arriving: Arriving  # tokens, whether they are numbers, logits
+    arriving: Arriving  # tokens and whether they are numbers, then logits
 
     @torch.inference_mode()
     def results(self) -> list[Computed]:
-        token_ids, is_number, logits = self.arriving.wait()
-        found = zip(token_ids.tolist(), is_number.tolist(), strict=True)
+        chosen, logits = self.arriving.wait()
+        found = zip(*chosen.tolist(), strict=True)
         tokens = [token_id if is_one else None for token_id, is_one in found]
         kept = dict(zip(self.wanted, logits, strict=True))
         start, computed = 0, []
@@ -203,13 +232,6 @@ def _choice(
     if logits is None or not isinstance(token, int) or not entry.sequence.wants_score:
         return Choice(token)
     return Choice(token, score(logits, token, entry.sequence.params.num_logprobs))
-
-
-def _expected(limits: BatchLimits) -> Iterator[tuple[int, bool]]:
-    """Numbers of rows, and whether some are of chunks."""
-    counts = [1 << n for n in range(limits.max_num_batched_tokens.bit_length())]
-    yield from ((count, False) for count in counts if count <= limits.max_num_seqs)
-    yield from ((count, True) for count in counts if count <= limits.max_num_batched_tokens)
 
 
 def _zeros(num_rows: int, width: int, device: torch.device) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,16 @@ class StepGraphs:
     """Owns a graph for each size that came twice; all have one pool of memory, for one runs at a
     time. What they give is good until the next step is launched."""
 
-    def __init__(self, step: DeviceStep, device: torch.device) -> None:
+    def __init__(
+        self, step: DeviceStep, device: torch.device, expected: Iterable[StepSize]
+    ) -> None:
+        """Sizes that are `expected` can be captured before they come."""
         self._step = step
         self._is_gpu = device.type == "cuda"
         self._captured: dict[StepSize, _Captured] = {}
         self._seen: set[StepSize] = set()
         self._pool: Any = None
+        self._expected = deque(expected)
 
     def launch(self, size: StepSize) -> StepTensors:
         """The first of a size compiles what it launches, as a capture may not; the second is
@@ -38,6 +44,17 @@ class StepGraphs:
         captured = self._captured[size]
         captured.graph.replay()
         return captured.tensors
+
+    def next_expected(self) -> StepSize | None:
+        """One that was not captured yet. None on what is no GPU: there it would change nothing."""
+        while self._expected and self._is_gpu:
+            size = self._expected.popleft()
+            if size not in self._captured:
+                return size
+        return None
+
+    def expect_none(self) -> None:
+        self._expected.clear()
 
     def _capture(self, size: StepSize) -> _Captured:
         graph = torch.cuda.CUDAGraph()

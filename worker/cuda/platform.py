@@ -16,7 +16,7 @@ from ..sampler import Sampler
 from .attention import TritonAttention
 from .attention_variants import TILE, BatchLimits
 from .executor import GpuExecutor
-from .linear import CudaLinear
+from .linear import CudaLinear, UndividedLinear, check_rows, leave_sums_undivided
 from .operations import TritonOperations
 
 CACHE_SHARE = 0.9  # of the memory that the model leaves: the rest is for a step's own tensors
@@ -35,9 +35,12 @@ class CudaPlatform(Platform):
             )
         self.device = device
         self._settings = settings
+        if settings.deterministic:
+            leave_sums_undivided()
 
     def linear_factory(self) -> LinearFactory:
-        return lambda weight, bias: CudaLinear(weight, bias, self.device)
+        kind = UndividedLinear if self._settings.deterministic else CudaLinear
+        return lambda weight, bias: kind(weight, bias, self.device)
 
     def block_bytes(self, shape: AttentionShape, item_bytes: int) -> int:
         return shape.num_layers * 2 * shape.num_kv_heads * TILE * shape.head_dim * item_bytes
@@ -50,7 +53,12 @@ class CudaPlatform(Platform):
         self, shape: AttentionShape, num_blocks: int, dtype: torch.dtype, max_model_len: int
     ) -> Kernels:
         settings = self._settings
-        limits = BatchLimits(settings.max_num_seqs, settings.max_num_batched_tokens, max_model_len)
+        limits = BatchLimits(
+            settings.max_num_seqs,
+            settings.max_num_batched_tokens,
+            max_model_len,
+            max_decode_rows=0 if settings.deterministic else 1,
+        )
         attention = TritonAttention(shape, num_blocks, dtype, limits, self.device)
         return Kernels(attention, TritonOperations())
 
@@ -61,4 +69,7 @@ class CudaPlatform(Platform):
         sampler: Sampler,
         eos_token_ids: frozenset[int],
     ) -> Executor:
-        return GpuExecutor(decoder, kernels, sampler, eos_token_ids)
+        executor = GpuExecutor(decoder, kernels, sampler, eos_token_ids)
+        if self._settings.deterministic:
+            check_rows(decoder.products, {size.num_rows for size in executor.sizes.all()})
+        return executor

@@ -14,6 +14,7 @@ class Transfers:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._is_gpu = device.type == "cuda"
+        self._to_host = torch.cuda.Stream(device) if self._is_gpu else None  # type: ignore[no-untyped-call]
 
     def to_device(self, array: NDArray[np.int32]) -> torch.Tensor:
         """In the order of what is launched; the array may change at once."""
@@ -23,14 +24,19 @@ class Transfers:
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def to_host(self, *tensors: torch.Tensor) -> Arriving:
-        """Of what was launched so far."""
-        if not self._is_gpu:
+        """Of what was launched so far, beside what is launched next, which must not write to these
+        tensors."""
+        stream = self._to_host
+        if stream is None:
             return Arriving([tensor.clone() for tensor in tensors], None)
-        targets = [torch.empty_like(x, device="cpu", pin_memory=True) for x in tensors]
-        for target, tensor in zip(targets, tensors, strict=True):
-            target.copy_(tensor, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
-        event.record()
+        stream.wait_stream(torch.cuda.current_stream())
+        targets = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+        with torch.cuda.stream(stream):
+            for target, tensor in zip(targets, tensors, strict=True):
+                target.copy_(tensor, non_blocking=True)
+                tensor.record_stream(stream)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+            event.record()
         return Arriving(targets, event)
 
 

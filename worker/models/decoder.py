@@ -93,11 +93,15 @@ class Decoder:
         return self.weights.norm.device
 
     @property
+    def products(self) -> list[LinearLayer]:
+        """All that it multiplies by, the head first."""
+        layers = ((x.qkv, x.output, x.gate_up, x.down) for x in self.weights.layers)
+        return [self.weights.head, *chain.from_iterable(layers)]
+
+    @property
     def is_row_independent(self) -> bool:
         """Whether a row's products have the same bits in any company."""
-        layers = self.weights.layers
-        products = chain.from_iterable((x.qkv, x.output, x.gate_up, x.down) for x in layers)
-        return all(x.is_row_independent for x in (self.weights.head, *products))
+        return all(layer.is_row_independent for layer in self.products)
 
     def forward(self, batch: Batch, layers: Layers, prepared: Any) -> torch.Tensor:
         """What the model makes of the batch's tokens, [num_tokens, hidden_size], normed.

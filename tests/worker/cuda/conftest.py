@@ -1,10 +1,16 @@
-"""All of these are slow."""
+"""All of these are slow; and interpreted kernels multiply as kernels do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from triton.runtime import interpreter
+
+from tests.worker.cuda.device import DEVICE
 
 HERE = Path(__file__).parent
 
@@ -14,3 +20,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
+
+
+def multiply(builder: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
+    product = np.einsum("ij,jk->ik", a.data, b.data, dtype=d.data.dtype)
+    return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def rows_of_products_are_independent() -> Iterator[None]:
+    """Wherever it is in a tile, a row is summed in one order, as by tensor cores. The interpreter
+    asks BLAS, which on some processors has another kernel for the last rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        if DEVICE.type == "cpu":
+            patch.setattr(interpreter.InterpreterBuilder, "create_dot", multiply)
+        yield

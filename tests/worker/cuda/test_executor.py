@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
 from chairlift.worker import main
+from chairlift.worker.cuda import attention_variants
 from chairlift.worker.cuda.executor import GpuExecutor
+from chairlift.worker.cuda.linear import UndividedLinear
 from chairlift.worker.cuda.platform import CudaPlatform
 from chairlift.worker.engine import Engine
 from chairlift.worker.models.loader import load_model
@@ -25,7 +28,12 @@ from tests.worker.cuda.device import DEVICE
 
 MAX_MODEL_LEN = 256
 SETTINGS = WorkerSettings(
-    dtype="float32", max_num_seqs=4, max_num_batched_tokens=64, device="cpu", speculation="off"
+    dtype="float32",
+    max_num_seqs=4,
+    max_num_batched_tokens=64,
+    device="cpu",
+    speculation="off",
+    target_itl_ms=60_000,  # chunks don't depend on how long steps take
 )
 MakeEngine = Callable[..., Engine]
 
@@ -41,14 +49,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
     """Of the kernels, with so many blocks and steps in flight."""
 
-    def make(depth: int = 1, num_blocks: int = 16) -> Engine:
-        platform = CudaPlatform(SETTINGS, DEVICE)
+    def make(depth: int = 1, num_blocks: int = 16, *, deterministic: bool = False) -> Engine:
+        settings = SETTINGS.model_copy(update={"deterministic": deterministic})
+        platform = CudaPlatform(settings, DEVICE)
         monkeypatch.setattr(main, "platform_of", lambda device, settings: platform)
         linear = platform.linear_factory()
         model = load_model(folder, "float32", MAX_MODEL_LEN, linear, DEVICE)
         each = platform.block_bytes(model.config.attention_shape, 4)
         monkeypatch.setattr(platform, "cache_bytes", lambda: num_blocks * each)
-        engine = main.build_engine(model, SETTINGS)
+        engine = main.build_engine(model, settings)
         assert isinstance(engine.executor, GpuExecutor)
         engine.executor.depth = depth
         return engine
@@ -113,6 +122,40 @@ def test_everybody_has_the_tokens_that_they_have_alone(seed: int, make_engine: M
             expected, expected_scores, expected_reason = outcome(again)
             assert (tokens, reason) == (expected, expected_reason)
             assert len(scores) == len(expected_scores)
+
+
+def row_by_row(layer: UndividedLinear, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([F.linear(row[None], layer.weight) for row in x])
+
+
+def test_deterministic_answers_have_the_same_bits(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log probabilities to the last bit, alone and among others that cut prompts and take blocks
+    away; where a kernel that splits keys would have them in its decodes and not in its chunks.
+    Where there is no GPU each row is multiplied alone: cuBLAS isn't asked here."""
+    monkeypatch.setattr(attention_variants, "SPLIT_TILES", 1)
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(UndividedLinear, "__call__", row_by_row)
+    engine = make_engine(depth=1, num_blocks=5, deterministic=True)
+    params = SamplingParams(max_tokens=9, temperature=0.0, num_logprobs=0, ignore_eos=True)
+    everybody = [
+        Sequence(n.to_bytes(16, "big"), [4 + (i * i + n) % 50 for i in range(length)], params)
+        for n, length in enumerate((62, 61, 60, 65))
+    ]
+    for sequence in everybody:
+        engine.add(sequence)
+        engine.step()
+    run_to_the_end(engine)
+    preempted = [sequence for sequence in everybody if sequence.journey.num_preemptions]
+    assert preempted
+    alone = make_engine(depth=0, deterministic=True)
+    for sequence in (preempted[0], everybody[-1]):
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        again = Sequence(sequence.request_id, prompt, params)
+        alone.add(again)
+        run_to_the_end(alone)
+        assert outcome(again) == outcome(sequence)
 
 
 def test_what_a_prompt_is_asked_for_comes_with_its_steps(make_engine: MakeEngine) -> None:

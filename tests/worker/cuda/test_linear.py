@@ -1,0 +1,98 @@
+"""Products that have the same bits in any company, and how one sees that they don't."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from chairlift.shared.errors import ModelError
+from chairlift.worker.cuda.linear import (
+    LEAST_ROWS,
+    CudaLinear,
+    UndividedLinear,
+    check_rows,
+    leave_sums_undivided,
+)
+from tests.worker.cuda.device import DEVICE
+
+SIZES = (16, 20, 24, 100)
+
+
+class Exact(UndividedLinear):
+    """Sums of small whole numbers, which are exact in any order."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(x.round())
+
+
+class Divided(Exact):
+    """As if sums of some row were divided, where there are so many rows or more."""
+
+    def __init__(self, weight: torch.Tensor, least: int, row: int) -> None:
+        super().__init__(weight, None, DEVICE)
+        self._least, self._row = least, row
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().__call__(x)
+        if len(x) >= self._least:
+            out[self._row, 0] += 0.5
+        return out
+
+
+def whole_numbers(*size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(size))
+    return torch.randint(-3, 4, size, generator=generator).float()
+
+
+def test_rows_are_compared_at_all_sizes() -> None:
+    """Whichever row differs, and in the largest size alone; the message has the matrix and the
+    size, and what to do."""
+    check_rows([Exact(whole_numbers(8, 32), None, DEVICE)], SIZES)
+    for least, row, size in ((100, 99, 100), (20, 0, 20), (24, 17, 24)):
+        layers = [
+            Exact(whole_numbers(8, 32), None, DEVICE),
+            Divided(whole_numbers(5, 33), least, row),
+        ]
+        with pytest.raises(ModelError, match=f"5 x 33 .* with {size} rows than with 16; leave it"):
+            check_rows(layers, SIZES)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, LEAST_ROWS - 1, LEAST_ROWS, LEAST_ROWS + 1])
+def test_few_rows_are_padded(num_rows: int) -> None:
+    """With nothing that shows, bias or not."""
+    weight, x = whole_numbers(8, 32).to(DEVICE), whole_numbers(num_rows, 32).to(DEVICE)
+    for bias in (None, whole_numbers(8).to(DEVICE)):
+        found = UndividedLinear(weight, bias, DEVICE)(x)
+        assert torch.equal(found, CudaLinear(weight, bias, DEVICE)(x))
+
+
+def test_what_the_environment_says_of_cublas_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what it leaves open is decided here."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.delenv("CUBLASLT_WORKSPACE_SIZE", raising=False)
+    leave_sums_undivided()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert os.environ["CUBLASLT_WORKSPACE_SIZE"] == "1"
+
+
+ON_THE_DEVICE = f"""
+import torch
+from chairlift.worker.cuda.linear import UndividedLinear, check_rows, leave_sums_undivided
+
+leave_sums_undivided()
+device = torch.device("cuda")
+weight = torch.randn(1024, 3072, dtype=torch.bfloat16)
+check_rows([UndividedLinear(weight, None, device)], range({LEAST_ROWS}, 300, 4))
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="cuBLAS is asked")
+def test_cublas_leaves_sums_undivided() -> None:
+    """In a process of its own, where nothing was multiplied before: a matrix that has other bits at
+    other numbers of rows where cuBLAS may divide its sums."""
+    subprocess.run([sys.executable, "-c", ON_THE_DEVICE], check=True, timeout=100)
