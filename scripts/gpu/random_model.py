@@ -13,12 +13,17 @@ from chairlift.worker.models.rope import Rope
 from .shapes import MatrixShape, ModelShape
 
 EPS = 1e-6
+ROPE_THETA = 500_000.0
 SCALE = 0.02  # of weights: numbers stay numbers through any number of layers
+
+
+def architecture_of(model: ModelShape) -> str:
+    return "Qwen3ForCausalLM" if model.has_qk_norm else "LlamaForCausalLM"
 
 
 def config_of(model: ModelShape, max_model_len: int) -> ModelConfig:
     return ModelConfig(
-        architecture="Qwen3ForCausalLM" if model.has_qk_norm else "LlamaForCausalLM",
+        architecture=architecture_of(model),
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
         intermediate_size=model.intermediate_size,
@@ -28,7 +33,7 @@ def config_of(model: ModelShape, max_model_len: int) -> ModelConfig:
         head_dim=model.head_dim,
         max_position_embeddings=max_model_len,
         rms_norm_eps=EPS,
-        rope=Rope(500_000.0),
+        rope=Rope(ROPE_THETA),
         sliding_windows=(None,) * model.num_layers,
         has_qkv_bias=False,
         has_output_bias=False,

@@ -16,6 +16,10 @@ class Roofline:
     bytes_per_s: float
     flops_per_s: float
 
+    def __str__(self) -> str:
+        speed = f"{self.flops_per_s / 1e12:,.0f} TFLOP/s"
+        return f"{self.bytes_per_s / 1e9:,.0f} GB/s and {speed}"
+
     def seconds(self, num_bytes: float, num_flops: float) -> float:
         """The least time for so much, if the one goes on while the other does."""
         return max(num_bytes / self.bytes_per_s, num_flops / self.flops_per_s)

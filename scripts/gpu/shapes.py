@@ -60,11 +60,15 @@ class ModelShape:
         names = ("qkv", "output", "gate_up", "down", "head")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def num_layer_elements(self) -> int:
+        """Of the matrices of all layers."""
+        layer = (self.qkv, self.output, self.gate_up, self.down)
+        return self.num_layers * sum(matrix.num_elements for matrix in layer)
+
     def streamed_bytes(self, dtype: torch.dtype) -> int:
         """What every step reads of the weights: all matrices, and no embedding."""
-        layer = (self.qkv, self.output, self.gate_up, self.down)
-        num_elements = self.num_layers * sum(matrix.num_elements for matrix in layer)
-        return (num_elements + self.head.num_elements) * dtype.itemsize
+        return (self.num_layer_elements + self.head.num_elements) * dtype.itemsize
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Of all layers' keys and values."""

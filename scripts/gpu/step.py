@@ -16,23 +16,18 @@ import torch
 from benchmark.report import aligned
 
 from chairlift.shared.sampling_params import SamplingParams
-from chairlift.worker.block_manager import BlockManager
-from chairlift.worker.cuda.attention import TritonAttention
-from chairlift.worker.cuda.attention_variants import TILE, BatchLimits
-from chairlift.worker.cuda.executor import GpuExecutor
-from chairlift.worker.cuda.operations import TritonOperations
+from chairlift.shared.settings import WorkerSettings
 from chairlift.worker.engine import Engine
-from chairlift.worker.kernels.choice import Kernels
 from chairlift.worker.models.decoder import Decoder
-from chairlift.worker.sampler import Sampler
-from chairlift.worker.scheduler import ContinuousScheduler
 from chairlift.worker.sequence import Sequence as EngineSequence
 
 from . import roofline
+from .engines import dtype_for, engine_of, num_blocks_of, sequence_of, settings_of, warm_up_s
 from .random_model import random_decoder
 from .roofline import Roofline
 from .shapes import MODELS, TINY, ModelShape
 from .timing import here
+from .work import total_seconds
 
 SETTLING_STEPS = 8
 
@@ -59,37 +54,46 @@ class Measured:
 
 
 def measure(
-    model: ModelShape, decoder: Decoder, ceiling: Roofline, batches: Sequence[int], length: int
+    model: ModelShape,
+    decoder: Decoder,
+    ceiling: Roofline,
+    all_settings: Sequence[WorkerSettings],
+    length: int,
 ) -> Iterator[Measured]:
     """Steps in which every sequence decodes, after prompts of `length` have been read."""
     dtype, device = decoder.weights.norm.dtype, decoder.device
-    for num_seqs in batches:
-        num_steps = 64 if device.type == "cuda" else 2
+    for settings in all_settings:
+        num_seqs, num_steps = settings.max_num_seqs, 64 if device.type == "cuda" else 2
         # The first go on while the prompts of the last are read, and nobody may end meanwhile.
         max_tokens = num_steps + 2 * SETTLING_STEPS + _prompt_steps(num_seqs, length, device)
-        engine = _engine(model, decoder, num_seqs, length + max_tokens)
+        num_blocks = num_blocks_of([length + max_tokens] * num_seqs)
+        engine, executor = engine_of(decoder, settings, num_blocks)
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, seed=1)
         sequences = [
-            EngineSequence(number.to_bytes(16, "big"), _prompt(model, number, length), params)
+            sequence_of(number, _prompt(model, number, length), params)
             for number in range(num_seqs)
         ]
         started = time.perf_counter()
-        engine.warm_up(60.0)
+        engine.warm_up(warm_up_s(device))
         print(f"{num_seqs} sequences: ready in {time.perf_counter() - started:.1f} s", flush=True)
-        for sequence in sequences:
-            engine.add(sequence)
-        while min(sequence.num_output_tokens for sequence in sequences) < SETTLING_STEPS:
-            engine.step()
+        _settle(engine, sequences)
         started, first = time.perf_counter(), _mean_length(sequences)
         for _ in range(num_steps):
             engine.step()
         step_s = (time.perf_counter() - started) / num_steps
         assert not any(sequence.finish for sequence in sequences)
         mean_length = (first + _mean_length(sequences)) / 2
-        kv_bytes = num_seqs * mean_length * model.kv_bytes_per_token(dtype)
-        num_bytes = model.streamed_bytes(dtype) + kv_bytes
-        floor_s = ceiling.seconds(num_bytes, 2 * num_seqs * model.streamed_bytes(dtype) / 2)
+        works = executor.works[-num_steps:]
+        floor_s = total_seconds(works, model, dtype, ceiling) / num_steps
         yield Measured(num_seqs, round(mean_length), floor_s, step_s)
+
+
+def _settle(engine: Engine, sequences: Sequence[EngineSequence]) -> None:
+    """Until all decode, and have done so for some steps."""
+    for sequence in sequences:
+        engine.add(sequence)
+    while min(sequence.num_output_tokens for sequence in sequences) < SETTLING_STEPS:
+        engine.step()
 
 
 def _mean_length(sequences: Sequence[EngineSequence]) -> float:
@@ -101,25 +105,19 @@ def _prompt_steps(num_seqs: int, length: int, device: torch.device) -> int:
     return 2 * num_seqs * length // _budget(device) + 2
 
 
+def max_model_len(batches: Sequence[int], length: int, device: torch.device) -> int:
+    """Of the longest that is measured."""
+    return length + 256 + _prompt_steps(max(batches), length, device)
+
+
 def _budget(device: torch.device) -> int:
-    """Tokens of a step: room for a block of a prompt beside all that decode."""
+    """Tokens of a step."""
     return 2048 if device.type == "cuda" else 128
 
 
-def _engine(model: ModelShape, decoder: Decoder, num_seqs: int, length: int) -> Engine:
-    num_blocks = num_seqs * (-(-length // TILE) + 1)
-    budget = max(_budget(decoder.device), num_seqs)
-    limits = BatchLimits(num_seqs, budget, decoder.max_model_len)
-    shape = decoder.config.attention_shape
-    dtype, eos = decoder.weights.norm.dtype, frozenset({0})
-    attention = TritonAttention(shape, num_blocks, dtype, limits, decoder.device)
-    kernels = Kernels(attention, TritonOperations())
-    scheduler = ContinuousScheduler(
-        BlockManager(num_blocks, TILE, has_prefix_cache=False),
-        max_num_seqs=num_seqs,
-        max_num_batched_tokens=budget,
-    )
-    return Engine(scheduler, GpuExecutor(decoder, kernels, Sampler(eos), eos), eos)
+def all_settings_of(batches: Sequence[int], device: torch.device) -> list[WorkerSettings]:
+    """Of a worker for each number of sequences."""
+    return [settings_of(num_seqs, _budget(device)) for num_seqs in batches]
 
 
 def _prompt(model: ModelShape, number: int, length: int) -> list[int]:
@@ -136,12 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = here(is_tiny=chosen.tiny)
     model = TINY if chosen.tiny else MODELS[chosen.model]
     batches, length = ([1, 3], 70) if chosen.tiny else (chosen.batches, chosen.context)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = dtype_for(device)
     ceiling = roofline.measured(device, roofline.TINY if chosen.tiny else roofline.Sizes())
     started = time.perf_counter()
-    max_model_len = length + 256 + _prompt_steps(max(batches), length, device)
-    decoder = random_decoder(model, max_model_len, dtype, device)
-    rows = list(measure(model, decoder, ceiling, batches, length))
+    decoder = random_decoder(model, max_model_len(batches, length, device), dtype, device)
+    rows = list(measure(model, decoder, ceiling, all_settings_of(batches, device), length))
     seconds = time.perf_counter() - started
     speed = f"{ceiling.bytes_per_s / 1e9:,.0f} GB/s"
     print(f"{model.name}, {dtype}: {seconds:.1f} s in all; ceiling {speed}\n")

@@ -28,3 +28,11 @@ def gpu_script(
         timeout=110,
         check=False,
     )
+
+
+def last_table(text: str) -> list[list[str]]:
+    """Without its rule."""
+    lines = text.rstrip().rpartition("\n\n")[2].splitlines()
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if "--" not in line
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.worker.cuda.gpu_scripts import HARNESS, ROOT, gpu_script
+from tests.worker.cuda.gpu_scripts import HARNESS, ROOT, gpu_script, last_table
 
 pytestmark = [pytest.mark.checkout, pytest.mark.slow]
 
@@ -19,19 +19,11 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
 
-def _last_table(text: str) -> list[list[str]]:
-    """Without its rule."""
-    lines = text.rstrip().rpartition("\n\n")[2].splitlines()
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if "--" not in line
-    ]
-
-
 def test_probe_runs() -> None:
     """Its table has versions, both ceilings, latencies and a kernel that was compiled."""
     done = gpu_script("probe", "--tiny", "--variants", f"{HARNESS}:good_variants")
     assert (done.returncode, done.stderr.strip()) == (0, "")
-    found = {what: value for what, value, _ in _last_table(done.stdout)}
+    found = {what: value for what, value, _ in last_table(done.stdout)}
     assert found["torch"] == torch.__version__
     assert float(found["copy of 1 MiB, GB/s"]) > 0
     assert float(found["a kernel of a chain in a graph, µs"]) > 0
@@ -43,7 +35,7 @@ def test_gemm_runs() -> None:
     """A row for each matrix and number of rows, with a time and a share for each mode."""
     done = gpu_script("gemm", "--tiny")
     assert (done.returncode, done.stderr.strip()) == (0, "")
-    head, *rows = _last_table(done.stdout)
+    head, *rows = last_table(done.stdout)
     assert head[:4] == ["matrix", "rows", "bound by", "floor, µs"]
     assert len(rows) == 5 * 3
     for row in rows:
@@ -52,20 +44,11 @@ def test_gemm_runs() -> None:
     assert "100% are a copy's" in done.stdout
 
 
-def test_step_runs() -> None:
-    """A row for each batch, all of whose sequences decode, with its time and the roofline's."""
-    done = gpu_script("step", "--tiny", is_interpreted=not torch.cuda.is_available())
-    assert (done.returncode, done.stderr.strip()) == (0, "")
-    head, *rows = _last_table(done.stdout)
-    assert head[0] == "sequences" and [row[0] for row in rows] == ["1", "3"]
-    assert all(float(row[3]) > 0 for row in rows)
-
-
 def test_attention_runs() -> None:
     """A row for each batch, with its time and the share of what bounds it."""
     done = gpu_script("attention", "--tiny", is_interpreted=not torch.cuda.is_available())
     assert (done.returncode, done.stderr.strip()) == (0, "")
-    _, *rows = _last_table(done.stdout)
+    _, *rows = last_table(done.stdout)
     assert [row[0] for row in rows] == [
         "1 x decode at 100",
         "3 x decode at 70",

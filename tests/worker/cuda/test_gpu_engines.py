@@ -1,0 +1,83 @@
+"""The scripts that measure engines on a GPU run to their end on a CPU, by the interpreter."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+
+import pytest
+import torch
+
+from chairlift.shared.sampling_params import SamplingParams
+from chairlift.worker.scheduler import Plan, ScheduledSequence
+from chairlift.worker.sequence import Sequence
+from tests.worker.cuda.gpu_scripts import ROOT, gpu_script, last_table
+
+pytestmark = [pytest.mark.checkout, pytest.mark.slow]
+IS_INTERPRETED = not torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+
+def test_step_runs() -> None:
+    """A row for each batch, all of whose sequences decode, with its time and the roofline's."""
+    done = gpu_script("step", "--tiny", is_interpreted=IS_INTERPRETED)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    head, *rows = last_table(done.stdout)
+    assert head[0] == "sequences" and [row[0] for row in rows] == ["1", "3"]
+    assert all(float(row[3]) > 0 for row in rows)
+
+
+def test_offline_runs() -> None:
+    """Every token that was asked for comes, never faster than the roofline; then a peer's."""
+    asked = ("--peer", "transformers", "--peer-requests", "2")
+    done = gpu_script("offline", "--tiny", *asked, is_interpreted=IS_INTERPRETED)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    offline, workload = (importlib.import_module(n) for n in ("gpu.offline", "benchmark.workload"))
+    requests = offline.requests_of(4, workload.Range(2, 8), 256)
+    num_output = [sum(r.num_output_tokens for r in requests[:n]) for n in (4, 2, 2)]
+    _, *rows = last_table(done.stdout)
+    assert ["chairlift" in row[0] for row in rows] == [True, True, False]
+    assert [int(row[2]) for row in rows] == num_output
+    assert all(float(row[5]) >= 1 for row in rows)
+    assert "handicapped without flash-attn" in done.stdout
+
+
+def test_offline_says_why_a_peer_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version without continuous batching is no failure of ours."""
+    peer = importlib.import_module("gpu.transformers_peer")
+    monkeypatch.setitem(sys.modules, "transformers", types.ModuleType("transformers"))
+    monkeypatch.delitem(sys.modules, "benchmark.transformers_batching", raising=False)
+    with pytest.raises(peer.NotRunError, match="has no continuous batching here"):
+        peer.run(None, [], torch.float32, torch.device("cpu"))
+
+
+def test_offline_has_the_requests_that_others_publish() -> None:
+    """nano-vllm's and mini-sglang's figures are of so many tokens."""
+    offline = importlib.import_module("gpu.offline")
+    requests = offline.requests_of(256, offline.LENGTHS, 151_936)
+    num_prompt = sum(len(request.prompt_token_ids) for request in requests)
+    num_output = sum(request.num_output_tokens for request in requests)
+    assert (num_prompt, num_output) == (142_827, 133_966)
+
+
+def test_the_work_of_a_step_counts_what_it_reads_and_multiplies() -> None:
+    """Of a decode after 9 tokens and a chunk of 3 after 4, of which only the first samples."""
+    work, shapes = (importlib.import_module(f"gpu.{name}") for name in ("work", "shapes"))
+    sequence = Sequence(bytes(16), [1], SamplingParams(max_tokens=1))
+    entries = (
+        ScheduledSequence(sequence, 1, 0, is_sampled=True, first=9),
+        ScheduledSequence(sequence, 3, 3, is_sampled=False, first=4),
+    )
+    model, found = shapes.TINY, work.StepWork.of(Plan(entries))
+    assert found == work.StepWork(4, 1, num_context_tokens=17, num_pairs=10 + 5 + 6 + 7)
+    kv_bytes = 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, numbers, bytes
+    layers = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96)
+    assert found.num_bytes(model, torch.float32) == 4 * (layers + 256 * 64) + 17 * kv_bytes
+    assert found.num_flops(model) == 2 * (4 * layers + 256 * 64) + 28 * 4 * 2 * 64
+    chunk = work.StepWork.of(Plan(entries[1:]))
+    assert chunk.num_bytes(model, torch.float32) == 4 * layers + 7 * kv_bytes
