@@ -112,6 +112,26 @@ async def exchange_all(
     return answers
 
 
+async def exchange_at(
+    port: int, requests: Sequence[Request], starts_s: Sequence[float]
+) -> list[RawExchange]:
+    """Each request at its time, in seconds from now, whatever has become of the others."""
+    messages = [_message(request) for request in requests]
+    clock = asyncio.get_running_loop().time
+    began = clock()
+
+    async def client(request: Request, message: bytes, start_s: float) -> RawExchange:
+        await asyncio.sleep(began + start_s - clock())
+        raw = RawExchange(request)
+        await exchange(port, raw, message)
+        return raw
+
+    async with asyncio.TaskGroup() as group:
+        clients = map(client, requests, messages, starts_s)
+        tasks = [group.create_task(one) for one in clients]
+    return [task.result() for task in tasks]
+
+
 async def exchange(port: int, raw: RawExchange, message: bytes) -> None:
     """Sends the request and takes the answer, until the server hangs up."""
     loop = asyncio.get_running_loop()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ import uvloop
 
 from .errors import BenchmarkError
 from .figures import Figures, Measured, Run
-from .http_client import RawExchange, exchange_all
+from .http_client import RawExchange, exchange_all, exchange_at
 from .job import Job
 from .machine import LoadMeter, Memory
 from .processes import Servers, fetch, servers
@@ -71,16 +71,28 @@ def drive(
     fields: Mapping[str, str] = MappingProxyType({}),
 ) -> list[RawExchange]:
     """As many at a time as the job says. Raises BenchmarkError."""
+    return _answers(exchange_all(port, requests, job.concurrency, **fields), job.timeout_s)
 
-    async def exchanges() -> list[RawExchange]:
-        async with asyncio.timeout(job.timeout_s):
-            return await exchange_all(port, requests, job.concurrency, **fields)
+
+def drive_at(
+    port: int, job: Job, requests: Sequence[Request], starts_s: Sequence[float]
+) -> list[RawExchange]:
+    """Each at its time, in seconds from now. Raises BenchmarkError."""
+    return _answers(exchange_at(port, requests, starts_s), job.timeout_s)
+
+
+def _answers(
+    exchanges: Coroutine[None, None, list[RawExchange]], timeout_s: float
+) -> list[RawExchange]:
+    async def within_time() -> list[RawExchange]:
+        async with asyncio.timeout(timeout_s):
+            return await exchanges
 
     try:
-        return uvloop.run(exchanges())
+        return uvloop.run(within_time())
     except TimeoutError:
         raise BenchmarkError(
-            f"not done after {job.timeout_s:g} s: raise --timeout or lower --limit"
+            f"not done after {timeout_s:g} s: raise --timeout or lower --limit"
         ) from None
     except ExceptionGroup as errors:
         raise BenchmarkError(f"the server went away: {errors.exceptions[0]}") from errors

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from .errors import BenchmarkError
 from .figures import Run
 from .job import Job
 
+PROGRAM = ("-m", "chairlift")
 STOP_S = 10.0
 FAMILY_STOP_S = 20.0
 POLL_S = 0.1
@@ -66,8 +67,9 @@ class Servers:
 
 
 @contextmanager
-def servers(job: Job) -> Iterator[Servers]:
-    """Starts both, waits until /health is fine, and stops both when the block is left."""
+def servers(job: Job, worker_program: Sequence[str] = PROGRAM) -> Iterator[Servers]:
+    """Starts both, waits until /health is fine, and stops both when the block is left. Another
+    program has to be a `chairlift` to its further arguments."""
     with ExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory(prefix="chairlift-bench-"))
         logs = {command: Path(name) / f"{command}.log" for command in ("worker", "serve")}
@@ -75,11 +77,9 @@ def servers(job: Job) -> Iterator[Servers]:
         worker_flags = flags({**job.settings(), "address": address})
         serve_flags = flags({"address": address, "port": port})
         worker = stack.enter_context(
-            running(["-m", "chairlift", "worker", *worker_flags], logs["worker"])
+            running([*worker_program, "worker", *worker_flags], logs["worker"])
         )
-        frontend = stack.enter_context(
-            running(["-m", "chairlift", "serve", *serve_flags], logs["serve"])
-        )
+        frontend = stack.enter_context(running([*PROGRAM, "serve", *serve_flags], logs["serve"]))
         processes = {worker: logs["worker"], frontend: logs["serve"]}
         wait_until_healthy(port, processes, job.timeout_s)
         yield Servers(port, worker.pid, _child_of(worker.pid), frontend.pid)

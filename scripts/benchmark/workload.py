@@ -64,7 +64,9 @@ WORKLOADS = {
     "W3": Workload(4, 3, Range(128, 128), Range(128, 128), concurrency=1),
     "decode-heavy": Workload(128, 1, Range(16, 64), Range(16, 512), concurrency=16),
     "decode": Workload(16, 5, Range(32, 32), Range(96, 96), concurrency=16),
+    "512/128": Workload(500, 6, Range(512, 512), Range(128, 128), concurrency=500),  # for a GPU
     "tiny": Workload(8, 4, Range(4, 24), Range(4, 16), concurrency=3),  # for the tests
+    "8/4": Workload(2, 6, Range(8, 8), Range(4, 4), concurrency=2),  # for those that interpret
 }
 
 

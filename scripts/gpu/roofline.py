@@ -74,3 +74,13 @@ def _product_flops_per_s(device: torch.device, sizes: Sizes) -> float:
     left, right, out = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(3))
     seconds = seconds_per_call([lambda: torch.mm(left, right.t(), out=out)], device)
     return 2 * size**3 / seconds
+
+
+def host_copy_bytes_per_s(device: torch.device, sizes: Sizes) -> float:
+    """To the device, from memory that it reaches by itself."""
+    is_gpu = device.type == "cuda"
+    source = torch.empty(sizes.copied_bytes, dtype=torch.uint8, pin_memory=is_gpu)
+    target = torch.empty_like(source, device=device)
+    return sizes.copied_bytes / seconds_per_call(
+        [lambda: target.copy_(source, non_blocking=True)], device
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import types
 
@@ -63,6 +64,49 @@ def test_offline_has_the_requests_that_others_publish() -> None:
     num_prompt = sum(len(request.prompt_token_ids) for request in requests)
     num_output = sum(request.num_output_tokens for request in requests)
     assert (num_prompt, num_output) == (142_827, 133_966)
+
+
+def test_serve_runs() -> None:
+    """A row for each rate, whose requests all get their tokens, and its roofline; a start-up."""
+    done = gpu_script("serve", "--tiny", is_interpreted=IS_INTERPRETED)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    _, *rows = last_table(done.stdout)
+    assert [row[0] for row in rows] == ["inf", "its roofline", "16", "its roofline"]
+    for measured, floor in zip(rows[::2], rows[1::2], strict=True):
+        per_s, tokens_per_s = (float(cell.replace(",", "")) for cell in measured[1:3])
+        assert tokens_per_s == pytest.approx(4 * per_s, abs=0.7)  # of each request, rounded
+        assert 0 < per_s < float(floor[1])
+        for p50, p99 in (measured[3:5], measured[5:7]):
+            assert 0 < float(p50) <= float(p99)
+        assert 0 <= float(measured[7].rstrip("%")) < 100
+    found = re.search(r"after ([\d.]+) s, first token after ([\d.]+) s", done.stdout)
+    assert found
+    ready, first = found.groups()
+    assert 0 < float(ready) <= float(first)
+
+
+def test_the_device_is_idle_where_no_step_is_and_somebody_waits() -> None:
+    """Two requests overlap, the third comes later: what is between them is nobody's time."""
+    serve, metered, figures, workload = (
+        importlib.import_module(name)
+        for name in ("gpu.serve", "gpu.metered_worker", "benchmark.figures", "benchmark.workload")
+    )
+    spans = [(1.0, 3.0), (2.0, 5.0), (7.0, 9.0)]
+    request, span = workload.Request([1], 1), metered.Span
+    exchanges = [figures.Exchange(request, begin, [end], [1], 1) for begin, end in spans]
+    times = serve.busy_times(exchanges)
+    assert times == [span(1.0, 5.0), span(7.0, 9.0)]
+    steps = [span(0.0, 2.0), span(2.5, 4.5), span(4.5, 7.5)]
+    assert serve.idle_share(times, steps) == pytest.approx(1 - (1.0 + 2.0 + 0.5 + 0.5) / 6)
+
+
+def test_requests_come_at_their_rate() -> None:
+    """As many a second as was asked for, in the mean, and never two runs with other times."""
+    serve = importlib.import_module("gpu.serve")
+    starts = serve.starts_of(16.0, 500)
+    assert starts == sorted(starts) == serve.starts_of(16.0, 500)
+    assert starts[-1] == pytest.approx(500 / 16, rel=0.15)
+    assert set(serve.starts_of(float("inf"), 3)) == {0.0}
 
 
 def test_the_work_of_a_step_counts_what_it_reads_and_multiplies() -> None:
