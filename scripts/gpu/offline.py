@@ -107,7 +107,7 @@ def measure(setup: Setup, requests: Sequence[Request], num_peer: int, repeats: i
     decoder = random_decoder(setup.model, length, setup.dtype, setup.device)
     results = list(_runs(setup, decoder, requests, repeats))
     if num_peer:
-        results += _runs(setup, decoder, requests[:num_peer], 1, "those of the peer")
+        results += _runs(setup, decoder, requests[:num_peer], repeats, "the peer's, ")
     del decoder
     gc.collect()
     torch.cuda.empty_cache()
@@ -135,7 +135,7 @@ def _runs(
         seconds = time.perf_counter() - started
         floor_s = total_seconds(executor.works, setup.model, setup.dtype, setup.ceiling)
         num_output = sum(sequence.num_output_tokens for sequence in sequences)
-        name = f"chairlift, {what or f'run {repeat + 1}'}"
+        name = f"chairlift, {what}run {repeat + 1}"
         print(f"{name}: {len(executor.works)} steps in {seconds:.1f} s", flush=True)
         yield Result(name, len(requests), num_output, seconds, floor_s)
 

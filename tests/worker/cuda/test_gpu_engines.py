@@ -85,6 +85,45 @@ def test_serve_runs() -> None:
     assert 0 < float(ready) <= float(first)
 
 
+def test_invariance_runs() -> None:
+    """A column for each mode: every subject is compared, and a step is timed."""
+    done = gpu_script("invariance", "--tiny", is_interpreted=IS_INTERPRETED)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    head, *rows = last_table(done.stdout)
+    assert head[1:] == ["default", "deterministic", "roofline"]
+    *shares, step = rows
+    assert len(shares) == 2 * 2 * 2  # neighbours, kinds, tokens and bits
+    for _, *cells, least in shares:
+        assert all(re.fullmatch(r"1 of 1 \(100%\)|0 of 1 \(0%\)", cell) for cell in cells)
+        assert least == "100%"
+    assert step[0].startswith("decode of 1 at ")
+    assert all(float(cell) > float(step[3]) for cell in step[1:3])
+
+
+def test_answers_agree_by_tokens_and_by_bits() -> None:
+    """A bit of a log probability counts, as does a token; whoever else there was does not."""
+    crowd = importlib.import_module("gpu.crowd")
+    alone = {number: crowd.Answer([1, 2], bytes(8)) for number in range(4)}
+    among = alone | {1: crowd.Answer([1, 2], b"\x01" + bytes(7)), 2: crowd.Answer([1, 3], bytes(8))}
+    found = crowd.agreement("greedy", 3, alone, among, [0, 1, 2])
+    assert found == crowd.Agreement("greedy", 3, 3, num_same_tokens=2, num_same_bits=1)
+
+
+def test_every_subject_of_a_crowd_is_in_one_group() -> None:
+    """Of so many, with others to fill the last; each request is there greedily and sampled."""
+    crowd = importlib.import_module("gpu.crowd")
+    members = crowd.crowd(num_requests=3, size=16, vocab_size=256, num_tokens=8)
+    assert sorted(member.number for member in members) == list(range(16))
+    subjects = [member for member in members if member.is_subject]
+    assert subjects == members[:6]
+    assert sorted(member.kind for member in subjects) == ["greedy"] * 3 + ["sampled"] * 3
+    for size, num_groups in {2: 3, 4: 2, 16: 1}.items():
+        groups = crowd.groups(members, 6, size)
+        assert [len(group) for group in groups] == [size] * num_groups
+        together = [member for group in groups for member in group]
+        assert together[:6] == subjects
+
+
 def test_the_device_is_idle_where_no_step_is_and_somebody_waits() -> None:
     """Two requests overlap, the third comes later: what is between them is nobody's time."""
     serve, metered, figures, workload = (
