@@ -38,6 +38,9 @@ class MeteredExecutor(Executor):
         self.works.append(StepWork.of(plan))
         return self._inner.launch(plan, times)
 
+    def idle(self) -> bool:
+        return self._inner.idle()
+
     def warm_up(self, max_num_seqs: int, pace: Pace | None, max_s: float) -> None:
         self._inner.warm_up(max_num_seqs, pace, max_s)
 

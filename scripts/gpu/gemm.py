@@ -20,6 +20,8 @@ import msgspec
 import torch
 from benchmark.report import aligned
 
+from chairlift.worker.cuda.linear import UNDIVIDED
+
 from . import roofline
 from .products import Product, measure_products
 from .roofline import Roofline
@@ -30,7 +32,7 @@ NUM_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 2048)
 TINY_NUM_ROWS = (1, 2, 16)
 MODES: Mapping[str, Mapping[str, str]] = {
     "default": {},
-    "no split-K": {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "1"},
+    "no split-K": UNDIVIDED,
 }
 
 

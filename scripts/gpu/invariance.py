@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,10 @@ import torch
 from benchmark.report import aligned
 
 from chairlift.shared.settings import WorkerSettings
+from chairlift.worker.cuda.platform import CudaPlatform
 from chairlift.worker.models.decoder import Decoder
 
-from . import gemm, roofline, step
+from . import roofline, step
 from .crowd import KINDS, Agreement, compare, crowd
 from .engines import dtype_for, engine_of, num_blocks_of, settings_of, warm_up_s
 from .random_model import random_decoder
@@ -61,23 +61,22 @@ class Run:
 
 
 def in_mode(settings: WorkerSettings, mode: str) -> WorkerSettings:
-    """What a worker in this mode is given. Before the first of cuBLAS's handles is there, which
-    reads the environment."""
-    if mode == "deterministic":
-        os.environ.update(gemm.MODES["no split-K"])
-    return settings
+    """What a worker in this mode is given."""
+    return settings.model_copy(update={"deterministic": mode == "deterministic"})
 
 
 def measure(model: ModelShape, sizes: Sizes, mode: str, *, is_tiny: bool) -> Run:
     device = here(is_tiny=is_tiny)
     num_seqs = max(sizes.neighbours) + 1
     settings = in_mode(settings_of(num_seqs, MAX_NUM_BATCHED_TOKENS), mode)
+    # Before anything is multiplied: cuBLAS reads the environment once.
+    make_linear = CudaPlatform(settings, device).linear_factory()
     timed = [in_mode(one, mode) for one in step.all_settings_of(sizes.batches, device)]
     dtype = dtype_for(device)
     ceiling = roofline.measured(device, roofline.TINY if is_tiny else roofline.Sizes())
     torch.manual_seed(SEED)
     length = max(5 * sizes.num_tokens, step.max_model_len(sizes.batches, sizes.context, device))
-    decoder = random_decoder(model, length, dtype, device)
+    decoder = random_decoder(model, length, dtype, device, make_linear)
     agreements = _agreements(model, decoder, settings, sizes)
     gc.collect()  # the crowd's keys and values
     return Run(

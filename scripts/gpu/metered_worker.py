@@ -98,6 +98,8 @@ class Meter:
 
         def timed(*arguments: Any) -> Any:
             assert self._clock is not None, "the executor owns the graphs"
+            if self._executor is None or 2 * len(self._executor.works) == len(self._marks):
+                return launch(*arguments)  # of no plan: while nobody waits
             self._began = self._clock.mark()
             tensors = launch(*arguments)
             self._marks += [self._began, self._clock.mark()]
@@ -117,12 +119,12 @@ class Meter:
         return apart
 
     def steps(self) -> list[tuple[Span, StepWork]]:
-        """Without those of the warm-up, which have no plans."""
+        """Those that have plans."""
         if self._executor is None or self._clock is None:
             return []
-        works, seconds = self._executor.works, self._clock.seconds(self._marks)
-        spans = list(map(Span, seconds[::2], seconds[1::2]))
-        return list(zip(spans[len(spans) - len(works) :], works, strict=True))
+        seconds = self._clock.seconds(self._marks)
+        spans = map(Span, seconds[::2], seconds[1::2])
+        return list(zip(spans, self._executor.works, strict=True))
 
 
 def work(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -> int:

@@ -8,6 +8,7 @@ from chairlift.worker.attention.backend import HeadNorm
 from chairlift.worker.cuda.linear import CudaLinear
 from chairlift.worker.models.config import ModelConfig
 from chairlift.worker.models.decoder import Decoder, DecoderLayer, DecoderWeights
+from chairlift.worker.models.linear import LinearFactory, LinearLayer
 from chairlift.worker.models.rope import Rope
 
 from .shapes import MatrixShape, ModelShape
@@ -45,12 +46,18 @@ def config_of(model: ModelShape, max_model_len: int) -> ModelConfig:
 
 
 def random_decoder(
-    model: ModelShape, max_model_len: int, dtype: torch.dtype, device: torch.device
+    model: ModelShape,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    make_linear: LinearFactory | None = None,
 ) -> Decoder:
-    def matrix(shape: MatrixShape) -> CudaLinear:
+    """With matrices as a worker has them by default, or of another kind."""
+    make = make_linear or (lambda weight, bias: CudaLinear(weight, bias, device))
+
+    def matrix(shape: MatrixShape) -> LinearLayer:
         size = (shape.out_features, shape.in_features)
-        weight = torch.empty(size, dtype=dtype, device=device).normal_(0, SCALE)
-        return CudaLinear(weight, None, device)
+        return make(torch.empty(size, dtype=dtype, device=device).normal_(0, SCALE), None)
 
     def ones(*size: int) -> torch.Tensor:
         return torch.ones(size, dtype=dtype, device=device)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from chairlift.shared.errors import ModelError
+from chairlift.shared.settings import WorkerSettings
+from chairlift.worker.cuda import platform
+from chairlift.worker.cuda.device_step import StepSizes
 from chairlift.worker.cuda.linear import (
     LEAST_ROWS,
     CudaLinear,
@@ -17,6 +21,7 @@ from chairlift.worker.cuda.linear import (
     check_rows,
     leave_sums_undivided,
 )
+from chairlift.worker.cuda.platform import CudaPlatform
 from tests.worker.cuda.device import DEVICE
 
 SIZES = (16, 20, 24, 100)
@@ -77,6 +82,24 @@ def test_what_the_environment_says_of_cublas_stays(monkeypatch: pytest.MonkeyPat
     leave_sums_undivided()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert os.environ["CUBLASLT_WORKSPACE_SIZE"] == "1"
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_worker_that_is_to_be_deterministic_checks_its_products(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, at the sizes that its steps have: before it takes a request."""
+    monkeypatch.setattr(platform, "leave_sums_undivided", Mock())
+    settings = WorkerSettings(deterministic=deterministic, max_num_batched_tokens=200)
+    cuda = CudaPlatform(settings, torch.device("cuda"))
+    made = Mock(sizes=StepSizes(4, 200, LEAST_ROWS))
+    monkeypatch.setattr(platform, "GpuExecutor", lambda *_: made)
+    decoder = Mock(products=[Divided(whole_numbers(5, 33), 200, 7)])
+    if deterministic:
+        with pytest.raises(ModelError, match="with 224 rows"):
+            cuda.executor(decoder, Mock(), Mock(), frozenset())
+    else:
+        assert cuda.executor(decoder, Mock(), Mock(), frozenset()) is made
 
 
 ON_THE_DEVICE = f"""
