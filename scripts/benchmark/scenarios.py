@@ -84,9 +84,9 @@ class Caller:
 
 QUICK = Sizes(
     num_streams=2,
-    stream_tokens=60,
+    stream_tokens=200,
     long_prompt=100,
-    interval_s=0.2,
+    interval_s=0.02,
     num_waiting=8,
     prefix=64,
     num_repeated=3,
