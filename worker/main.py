@@ -158,7 +158,7 @@ def build_engine(
         )
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)
-    executor = platform.executor(model.decoder, kernels, sampler, eos_token_ids)
+    executor = platform.executor(model.decoder, kernels, sampler)
     if settings.speculation == "auto" and isinstance(scheduler, ContinuousScheduler):
         obstacles = {
             "the next step is launched before this one's tokens are known": executor.depth > 0,

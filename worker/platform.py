@@ -48,13 +48,7 @@ class Platform(ABC):
         """With the KV cache. Raises NativeKernelError."""
 
     @abstractmethod
-    def executor(
-        self,
-        decoder: Decoder,
-        kernels: Kernels,
-        sampler: Sampler,
-        eos_token_ids: frozenset[int],
-    ) -> Executor:
+    def executor(self, decoder: Decoder, kernels: Kernels, sampler: Sampler) -> Executor:
         """Of a model's steps."""
 
 
@@ -81,13 +75,7 @@ class CpuPlatform(Platform):
     ) -> Kernels:
         return cpu_kernels(self._settings.kernels, shape, num_blocks, dtype)
 
-    def executor(
-        self,
-        decoder: Decoder,
-        kernels: Kernels,
-        sampler: Sampler,
-        eos_token_ids: frozenset[int],
-    ) -> Executor:
+    def executor(self, decoder: Decoder, kernels: Kernels, sampler: Sampler) -> Executor:
         return HostExecutor(ModelRunner(decoder, kernels, CPU), sampler)
 
 

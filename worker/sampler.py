@@ -68,7 +68,7 @@ class Sampler:
     def __init__(
         self, eos_token_ids: frozenset[int], processors: tuple[LogitsProcessor, ...] = ()
     ) -> None:
-        self._eos_token_ids = eos_token_ids
+        self.eos_token_ids = eos_token_ids
         self._processors = processors
 
     @property
@@ -108,7 +108,7 @@ class Sampler:
             output = sequence.token_ids[sequence.num_prompt_tokens :]
             for processor in self._processors:
                 process(processor, output, row)
-        adjust_logits(row, sequence, self._eos_token_ids)
+        adjust_logits(row, sequence, self.eos_token_ids)
 
 
 def _method(params: SamplingParams) -> Callable[..., torch.Tensor]:

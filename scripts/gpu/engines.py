@@ -65,7 +65,7 @@ def engine_of(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
     )
-    executor = MeteredExecutor(platform.executor(decoder, kernels, Sampler(EOS), EOS), depth)
+    executor = MeteredExecutor(platform.executor(decoder, kernels, Sampler(EOS)), depth)
     return Engine(scheduler, executor, EOS), executor
 
 

@@ -27,8 +27,8 @@ from .device_step import DeviceStep, StepSizes
 from .graphs import StepGraphs
 from .inputs import RequestTables
 from .linear import LEAST_ROWS
-from .packet import Packets, RowOfStep
-from .rows import News, Row, Rows
+from .packet import Packets, RowOfStep, Update
+from .rows import Row, Rows
 from .sampling import GpuSampler
 from .sampling_state import SamplingState, packed
 from .sampling_variants import SamplingShape
@@ -47,9 +47,7 @@ class GpuExecutor(Executor):
     operator has processors) is sampled on the host, of logits that come with the results.
     """
 
-    def __init__(
-        self, decoder: Decoder, kernels: Kernels, sampler: Sampler, eos_token_ids: frozenset[int]
-    ) -> None:
+    def __init__(self, decoder: Decoder, kernels: Kernels, sampler: Sampler) -> None:
         attention = kernels.attention
         assert isinstance(attention, TritonAttention)
         limits, device = attention.limits, decoder.device
@@ -61,16 +59,16 @@ class GpuExecutor(Executor):
             has_decodes=attention.variants.decode_rows > 0,
         )
         self._decoder = decoder
-        self._eos_token_ids = eos_token_ids
         self._host_sampler = sampler
         num_tables = (1 + DEPTH) * limits.max_num_seqs  # some have ended, and are in flight yet
         max_blocks = -(-limits.max_model_len // attention.block_size)
-        tables = RequestTables(
+        self._tables = tables = RequestTables(
             _zeros(num_tables, limits.max_model_len, device), _zeros(num_tables, max_blocks, device)
         )
+        self._updates: list[Update] = []  # that go with the next step
         self._rows = Rows(num_tables)
         self._transfers = Transfers(device)
-        self._packets = Packets(limits.max_num_seqs, tables, self._transfers, device)
+        self._packets = Packets(limits.max_num_seqs, self._transfers, device)
         state = SamplingState.empty(num_tables, decoder.config.vocab_size, device)
         shape = SamplingShape(decoder.config.vocab_size)
         dtype = decoder.weights.norm.dtype
@@ -83,12 +81,14 @@ class GpuExecutor(Executor):
         started = times.clock()
         order = _Order.of(plan, self._is_sampled_here)
         rows, num_sampled = self._rows_of(order.entries), order.num_sampled
-        news = [row.news_for(entry) for row, entry in zip(rows, order.entries, strict=True)]
+        for row, entry in zip(rows, order.entries, strict=True):
+            self._updates += row.updates_for(entry, self._tables)
         parts = [
             RowOfStep(row.number, entry.first, entry.num_rows)
             for row, entry in zip(rows, order.entries, strict=True)
         ]
-        self._packets.send(parts, num_sampled, news)
+        self._packets.send(parts, num_sampled, self._updates)
+        self._updates = []
         has_chunks = any(entry.num_rows > 1 for entry in order.entries)
         size = self.sizes.of(plan.num_rows, has_chunks=has_chunks)
         # What is read of each row comes with the results, when a graph's may have been overwritten.
@@ -110,8 +110,8 @@ class GpuExecutor(Executor):
         """Compiles all kernels, by the first sizes of steps, and captures as many of the others as
         there is time for."""
         deadline = time.perf_counter() + max_s
-        nobody = News(0, 0, [0], 0, [0])  # told anew to whoever takes the row
-        self._packets.send([], 0, [nobody])
+        anything = Update(self._tables.token_table, 0, 0, [0])  # until somebody takes the row
+        self._packets.send([], 0, [anything])
         self._sampler.start(0, self._transfers.to_device(np.zeros(1, dtype=np.int32)), 1)
         for number, _ in enumerate(iter(self.idle, False)):
             if number and time.perf_counter() > deadline:
@@ -148,7 +148,9 @@ class GpuExecutor(Executor):
         """To the device: what its tokens are sampled by."""
         row, params = self._rows.take(sequence), sequence.params
         index = sequence.num_output_tokens
-        self._sampler.state.write(row.number, packed(params, index, self._eos_token_ids))
+        self._updates += self._sampler.state.updates(
+            row.number, packed(params, index, self._host_sampler.eos_token_ids)
+        )
         if params.has_penalties:
             tokens = self._transfers.to_device(np.array(sequence.token_ids, dtype=np.int32))
             self._sampler.start(row.number, tokens, sequence.num_prompt_tokens)

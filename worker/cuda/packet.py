@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .inputs import RequestTables, StepArrays, put
-from .rows import News
+from .inputs import StepArrays, put
 from .transfers import Transfers
 
 ALIGNMENT = 4  # numbers: 16 bytes, as kernels load them
@@ -27,6 +26,21 @@ class RowOfStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Update:
+    """Numbers that a row of a table has from `first` on."""
+
+    table: torch.Tensor  # int32 [num_tables, width], contiguous
+    row: int
+    first: int
+    numbers: Sequence[int] | NDArray[np.int32]
+
+    @property
+    def place(self) -> int:
+        """In the flat table."""
+        return self.row * self.table.shape[1] + self.first
+
+
+@dataclass(frozen=True, slots=True)
 class SentStep:
     """On the device, int32. The first `num_sampled` sequences are those that sample there."""
 
@@ -38,14 +52,7 @@ class SentStep:
 class Packets:
     """Makes them, and sends them to `sent`, whose place does not change, and the tables."""
 
-    def __init__(
-        self,
-        max_num_seqs: int,
-        tables: RequestTables,
-        transfers: Transfers,
-        device: torch.device,
-    ) -> None:
-        self._tables = tables
+    def __init__(self, max_num_seqs: int, transfers: Transfers, device: torch.device) -> None:
         self._transfers = transfers
         self._width = width = -(-(max_num_seqs + 1) // ALIGNMENT) * ALIGNMENT
         size = ALIGNMENT + NUM_COLUMNS * width
@@ -54,7 +61,7 @@ class Packets:
         arrays = StepArrays(head[:1], parts[0, : count + 1], parts[1, :count], parts[2, :count])
         self.sent = SentStep(arrays, head[1:2], parts[3, :count])
 
-    def send(self, rows: list[RowOfStep], num_sampled: int, news: Collection[News]) -> None:
+    def send(self, rows: list[RowOfStep], num_sampled: int, updates: Iterable[Update]) -> None:
         """`sent` and the tables have it before anything that is launched later."""
         head = np.zeros(len(self._head), dtype=np.int32)
         head[0], head[1] = len(rows), num_sampled
@@ -64,29 +71,19 @@ class Packets:
         firsts[: len(rows)] = [row.first_position for row in rows]
         table_rows[: len(rows)] = [row.table_row for row in rows]
         flags[:num_sampled] = 1
-        tokens, blocks = self._token_news(news), self._block_news(news)
-        sent = self._transfers.to_device(np.concatenate((head, *tokens, *blocks)))
-        sizes = [len(part) for part in (head, *tokens, *blocks)]
-        new_head, *places = torch.split(sent, sizes)
+        by_table: dict[int, list[Update]] = {}
+        for update in updates:
+            by_table.setdefault(update.table.data_ptr(), []).append(update)
+        parts = [head, *(part for group in by_table.values() for part in _flat(group))]
+        sent = self._transfers.to_device(np.concatenate(parts))
+        new_head, *rest = torch.split(sent, [len(part) for part in parts])
         self._head.copy_(new_head)
-        put(self._tables.token_table, places[0], places[1])
-        put(self._tables.block_tables, places[2], places[3])
-
-    def _token_news(self, news: Collection[News]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        width = self._tables.token_table.shape[1]
-        return _places([(n.row * width + n.first_token, n.token_ids) for n in news if n.token_ids])
-
-    def _block_news(self, news: Collection[News]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        width = self._tables.block_tables.shape[1]
-        return _places([(n.row * width + n.first_block, n.blocks) for n in news if n.blocks])
+        for group, places, numbers in zip(by_table.values(), rest[::2], rest[1::2], strict=True):
+            put(group[0].table, places, numbers)
 
 
-def _places(runs: list[tuple[int, list[int]]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Where numbers go in a flat table, and the numbers, of runs that begin at a place each."""
-    places = [np.arange(start, start + len(numbers)) for start, numbers in runs]
-    values = [np.array(numbers, dtype=np.int64) for _, numbers in runs]
-    nothing = np.empty(0, dtype=np.int64)
-    return (
-        np.concatenate([nothing, *places]).astype(np.int32),
-        np.concatenate([nothing, *values]).astype(np.int32),
-    )
+def _flat(updates: Sequence[Update]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Places in the flat table, and the numbers that go there."""
+    places = [np.arange(each.place, each.place + len(each.numbers)) for each in updates]
+    numbers = [np.asarray(each.numbers) for each in updates]
+    return np.concatenate(places).astype(np.int32), np.concatenate(numbers).astype(np.int32)

@@ -62,14 +62,8 @@ class CudaPlatform(Platform):
         attention = TritonAttention(shape, num_blocks, dtype, limits, self.device)
         return Kernels(attention, TritonOperations())
 
-    def executor(
-        self,
-        decoder: Decoder,
-        kernels: Kernels,
-        sampler: Sampler,
-        eos_token_ids: frozenset[int],
-    ) -> Executor:
-        executor = GpuExecutor(decoder, kernels, sampler, eos_token_ids)
+    def executor(self, decoder: Decoder, kernels: Kernels, sampler: Sampler) -> Executor:
+        executor = GpuExecutor(decoder, kernels, sampler)
         if self._settings.deterministic and self.device.type == "cuda":
             check_rows(decoder.products, {size.num_rows for size in executor.sizes.all()})
         return executor

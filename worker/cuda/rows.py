@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from ..scheduler import ScheduledSequence
 from ..sequence import Sequence, Status
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """Tokens and blocks of one row, from these places on, that the device has yet to be told."""
-
-    row: int
-    first_token: int
-    token_ids: list[int]
-    first_block: int
-    blocks: list[int]
+from .inputs import RequestTables
+from .packet import Update
 
 
 class Row:
@@ -28,14 +19,17 @@ class Row:
         self.num_known_tokens = 0  # the device has the one before this place, or does not need it
         self._num_known_blocks = 0
 
-    def news_for(self, entry: ScheduledSequence) -> News:
-        """What the entry's step needs; it is taken for granted from now on."""
-        first, first_block = max(entry.first, self.num_known_tokens), self._num_known_blocks
-        tokens = entry.sequence.token_ids[first : entry.span.stop]
-        blocks = self.block_table[first_block:]
-        self.num_known_tokens = max(self.num_known_tokens, entry.span.stop)
-        self._num_known_blocks += len(blocks)
-        return News(self.number, first, tokens, first_block, blocks)
+    def updates_for(self, entry: ScheduledSequence, tables: RequestTables) -> Iterator[Update]:
+        """Tokens and blocks that the entry's step needs; taken for granted from now on."""
+        first = max(entry.first, self.num_known_tokens)
+        if first < entry.span.stop:
+            tokens = entry.sequence.token_ids[first : entry.span.stop]
+            yield Update(tables.token_table, self.number, first, tokens)
+            self.num_known_tokens = entry.span.stop
+        if self._num_known_blocks < len(self.block_table):
+            first, blocks = self._num_known_blocks, self.block_table[self._num_known_blocks :]
+            yield Update(tables.block_tables, self.number, first, blocks)
+            self._num_known_blocks += len(blocks)
 
 
 class Rows:

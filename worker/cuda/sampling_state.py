@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...shared.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 from . import sampling_columns as columns
+from .packet import Update
 
 MAX_STOPS = 256  # 128 of a request, and the model's
 _FLOATS = {
@@ -25,7 +26,7 @@ _FLOATS = {
 
 @dataclass(frozen=True, slots=True)
 class SamplingState:
-    """Tensors on the device, written between steps and read by kernels.
+    """Tensors on the device, written before steps and read by kernels.
 
     The counts are int32: atomic additions take no less, and 16 bits would overflow in a long
     output. For 256 table rows of a vocabulary of 152,000 that is 156 MB, which only rows with
@@ -58,17 +59,20 @@ class SamplingState:
         state.floats.copy_(plain)
         return state
 
-    def write(self, table_row: int, row: PackedParams) -> None:
+    def updates(self, table_row: int, row: PackedParams) -> list[Update]:
         """A sequence's parameters; its counts are written by kernels."""
-        for target, values in (
+        written = (
             (self.floats, row.floats),
             (self.integers, row.integers),
             (self.stop_ids, row.stop_ids),
             (self.bias_ids, row.bias_ids),
             (self.biases, row.biases),
-        ):
-            if len(values):
-                target[table_row, : len(values)] = torch.from_numpy(values).to(target.device)
+        )
+        return [
+            Update(table.view(torch.int32), table_row, 0, values.view(np.int32))
+            for table, values in written
+            if len(values)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,9 +97,9 @@ def test_a_worker_that_is_to_be_deterministic_checks_its_products(
     decoder = Mock(products=[Divided(whole_numbers(5, 33), 200, 7)])
     if deterministic:
         with pytest.raises(ModelError, match="with 224 rows"):
-            cuda.executor(decoder, Mock(), Mock(), frozenset())
+            cuda.executor(decoder, Mock(), Mock())
     else:
-        assert cuda.executor(decoder, Mock(), Mock(), frozenset()) is made
+        assert cuda.executor(decoder, Mock(), Mock()) is made
 
 
 ON_THE_DEVICE = f"""

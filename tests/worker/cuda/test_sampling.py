@@ -107,7 +107,9 @@ class Step:
         sampler = GpuSampler(self.shape, size, state, self.logits.dtype)
         for table, sequence in zip(tables, self.sequences, strict=True):
             num_output_tokens = sequence.num_output_tokens
-            state.write(table, packed(sequence.params, num_output_tokens, EOS))
+            for update in state.updates(table, packed(sequence.params, num_output_tokens, EOS)):
+                values = torch.from_numpy(update.numbers).to(update.table.device)
+                update.table[table, : len(values)] = values
             if sequence.params.has_penalties:
                 sampler.start(table, integers(sequence.token_ids), sequence.num_prompt_tokens)
         logits = torch.full((size, vocab_size), math.nan, dtype=self.logits.dtype, device=DEVICE)
