@@ -134,9 +134,11 @@ class WorkerSettings(_Settings):
         description="Prompt and answer together, in tokens; by default the model's, <= 8192.",
     )
     max_num_seqs: Annotated[int, Field(gt=0, le=4096)] = Field(
-        default=32, description="Sequences in one step."
+        default=32, description="Sequences in one step; on a GPU by default 256."
     )
-    max_num_batched_tokens: Positive = Field(default=512, description="Tokens in one step.")
+    max_num_batched_tokens: Positive = Field(
+        default=512, description="Tokens in one step; on a GPU by default 2048."
+    )
     target_itl_ms: Annotated[float, Field(gt=0, le=60_000)] | None = Field(
         default=None,
         description="Milliseconds that a step with decodes may take, chunks of prompts included; "

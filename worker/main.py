@@ -21,14 +21,13 @@ from .feed import Feed
 from .grammar import GrammarCompiler
 from .grammar_trial import GrammarTrials
 from .intake import Intake
-from .kernels.choice import available_kernels
 from .logits_processors import LogitsProcessor, load_logits_processors
 from .loop import Loop
 from .memory import keep_freed_memory, num_cache_blocks
 from .models.hub import resolve_model
 from .models.loader import LoadedModel, load_model
 from .pace import Pace
-from .platform import CPU, choose_device, platform_of
+from .platform import choose_device, platform_of, settings_for
 from .process import quota_cores
 from .publisher import Publisher
 from .pulse import Pulse, State
@@ -75,9 +74,7 @@ def build_loop(settings: WorkerSettings, pulse: Pulse, quarantine: Quarantine) -
     tokenizer = Tokenizer.from_folder(folder)
     processors = load_logits_processors(settings.logits_processors)
     device = choose_device(settings.device)
-    if device == CPU:
-        kernels = available_kernels(settings.kernels)
-        settings = settings.model_copy(update={"kernels": kernels})
+    settings = settings_for(device, settings)
     make_linear = platform_of(device, settings).linear_factory()
     model = load_model(folder, settings.dtype, settings.max_model_len, make_linear, device)
     eos_token_ids = eos_token_ids_of(model)
@@ -139,7 +136,7 @@ def build_engine(
         platform.block_bytes(shape, model.dtype.itemsize),
         -(-model.max_model_len // platform.block_size),
         settings.max_num_seqs,
-        settings.kv_cache_bytes or platform.cache_bytes(),
+        settings.kv_cache_bytes or platform.cache_bytes(model.config, model.dtype.itemsize),
     )
     kernels = platform.kernels(shape, num_blocks, model.dtype, model.max_model_len)
     target_itl_s = settings.target_itl_ms / 1000 if settings.target_itl_ms else None

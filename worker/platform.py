@@ -8,19 +8,22 @@ from typing import Literal
 import torch
 
 from ..shared.errors import ModelError
-from ..shared.settings import WorkerSettings
+from ..shared.settings import MIN_CHUNK_TOKENS, WorkerSettings
 from .attention.backend import AttentionShape
 from .attention.native import BLOCK_SIZE
 from .executor import Executor, HostExecutor
-from .kernels.choice import Kernels, cpu_kernels
+from .kernels.choice import Kernels, available_kernels, cpu_kernels
 from .memory import CACHE_SHARE, block_bytes, usable_memory_bytes
 from .model_runner import ModelRunner
+from .models.config import ModelConfig
 from .models.decoder import Decoder
 from .models.linear import LinearFactory
 from .models.linear_choice import linear_factory
 from .sampler import Sampler
 
 CPU = torch.device("cpu")
+GPU_TOKENS = 2048  # of one step, and sequences, if nobody says
+GPU_SEQS = 256
 
 
 class Platform(ABC):
@@ -38,7 +41,7 @@ class Platform(ABC):
         """Of a block's keys and values in all layers."""
 
     @abstractmethod
-    def cache_bytes(self) -> int:
+    def cache_bytes(self, config: ModelConfig, item_bytes: int) -> int:
         """How much memory the KV cache may have, the model being there, if nobody says."""
 
     @abstractmethod
@@ -67,7 +70,7 @@ class CpuPlatform(Platform):
     def block_bytes(self, shape: AttentionShape, item_bytes: int) -> int:
         return block_bytes(shape, BLOCK_SIZE, item_bytes)
 
-    def cache_bytes(self) -> int:
+    def cache_bytes(self, config: ModelConfig, item_bytes: int) -> int:
         return int(CACHE_SHARE * usable_memory_bytes())
 
     def kernels(
@@ -88,6 +91,18 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
             "cpu, or install torch for the device and its driver"
         )
     return torch.device("cuda") if has_cuda and wanted != "cpu" else CPU
+
+
+def settings_for(device: torch.device, settings: WorkerSettings) -> WorkerSettings:
+    """As given; where nothing was, what is sensible for the device. Raises NativeKernelError for
+    kernels that are asked for and can't be had."""
+    if device == CPU:
+        return settings.model_copy(update={"kernels": available_kernels(settings.kernels)})
+    given = settings.model_dump(include=settings.model_fields_set)
+    num_tokens = given.get("max_num_batched_tokens", GPU_TOKENS)
+    num_seqs = given.get("max_num_seqs", min(GPU_SEQS, num_tokens - MIN_CHUNK_TOKENS))
+    sizes = {"max_num_batched_tokens": num_tokens, "max_num_seqs": num_seqs}
+    return settings.model_copy(update=sizes)
 
 
 def platform_of(device: torch.device, settings: WorkerSettings) -> Platform:

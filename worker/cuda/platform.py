@@ -9,17 +9,18 @@ from ...shared.settings import WorkerSettings
 from ..attention.backend import AttentionShape
 from ..executor import Executor
 from ..kernels.choice import Kernels
+from ..models.config import ModelConfig
 from ..models.decoder import Decoder
 from ..models.linear import LinearFactory
 from ..platform import Platform
 from ..sampler import Sampler
 from .attention import TritonAttention
-from .attention_variants import TILE, BatchLimits
-from .executor import GpuExecutor
+from .attention_variants import NUM_SPLIT_ITEMS, TILE, BatchLimits
+from .executor import DEPTH, GpuExecutor
 from .linear import CudaLinear, UndividedLinear, check_rows, leave_sums_undivided
 from .operations import TritonOperations
 
-CACHE_SHARE = 0.9  # of the memory that the model leaves: the rest is for a step's own tensors
+CACHE_SHARE = 0.95  # of the memory that the model and a step's tensors leave
 
 
 class CudaPlatform(Platform):
@@ -45,9 +46,10 @@ class CudaPlatform(Platform):
     def block_bytes(self, shape: AttentionShape, item_bytes: int) -> int:
         return shape.num_layers * 2 * shape.num_kv_heads * TILE * shape.head_dim * item_bytes
 
-    def cache_bytes(self) -> int:
+    def cache_bytes(self, config: ModelConfig, item_bytes: int) -> int:
         num_free, _ = torch.cuda.mem_get_info(self.device)
-        return int(CACHE_SHARE * num_free)
+        num_left = num_free - step_bytes(config, self._settings, item_bytes)
+        return max(0, int(CACHE_SHARE * num_left))
 
     def kernels(
         self, shape: AttentionShape, num_blocks: int, dtype: torch.dtype, max_model_len: int
@@ -67,3 +69,16 @@ class CudaPlatform(Platform):
         if self._settings.deterministic and self.device.type == "cuda":
             check_rows(decoder.products, {size.num_rows for size in executor.sizes.all()})
         return executor
+
+
+def step_bytes(config: ModelConfig, settings: WorkerSettings, item_bytes: int) -> int:
+    """Of a step's own tensors: those of its rows twice, since a graph's memory is its own; the
+    sampler's, which are float32 and int32; and what splits of attention leave to be merged."""
+    num_seqs, num_rows = settings.max_num_seqs, 1.25 * settings.max_num_batched_tokens
+    heads = config.num_heads + config.num_kv_heads
+    width = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * heads * config.head_dim
+    of_vocabulary = item_bytes + 4 + 4 * (1 + DEPTH)  # logits, adjusted ones, counts
+    partials = num_seqs * NUM_SPLIT_ITEMS * 4 * config.head_dim * config.num_heads
+    partials //= config.num_kv_heads
+    sampling = num_seqs * config.vocab_size * of_vocabulary
+    return int(2 * num_rows * width * item_bytes) + sampling + partials

@@ -56,7 +56,7 @@ def make_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
         linear = platform.linear_factory()
         model = load_model(folder, "float32", MAX_MODEL_LEN, linear, DEVICE)
         each = platform.block_bytes(model.config.attention_shape, 4)
-        monkeypatch.setattr(platform, "cache_bytes", lambda: num_blocks * each)
+        monkeypatch.setattr(platform, "cache_bytes", lambda *_: num_blocks * each)
         engine = main.build_engine(model, settings)
         assert isinstance(engine.executor, GpuExecutor)
         engine.executor.depth = depth
