@@ -13,6 +13,9 @@ import pytest
 import zmq
 from hypothesis import settings
 
+from tests.gpu_marker import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.gpu_marker import pytest_terminal_summary as pytest_terminal_summary
+
 TERM_TIMEOUT_S = 5.0
 
 # Spinning OpenMP threads would wait for cores that other test processes hold (measured: 89 s
