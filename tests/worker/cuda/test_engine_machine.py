@@ -112,7 +112,7 @@ def make_engine(
     scheduler = kind.policy(
         blocks, max_num_seqs=size.max_num_seqs, max_num_batched_tokens=size.budget
     )
-    executor = platform.executor(model.decoder, kernels, Sampler(eos_token_ids), eos_token_ids)
+    executor = platform.executor(model.decoder, kernels, Sampler(eos_token_ids))
     assert isinstance(executor, GpuExecutor)
     return Engine(scheduler, FailingExecutor(executor, kind.depth, error_in), eos_token_ids)
 

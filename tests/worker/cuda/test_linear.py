@@ -114,7 +114,6 @@ check_rows([UndividedLinear(weight, None, device)], range({LEAST_ROWS}, 300, 4))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE.type == "cpu", reason="cuBLAS is asked")
 def test_cublas_leaves_sums_undivided() -> None:
     """In a process of its own, where nothing was multiplied before: a matrix that has other bits at
     other numbers of rows where cuBLAS may divide its sums."""
