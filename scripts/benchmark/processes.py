@@ -178,11 +178,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _environment() -> dict[str, str]:
     """Ours, less what would change chairlift's settings, and with this package and this checkout
-    to be found, whichever chairlift is installed."""
+    to be found first, whichever chairlift is installed."""
     kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
     tune(kept)
     scripts = Path(__file__).resolve().parent.parent
-    return {**kept, "PYTHONPATH": f"{scripts}{os.pathsep}{scripts.parent}"}
+    folders = (str(scripts), str(scripts.parent), kept.get("PYTHONPATH", ""))
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def foreign_environment() -> dict[str, str]:

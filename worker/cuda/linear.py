@@ -66,6 +66,6 @@ def check_rows(layers: Iterable[LinearLayer], sizes: Collection[int]) -> None:
             if not torch.equal(found, expected.repeat(num_times, 1)[:size]):
                 raise ModelError(
                     f"--deterministic can't be had here: products with the matrix of {out_features}"
-                    f" x {in_features} numbers have other bits with {size} rows than with"
-                    f" {LEAST_ROWS}; leave it out"
+                    f" x {in_features} {str(rows.dtype)[6:]} numbers have other bits with {size}"
+                    f" rows than with {LEAST_ROWS}; try --dtype bfloat16, or leave it out"
                 )
