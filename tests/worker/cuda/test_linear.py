@@ -62,9 +62,7 @@ def test_rows_are_compared_at_all_sizes() -> None:
             Exact(whole_numbers(8, 32), None, DEVICE),
             Divided(whole_numbers(5, 33), least, row),
         ]
-        with pytest.raises(
-            ModelError, match=f"5 x 33 float32 .* with {size} rows than with 16; try"
-        ):
+        with pytest.raises(ModelError, match=f"5 x 33 float32 .* with {size} rows than"):
             check_rows(layers, SIZES)
 
 
