@@ -9,7 +9,7 @@ TAKEN_OVER = Finish("abort", code="taken_over", message="another reader has take
 NOT_FOUND = Finish(
     "error",
     code="stream_not_found",
-    message="this request does not run, and was not kept until now",
+    message="no such request runs, or is kept: it ended some time ago, or never began",
 )
 CONFLICT = Finish(
     "error",

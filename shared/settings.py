@@ -222,6 +222,14 @@ class WorkerSettings(_Settings):
         return tuple(names.replace(",", " ").split()) if isinstance(names, str) else names
 
     @model_validator(mode="after")
+    def _int8_is_for_cpus(self) -> Self:
+        if self.device == "cuda" and self.quantize != "none":
+            raise ValueError(
+                f"quantize {self.quantize} is for CPUs, and device is cuda: leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _budget_holds_a_step(self) -> Self:
         least = self.max_num_seqs + MIN_CHUNK_TOKENS
         if self.max_num_batched_tokens < least:

@@ -147,11 +147,17 @@ def build_engine(
         max_num_batched_tokens=settings.max_num_batched_tokens,
         pace=pace,
     )
-    has_same_bits = kernels.attention.chunk_unit == 1 and model.decoder.is_row_independent
+    has_same_cuts = kernels.attention.chunk_unit == 1
+    has_same_bits = has_same_cuts and model.decoder.is_row_independent
+    if settings.deterministic and not has_same_cuts:
+        raise ModelError(
+            "--deterministic can't be had with torch's attention: try --kernels native, which "
+            "needs a C compiler, or leave it out"
+        )
     if settings.deterministic and not has_same_bits:
         raise ModelError(
-            "--deterministic can't be had with this processor's kernels for this dtype: try "
-            "--dtype float32 or --kernels native, or leave it out"
+            "--deterministic can't be had with this processor's matrix products in this type: try "
+            "--dtype float32, or leave it out"
         )
     eos_token_ids = eos_token_ids_of(model)
     sampler = Sampler(eos_token_ids, processors)

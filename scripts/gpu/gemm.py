@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.measure:
         chosen.measure.write_bytes(msgspec.json.encode(measure(is_tiny=chosen.tiny)))
         return 0
+    here(is_tiny=chosen.tiny)  # or none of the processes that follow can
     runs = {mode: measure_in_process(mode, is_tiny=chosen.tiny) for mode in MODES}
     for mode, run in runs.items():
         print(*notes(mode, run), sep="\n")

@@ -140,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if len(KINDS) * sizes.num_requests > max(sizes.neighbours) + 1:
         parser.error("--requests: each comes greedily and sampled, and --neighbours have no place")
+    here(is_tiny=chosen.tiny)  # or none of the processes that follow can
     runs = {
         mode: measure(model, sizes, mode, is_tiny=chosen.tiny)
         if chosen.mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
@@ -18,10 +19,17 @@ MIN_CALLS = 8  # in one graph, whose own launch is then a small part
 
 
 def here(*, is_tiny: bool) -> torch.device:
-    """The GPU if there is one. A CPU's figures mean nothing: one of its cores is enough."""
-    if is_tiny:
-        torch.set_num_threads(1)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU, which only a tiny run can do without: a CPU's figures mean nothing, and one of its
+    cores is enough."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if not is_tiny:
+        sys.exit(
+            f"there is no CUDA device that torch {torch.__version__} can use: with --tiny this "
+            "runs on a CPU, to see that it runs"
+        )
+    torch.set_num_threads(1)
+    return torch.device("cpu")
 
 
 def seconds_per_call(calls: Sequence[Call], device: torch.device) -> float:

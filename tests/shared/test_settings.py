@@ -60,6 +60,14 @@ def test_defaults() -> None:
     assert worker().address == serve().address
 
 
+def test_int8_and_a_gpu_exclude_one_another(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything looks for a GPU."""
+    with pytest.raises(SystemExit):
+        worker("--quantize", "int8", "--device", "cuda")
+    assert "quantize int8 is for CPUs" in capsys.readouterr().err
+    assert worker("--quantize", "int8").quantize == "int8"
+
+
 def test_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The served name is the last part of the model's unless one is given."""
     monkeypatch.setenv("CHAIRLIFT_MODEL", "org/Model-1B")

@@ -63,7 +63,10 @@ def _explain(error: Exception, name: str, revision: str | None, offline: bool) -
                 "download it once without --offline, or give a folder"
             )
         case errors.LocalEntryNotFoundError():
-            return f"{name} is not in the local cache and the hub can't be reached: {error}"
+            return (
+                f"{name} is no folder here, nor in the local cache, and the hub can't be reached: "
+                f"{' '.join(str(error).split())}"
+            )
         case errors.HfHubHTTPError():
             return f"the hub refused {name}: {error}"
         case _:

@@ -11,15 +11,11 @@ ROOT = Path(__file__).resolve().parents[3]
 HARNESS = "tests.worker.cuda.harness_kernels"
 
 
-def gpu_script(
-    module: str, *arguments: str, is_interpreted: bool = False
-) -> subprocess.CompletedProcess[str]:
+def gpu_script(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python -m gpu.MODULE`; whatever its exit status."""
     here = os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join(filter(None, (str(ROOT / "scripts"), str(ROOT), here)))
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    if is_interpreted:
-        environment["TRITON_INTERPRET"] = "1"
     return subprocess.run(
         [sys.executable, "-m", f"gpu.{module}", *arguments],
         env=environment | {"PYTHONPATH": path},

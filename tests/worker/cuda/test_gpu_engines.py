@@ -16,7 +16,6 @@ from chairlift.worker.sequence import Sequence
 from tests.worker.cuda.gpu_scripts import ROOT, gpu_script, last_table
 
 pytestmark = [pytest.mark.checkout, pytest.mark.slow]
-IS_INTERPRETED = not torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +25,7 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_step_runs() -> None:
     """A row for each batch, all of whose sequences decode, with its time and the roofline's."""
-    done = gpu_script("step", "--tiny", is_interpreted=IS_INTERPRETED)
+    done = gpu_script("step", "--tiny")
     assert (done.returncode, done.stderr.strip()) == (0, "")
     head, *rows = last_table(done.stdout)
     assert head[0] == "sequences" and [row[0] for row in rows] == ["1", "3"]
@@ -36,7 +35,7 @@ def test_step_runs() -> None:
 def test_offline_runs() -> None:
     """Every token that was asked for comes, never faster than the roofline; then a peer's."""
     asked = ("--peer", "transformers", "--peer-requests", "2")
-    done = gpu_script("offline", "--tiny", *asked, is_interpreted=IS_INTERPRETED)
+    done = gpu_script("offline", "--tiny", *asked)
     assert (done.returncode, done.stderr.strip()) == (0, "")
     offline, workload = (importlib.import_module(n) for n in ("gpu.offline", "benchmark.workload"))
     requests = offline.requests_of(4, workload.Range(2, 8), 256)
@@ -68,7 +67,7 @@ def test_offline_has_the_requests_that_others_publish() -> None:
 
 def test_serve_runs() -> None:
     """A row for each rate, whose requests all get their tokens, and its roofline; a start-up."""
-    done = gpu_script("serve", "--tiny", is_interpreted=IS_INTERPRETED)
+    done = gpu_script("serve", "--tiny")
     assert (done.returncode, done.stderr.strip()) == (0, "")
     _, *rows = last_table(done.stdout)
     assert [row[0] for row in rows] == ["inf", "its roofline", "16", "its roofline"]
@@ -87,7 +86,7 @@ def test_serve_runs() -> None:
 
 def test_invariance_runs() -> None:
     """A column for each mode: every subject is compared, and a step is timed."""
-    done = gpu_script("invariance", "--tiny", is_interpreted=IS_INTERPRETED)
+    done = gpu_script("invariance", "--tiny")
     assert (done.returncode, done.stderr.strip()) == (0, "")
     head, *rows = last_table(done.stdout)
     assert head[1:] == ["default", "deterministic", "roofline"]

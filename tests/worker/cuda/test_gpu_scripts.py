@@ -46,7 +46,7 @@ def test_gemm_runs() -> None:
 
 def test_attention_runs() -> None:
     """A row for each batch, with its time and the share of what bounds it."""
-    done = gpu_script("attention", "--tiny", is_interpreted=not torch.cuda.is_available())
+    done = gpu_script("attention", "--tiny")
     assert (done.returncode, done.stderr.strip()) == (0, "")
     _, *rows = last_table(done.stdout)
     assert [row[0] for row in rows] == [
@@ -55,6 +55,16 @@ def test_attention_runs() -> None:
         "2 x chunk of 20 at 70",
     ]
     assert all(float(row[3]) > 0 and row[5].endswith("%") for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+@pytest.mark.parametrize("script", ["gemm", "invariance", "probe", "step"])
+def test_without_a_device_only_tiny_runs(script: str) -> None:
+    """Said at once, with what to do, and by one process."""
+    done = gpu_script(script)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("there is no CUDA device") and "--tiny" in line
 
 
 def test_numbers_of_rows_are_grouped_by_the_bits_they_give() -> None:
