@@ -9,7 +9,8 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -20,9 +21,11 @@ from chairlift.worker.cuda.variant import Variant
 
 from . import cubin
 from .build import BuildError, build, no_cache
-from .shapes import MODELS
+from .release import run_module
+from .shapes import MODELS, OTHERS
 from .variants import ALL, variants_of
 
+SHAPES = {**MODELS, **OTHERS}
 MODEL = "Llama-3.1-8B"
 CAPABILITIES = (80, 89, 90, 100)  # A100; L4, L40S and RTX 4090; H100 and H200; B200
 # CUDA Programming Guide, "Compute Capabilities": the most that one block may have.
@@ -98,11 +101,11 @@ def _row(row: Compiled) -> list[str]:
     ]
 
 
-def block(rows: Sequence[Compiled]) -> str:
+def block(rows: Sequence[Compiled], models: Sequence[str] = (MODEL,)) -> str:
     """What stands in docs/gpu.md between the markers."""
     import triton
 
-    return f"\nTriton {triton.__version__}, {MODEL}:\n\n{table(rows)}\n\n"
+    return f"\nTriton {triton.__version__}, {', '.join(models)}:\n\n{table(rows)}\n\n"
 
 
 def with_block(text: str, rows: Sequence[Compiled]) -> str:
@@ -114,20 +117,22 @@ def with_block(text: str, rows: Sequence[Compiled]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 if all compile and none has a problem."""
-    chosen = _parser().parse_args(arguments)
+    release, others = _release_parser().parse_known_args(arguments)
+    if release.triton and not {"-h", "--help"} & set(others):
+        return run_module("gpu.compile", others, release.triton)
+    chosen = _parser().parse_args(others)
     rows: list[Compiled] = []
     wrong: list[str] = []
     with no_cache():
-        for variant, dtype in _variants(chosen):
-            for capability in chosen.capabilities:
-                try:
-                    row = compile_variant(variant, dtype, capability)
-                except BuildError as error:
-                    wrong.append(str(error))
-                    continue
-                rows.append(row)
-                wrong += [f"{row.name} for sm_{capability} {text}" for text in problems(row)]
-    print(table(rows))
+        for variant, dtype, capability in _variants(chosen):
+            try:
+                row = compile_variant(variant, dtype, capability)
+            except BuildError as error:
+                wrong.append(str(error))
+                continue
+            rows.append(row)
+            wrong += [f"{row.name} for sm_{capability} {text}" for text in problems(row)]
+    print(block(rows, chosen.models))
     for text in wrong:
         print(text, file=sys.stderr)
     if chosen.json:
@@ -138,15 +143,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(wrong))
 
 
-def _variants(chosen: argparse.Namespace) -> Iterator[tuple[Variant, str]]:
-    for dtype in chosen.dtypes:
-        for variant in variants_of(chosen.variants, MODELS[chosen.model], getattr(torch, dtype)):
-            yield variant, dtype
+def _variants(chosen: argparse.Namespace) -> Iterator[tuple[Variant, str, int]]:
+    """With type and capability: a kernel's next to each other, and none twice."""
+    seen = set[object]()
+    for dtype, model in product(chosen.dtypes, chosen.models):
+        columns = [
+            variants_of(chosen.variants, SHAPES[model], getattr(torch, dtype), capability)
+            for capability in chosen.capabilities
+        ]
+        for kernel in zip(*columns, strict=True):
+            for variant, capability in zip(kernel, chosen.capabilities, strict=True):
+                if (what := (_compiled_of(variant), capability)) not in seen:
+                    seen.add(what)
+                    suffix = f" of {model}" if len(chosen.models) > 1 else ""
+                    yield replace(variant, name=variant.name + suffix), dtype, capability
+
+
+def _compiled_of(variant: Variant) -> object:
+    """All that the binary depends on."""
+    signature, constants = tuple(variant.signature.items()), tuple(variant.constants.items())
+    return variant.kernel, signature, constants, tuple(variant.options.items())
+
+
+def _release_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--triton", metavar="RELEASE", help="with that, which pip installs for now")
+    return parser
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("scripts/gpu_check", description=__doc__)
-    parser.add_argument("--model", choices=MODELS, default=MODEL, help="whose shape")
+    parents = [_release_parser()]
+    parser = argparse.ArgumentParser("scripts/gpu_check", description=__doc__, parents=parents)
+    parser.add_argument(
+        "--models", nargs="+", choices=SHAPES, default=[MODEL], metavar="MODEL", help="whose shapes"
+    )
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], metavar="DTYPE")
     parser.add_argument(
         "--capabilities", nargs="+", type=int, choices=CAPABILITIES, default=CAPABILITIES

@@ -41,7 +41,7 @@ def load_all(path: str, device: torch.device, max_variants: int | None) -> Loade
         major, minor = torch.cuda.get_device_capability(device)
         capability = 10 * major + minor
     with no_cache():
-        variants = variants_of(path, MODELS[MODEL], torch.bfloat16)[:max_variants]
+        variants = variants_of(path, MODELS[MODEL], torch.bfloat16, capability)[:max_variants]
         binaries = [build(variant, capability) for variant in variants]
     if device.type != "cuda":
         return Loaded(len(binaries), None, [])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+HEADS = ("num_heads", "num_kv_heads", "head_dim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +85,16 @@ MODELS = {
         ModelShape("Qwen3-8B", 4096, 12_288, 36, 32, 8, 128, 151_936, has_qk_norm=True),
         ModelShape("Qwen3-14B", 5120, 17_408, 40, 40, 8, 128, 151_936, has_qk_norm=True),
     )
+}
+# Heads that those don't have, for kernels to compile for: groups of 1 and 7, and
+# dims of 64, 96 and 256. All else is a model's, so that no kernel of it is compiled again.
+OTHERS = {
+    name: replace(MODELS["Llama-3.1-8B"], name=name, **dict(zip(HEADS, heads, strict=True)))
+    for name, heads in {
+        "heads-28/4x128": (28, 4, 128),  # Qwen2.5-7B's
+        "heads-14/2x64": (14, 2, 64),  # Qwen2.5-0.5B's
+        "heads-32/32x96": (32, 32, 96),  # Phi-3-mini's
+        "heads-16/8x256": (16, 8, 256),  # Gemma-2-9B's
+    }.items()
 }
 TINY = ModelShape("tiny", 64, 96, 2, 4, 2, 16, 256, has_qk_norm=True)  # to see that a script runs

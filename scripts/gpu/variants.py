@@ -21,19 +21,28 @@ MAX_NUM_SEQS = 256
 ALL = f"{__name__}:all_variants"
 
 
-def all_variants(model: ModelShape, dtype: torch.dtype) -> Iterator[Variant]:
-    """What docs/gpu.md lists; no two have the same name."""
-    heads = (model.num_heads, model.num_kv_heads, model.head_dim)
-    windows = (None,) * model.num_layers
-    shape = AttentionShape(model.num_layers, *heads, model.head_dim**-0.5, windows)
-    yield from attention_variants(shape, dtype)
+def all_variants(model: ModelShape, dtype: torch.dtype, capability: int) -> Iterator[Variant]:
+    """What docs/gpu.md lists, as a device of this capability has it; no two have the same name."""
+    shape = _attention_shape(model)
+    yield from attention_variants(shape, dtype, capability=capability)
     yield from rotation_variants(shape, TILE, dtype)
     yield from operation_variants(model.hidden_size, model.intermediate_size, dtype)
     yield from input_variants(TILE, MAX_NUM_SEQS)
     yield from sampling_variants(SamplingShape(model.vocab_size), dtype)
 
 
-def variants_of(path: str, model: ModelShape, dtype: torch.dtype) -> list[Variant]:
+def attention_alone(model: ModelShape, dtype: torch.dtype, capability: int) -> Iterator[Variant]:
+    """What differs most between devices, in its tiles as well."""
+    yield from attention_variants(_attention_shape(model), dtype, capability=capability)
+
+
+def _attention_shape(model: ModelShape) -> AttentionShape:
+    heads = (model.num_heads, model.num_kv_heads, model.head_dim)
+    windows = (None,) * model.num_layers
+    return AttentionShape(model.num_layers, *heads, model.head_dim**-0.5, windows)
+
+
+def variants_of(path: str, model: ModelShape, dtype: torch.dtype, capability: int) -> list[Variant]:
     """Of the function that `path` names, as "gpu.variants:all_variants"."""
     module, _, function = path.partition(":")
-    return list(getattr(importlib.import_module(module), function)(model, dtype))
+    return list(getattr(importlib.import_module(module), function)(model, dtype, capability))

@@ -129,7 +129,9 @@ class _Tiles:
         group = _power_of_two(shape.num_heads // shape.num_kv_heads)
         decode_lanes = max(16, group)
         if dtype == torch.float32:  # no tensor cores: an operand's rows all lie in registers
-            return cls(decode_lanes, 2, decode_lanes, chunk_warps=4, chunk_stages=2)
+            is_small = 80 < capability < HOPPER and shape.head_dim > 128  # 99 KiB of shared memory
+            stages = 1 if is_small else 2
+            return cls(decode_lanes, stages, decode_lanes, chunk_warps=4, chunk_stages=stages)
         if _power_of_two(shape.head_dim) <= 128:
             is_tight = capability < HOPPER and shape.head_dim > 64
             lanes = max(64 if is_tight else 128, group)

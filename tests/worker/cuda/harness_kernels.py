@@ -37,7 +37,7 @@ def fill_kernel(out, value):
     tl.store(out + tl.arange(0, 16), value)
 
 
-def good_variants(_: Any, dtype: torch.dtype) -> Iterator[Variant]:
+def good_variants(_: Any, dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     """An element-wise kernel and a product of 64 rows and columns."""
     pointers = dict.fromkeys(("a", "b", "out"), f"*{TYPES[dtype]}")
     add = pointers | {"num_elements": "i32"}
@@ -45,7 +45,7 @@ def good_variants(_: Any, dtype: torch.dtype) -> Iterator[Variant]:
     yield _matmul("matmul", dtype, tile=64, num_warps=4, num_stages=3)
 
 
-def bad_variants(_: Any, dtype: torch.dtype) -> Iterator[Variant]:
+def bad_variants(_: Any, dtype: torch.dtype, capability: int) -> Iterator[Variant]:
     """One with too few threads for its tiles, one with too many tiles on their way, one whose
     signature forgets an argument, and one that is compiled anew for another number."""
     yield _matmul("spilling", dtype, tile=128, num_warps=2, num_stages=1)

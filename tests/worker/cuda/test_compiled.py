@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.worker.cuda.gpu_scripts import HARNESS, ROOT, gpu_script
 pytestmark = [pytest.mark.checkout, pytest.mark.slow]
 
 PAGE = ROOT / "docs" / "gpu.md"
+LARGE_HEADS = "heads-16/8x256"
 CAPABILITIES = (80, 89, 90, 100)
 TENSOR_CORES = {80: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 LISTING = """
@@ -93,11 +96,52 @@ def test_the_worker_s_kernels_have_no_problem(
     assert len({row.name for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_other_types_compile_as_well(dtype: str) -> None:
-    """The same kernels for one capability."""
-    done = gpu_script("compile", "--dtypes", dtype, "--capabilities", "90")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_other_shapes_and_types_compile_as_well(compile_script: Any, dtype: str) -> None:
+    """For one capability: groups of 1, 2, 4 and 7, heads of 64, 96, 128 and (in 16 bits) 256, with
+    a window and without; in bfloat16 also each model of which something is measured, with a 5."""
+    others = [*importlib.import_module("gpu.shapes").OTHERS]
+    models = list(compile_script.SHAPES) if dtype == "bfloat16" else [compile_script.MODEL, *others]
+    if dtype == "float32":
+        others.remove(LARGE_HEADS)
+        models.remove(LARGE_HEADS)
+    options = ("--dtypes", dtype, "--capabilities", "90")
+    done = gpu_script("compile", "--models", *models, *options)
     assert (done.returncode, done.stderr.strip()) == (0, "")
+    for name in others:
+        for kernel in ("decode", "chunk", "windowed_chunk"):
+            assert f"| attention_{kernel} of {name} " in done.stdout
+
+
+@pytest.mark.parametrize(("dtype", "capabilities"), [("bfloat16", "80 89 100"), ("float32", "89")])
+def test_attention_of_large_heads_fits_the_other_devices(dtype: str, capabilities: str) -> None:
+    """Whose shared memory differs, and whose tiles are chosen by it: the least is that of sm_89."""
+    options = ("--dtypes", dtype, "--variants", "gpu.variants:attention_alone")
+    models = ("--models", LARGE_HEADS, "--capabilities", *capabilities.split())
+    done = gpu_script("compile", *models, *options)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_the_oldest_release_of_triton_compiles_them_as_well() -> None:
+    """Of those that pyproject.toml allows; it is the one that ran on a device."""
+    done = gpu_script("compile", "--triton", oldest_release(), "--capabilities", "90")
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    assert f"Triton {oldest_release()}." in done.stdout
+
+
+def oldest_release() -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (requirement,) = project["optional-dependencies"]["gpu"]
+    found = re.match(r"triton>=([0-9.]+);", requirement)
+    assert found is not None
+    return found[1]
+
+
+def test_a_release_that_is_not_there_is_an_error() -> None:
+    """With what pip says of it."""
+    done = gpu_script("compile", "--triton", "0.0.1")
+    assert done.returncode == 1
+    assert "No matching distribution found for triton==0.0.1" in done.stderr
 
 
 def test_the_page_has_what_is_compiled(
