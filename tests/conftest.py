@@ -13,8 +13,9 @@ import pytest
 import zmq
 from hypothesis import settings
 
-from tests.gpu_marker import pytest_collection_modifyitems as pytest_collection_modifyitems
-from tests.gpu_marker import pytest_terminal_summary as pytest_terminal_summary
+from tests.gpu import pytest_collection_modifyitems as pytest_collection_modifyitems
+from tests.gpu import pytest_configure as pytest_configure
+from tests.gpu import pytest_terminal_summary as pytest_terminal_summary
 
 TERM_TIMEOUT_S = 5.0
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from tests.gpu import DEVICE
 from tests.integration.fleet import ROOT
 
 
@@ -22,6 +23,7 @@ class Honcho:
         environment |= {
             "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
             "CHAIRLIFT_MODEL": str(model),
+            "CHAIRLIFT_DEVICE": DEVICE,
             "CHAIRLIFT_ADDRESS": f"ipc://{folder / 'sockets'}",
             "CHAIRLIFT_PORT": str(port),
         }

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 
+from tests.gpu import DEVICE
 from tests.tcp import free_port
 
 READY_TIMEOUT_S = 60.0
@@ -49,8 +50,9 @@ def chairlift(
 
 
 def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
-    """For one of our processes: ours, with these settings and no others."""
+    """For one of our processes: ours, with these settings and no others but a worker's device."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CHAIRLIFT_")}
+    settings = {"device": DEVICE, **settings}
     environment |= {f"CHAIRLIFT_{name.upper()}": str(value) for name, value in settings.items()}
     return environment | {"OMP_NUM_THREADS": "1"}
 

@@ -106,7 +106,7 @@ def test_hanging_up_early_leaves_nothing(tiny_model: Path) -> None:
     choose = random.Random(4)
 
     async def run() -> None:
-        async with fleet(tiny_model, max_num_seqs=4, max_num_batched_tokens=40) as disturbed:
+        async with fleet(tiny_model, max_num_seqs=4, max_num_batched_tokens=68) as disturbed:
             server = await disturbed.add_server()
 
             async def caller(number: int) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import chairlift
 from chairlift.shared.settings import DEMO_MODEL
+from tests.gpu import for_cpus
 from tests.integration.processes import chairlift as running
 from tests.vnni import needs_vnni
 
-pytestmark = needs_vnni
+pytestmark = [needs_vnni, for_cpus]
 MESSAGES = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 

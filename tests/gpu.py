@@ -1,11 +1,19 @@
-"""What the marker `gpu` means: such a test needs a CUDA device, and a run without one says so."""
+"""Which tests need a CUDA device, and where the workers run that tests start.
+
+The marker `gpu` is for the first: a run without a device says how many it skipped. The second are
+on the CPU, unless CHAIRLIFT_TEST_DEVICE=cuda says otherwise.
+"""
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import pytest
 
+# Taken away, since our own programs refuse variables that they don't know.
+DEVICE = os.environ.pop("CHAIRLIFT_TEST_DEVICE", "cpu")
+for_cpus = pytest.mark.skipif(DEVICE == "cuda", reason="it is about what only a CPU has")
 REASON = "torch finds no CUDA device"
 INTERPRETED = "worker/cuda/"
 
@@ -15,6 +23,14 @@ def has_cuda() -> bool:
     import torch  # slow, and only where somebody asks
 
     return torch.cuda.is_available()
+
+
+def pytest_configure() -> None:
+    """Raises UsageError for a device that no worker could have."""
+    if DEVICE not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"CHAIRLIFT_TEST_DEVICE is {DEVICE}: give cpu or cuda")
+    if DEVICE == "cuda" and not has_cuda():
+        raise pytest.UsageError(f"CHAIRLIFT_TEST_DEVICE is cuda, and {REASON}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

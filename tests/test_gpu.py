@@ -1,4 +1,4 @@
-"""A run without a CUDA device skips what needs one, and says so at its end."""
+"""A run without a CUDA device skips what needs one and says so, and starts no worker there."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ def test_needy(number):
 CONTENT = "def test_content():\n    pass\n"
 
 
-def last_lines(folder: Path, *arguments: str) -> list[str]:
-    """Of a pytest that finds no device, whether there is one or not."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.gpu_marker", "-c", os.devnull]
+def run_pytest(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """One that finds no device, whether there is one or not."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.gpu", "-c", os.devnull]
     hidden = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, f"--rootdir={folder}", "-W", "ignore", *arguments, str(folder)],
-        env=os.environ | hidden,
+    return subprocess.run(
+        [*command, f"--rootdir={folder}", "-W", "ignore", str(folder)],
+        env=os.environ | hidden | variables,
         cwd=folder,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+def last_lines(folder: Path) -> list[str]:
+    done = run_pytest(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()[-2:]
 
@@ -62,3 +66,19 @@ def test_nothing_is_said_where_nothing_was_skipped(folder: Path) -> None:
     """Without the two that need a device."""
     (folder / "test_needy.py").unlink()
     assert not any(line.startswith("gpu:") for line in last_lines(folder))
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        ("cuda", "CHAIRLIFT_TEST_DEVICE is cuda, and torch finds no CUDA device"),
+        ("tpu", "CHAIRLIFT_TEST_DEVICE is tpu: give cpu or cuda"),
+    ],
+)
+def test_workers_are_not_asked_for_a_device_that_is_not_there(
+    folder: Path, device: str, why: str
+) -> None:
+    """The run ends before its first test."""
+    done = run_pytest(folder, CHAIRLIFT_TEST_DEVICE=device)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert why in done.stderr and "passed" not in done.stdout
