@@ -12,6 +12,7 @@ from enum import IntEnum
 
 REQUEST_ID_BYTES = 16
 MAX_CLEARED = 4096
+MAX_IN_STEP = 2 * 4096  # two steps in flight, of as many sequences as any worker's
 _WORD_BYTES = 8
 _TURNS, _STEPS, _STATE, _WISH, _IN_STEP, _CLEARED = range(6)
 _HEADER_BYTES = 6 * _WORD_BYTES

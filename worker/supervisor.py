@@ -20,7 +20,7 @@ from ..shared.logs import short_hash
 from ..shared.settings import WorkerSettings
 from .address_lock import AddressLock
 from .child import DUMP_SIGNAL, REFUSED, Child
-from .pulse import Pulse, State, Wish
+from .pulse import MAX_IN_STEP, Pulse, State, Wish
 from .quarantine import Quarantine
 from .stop_signals import StopSignals
 
@@ -127,7 +127,7 @@ class Supervisor:
         self._target = target
         self._fork = fork
         self._clock = clock
-        self._pulse = Pulse(settings.max_num_seqs)
+        self._pulse = Pulse(MAX_IN_STEP)  # only the worker knows how many its device takes
         self._quarantine = Quarantine(self._pulse)
         self._restarts = Restarts()
         self._has_been_ready = False

@@ -187,6 +187,15 @@ def test_a_silent_worker_is_dumped_and_killed() -> None:
     assert stage.quarantine.is_suspect(BOB)
 
 
+def test_all_of_two_steps_of_a_gpu_are_suspected() -> None:
+    """However few sequences the settings name: on a GPU there are more where nobody says."""
+    ids = [number.to_bytes(16, "big") for number in range(2 * 256)]
+    stage = Stage([Life(start=lambda pulse, quarantine: pulse.begin_step(ids))])
+    stage.run()
+    assert stage.quarantine is not None
+    assert all(map(stage.quarantine.is_suspect, ids))
+
+
 def test_our_own_kill_is_no_chance() -> None:
     """A request that wedges its lone step is condemned at once, though SIGKILL ended it."""
     wedged = Life(
