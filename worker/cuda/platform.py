@@ -14,6 +14,7 @@ from ..models.decoder import Decoder
 from ..models.linear import LinearFactory
 from ..platform import Platform
 from ..sampler import Sampler
+from ..scoring import SLICE_ROWS
 from .attention import TritonAttention
 from .attention_variants import NUM_SPLIT_ITEMS, TILE, BatchLimits
 from .executor import DEPTH, GpuExecutor
@@ -34,6 +35,8 @@ class CudaPlatform(Platform):
             raise ModelError(
                 f"--quantize {settings.quantize} is for CPUs: leave it out, or use --device cpu"
             )
+        if settings.policy == "static":  # whose steps know no limit, and whose plans read tokens
+            raise ModelError("--policy static is for CPUs: leave it out, or use --device cpu")
         self.device = device
         self._settings = settings
         if settings.deterministic:
@@ -67,7 +70,10 @@ class CudaPlatform(Platform):
     def executor(self, decoder: Decoder, kernels: Kernels, sampler: Sampler) -> Executor:
         executor = GpuExecutor(decoder, kernels, sampler)
         if self._settings.deterministic and self.device.type == "cuda":
-            check_rows(decoder.products, {size.num_rows for size in executor.sizes.all()})
+            sizes = executor.sizes.all()
+            check_rows(decoder.products, {size.num_rows for size in sizes})
+            scored = range(1, SLICE_ROWS + 1)  # of a prompt, at a time
+            check_rows([decoder.weights.head], {*scored, *(size.num_logit_rows for size in sizes)})
         return executor
 
 

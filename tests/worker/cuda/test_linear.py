@@ -102,6 +102,30 @@ def test_a_worker_that_is_to_be_deterministic_checks_its_products(
         assert cuda.executor(decoder, Mock(), Mock()) is made
 
 
+def test_the_output_matrix_is_checked_at_numbers_of_rows_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sequences that sample are fewer than a step's rows, and scores of a prompt come in slices."""
+    monkeypatch.setattr(platform, "leave_sums_undivided", Mock())
+    settings = WorkerSettings(deterministic=True, max_num_batched_tokens=200)
+    cuda = CudaPlatform(settings, torch.device("cuda"))
+    made = Mock(sizes=StepSizes(67, 200, LEAST_ROWS))
+    monkeypatch.setattr(platform, "GpuExecutor", lambda *_: made)
+    for size in (33, 67):
+        head = Divided(whole_numbers(5, 33), size, size - 1)
+        with pytest.raises(ModelError, match=f"with {size} rows"):
+            cuda.executor(Mock(products=[], weights=Mock(head=head)), Mock(), Mock())
+
+
+def test_a_matrix_with_a_bias_is_another() -> None:
+    """cuBLAS adds it in an algorithm of its own: each of the two is tried."""
+    plain = Exact(whole_numbers(5, 33), None, DEVICE)
+    divided = Divided(whole_numbers(5, 33), 100, 99)
+    divided._bias = torch.zeros(5, device=DEVICE)
+    with pytest.raises(ModelError, match="5 x 33"):
+        check_rows([divided, plain], SIZES)
+
+
 ON_THE_DEVICE = f"""
 import torch
 from chairlift.worker.cuda.linear import UndividedLinear, check_rows, leave_sums_undivided

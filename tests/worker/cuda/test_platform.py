@@ -72,6 +72,12 @@ def test_int8_is_refused_on_a_gpu() -> None:
         CudaPlatform(WorkerSettings(quantize="int8"), DEVICE)
 
 
+def test_static_batching_is_refused_on_a_gpu() -> None:
+    """Its steps may be longer than buffers are, and go on with tokens that the host has to read."""
+    with pytest.raises(ModelError, match="--policy static is for CPUs"):
+        CudaPlatform(WorkerSettings(policy="static"), DEVICE)
+
+
 @pytest.mark.parametrize(
     ("given", "sizes"),
     [
