@@ -141,9 +141,9 @@ class Engine:
         if plan.entries:
             if plan.has_suspect:
                 changed += self._land_until(0)
-            self._launch(plan, started)
+            changed += self._launch(plan, started)
         changed += self._land_until(self._depth_after(plan))
-        is_idle = not plan.entries and not changed  # nor is anybody waiting for news
+        is_idle = not (plan.entries or changed or self.has_work)  # nor do any wait for news
         self._has_chores = is_idle and self.executor.idle()
         self._finished_at.extend([self.times.busy_s] * num_ended)
         return list(dict.fromkeys(changed))  # each once, however many steps have landed
@@ -155,13 +155,31 @@ class Engine:
             return 0
         return self.executor.depth
 
-    def _launch(self, plan: Plan, began: float) -> None:
-        work = plan.work
-        step = _InFlight(plan, run_in_halves(plan, self._launch_part), work, began)
-        self.scheduler.advance(step.outcome.plan)
+    def _launch(self, plan: Plan, began: float) -> list[Sequence]:
+        """The sequences that steps have changed which had to land because of it."""
+        work, outcome = plan.work, self._launched(plan)
+        if outcome is None:
+            return self._land_until(0)
+        step = _InFlight(plan, outcome, work, began)
+        self.scheduler.advance(outcome.plan)
         self._in_flight.append(step)
         if not step.is_whole:  # it ran in halves, and the pulse knows of the last
             self._tell_pulse()
+        return []
+
+    def _launched(self, plan: Plan) -> Outcome[Flight] | None:
+        """None if it fails beside a step in flight: it is planned again when all tokens are known,
+        for what failed may have changed what the device knows."""
+        if not self._in_flight:
+            outcome = run_in_halves(plan, self._launch_part)
+            if outcome.failures:
+                self.executor.check()
+            return outcome
+        try:
+            return Outcome(plan, self._launch_part(plan))
+        except Exception as error:
+            log.warning("a step failed: planning it again", size=len(plan.entries), why=repr(error))
+            return None
 
     def _launch_part(self, plan: Plan) -> list[Flight]:
         self._tell_pulse(plan)

@@ -59,7 +59,12 @@ class Executor(ABC):
 
     @abstractmethod
     def launch(self, plan: Plan, times: StepTimes) -> Flight:
-        """Raises what the plan's sequences are to blame for; it may then be launched in parts."""
+        """Raises what the plan's sequences are to blame for; it may then be launched in parts, once
+        nothing is in flight."""
+
+    def check(self) -> None:
+        """After a failure with nothing in flight: raises if it can compute nothing any more."""
+        return
 
     def warm_up(self, max_num_seqs: int, pace: Pace | None, max_s: float) -> None:
         """Before the first request: whatever takes its time once. May take `max_s`."""

@@ -310,3 +310,13 @@ def test_chores_are_for_want_of_steps(depth: int, monkeypatch: pytest.MonkeyPatc
         engine.step()
         assert len(chores) == num_left
     assert engine.patience_s > 0
+
+
+def test_no_chores_while_a_request_has_nothing_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed with log probabilities it waits for each step of its prompt, which changes nothing
+    that a client would see."""
+    engine = make_engine(Size(depth=1, budget=9))
+    monkeypatch.setattr(engine.executor, "idle", pytest.fail)
+    wish = make_wish(list(range(5, 35)), max_tokens=4, ignore_eos=True, num_logprobs=0)
+    engine.add(wish.sequence(), output_of(run_alone(wish))[:2])
+    run_to_the_end(engine)

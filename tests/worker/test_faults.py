@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from random import Random
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -293,6 +294,17 @@ def test_our_own_faults_are_not_hidden() -> None:
     engine.scheduler.running.append(stray)
     with pytest.raises(IndexError):
         engine.step()
+
+
+def test_a_device_that_fails_for_good_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would go on and refuse everybody at once. Nobody is told that it is to blame."""
+    engine = make_engine()
+    sequences = added(engine, 2)
+    runner_of(engine).error_in = lambda plan: RuntimeError("illegal memory access")
+    monkeypatch.setattr(engine.executor, "check", Mock(side_effect=RuntimeError("lost")))
+    with pytest.raises(RuntimeError, match="lost"):
+        engine.step()
+    assert all(sequence.finish is None for sequence in sequences)
 
 
 def test_pulse_names_who_is_being_computed() -> None:

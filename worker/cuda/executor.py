@@ -12,6 +12,7 @@ import structlog
 import torch
 from numpy.typing import NDArray
 
+from ...shared.errors import ModelError
 from ..executor import Choice, Computed, Executor, Flight
 from ..kernels.choice import Kernels
 from ..model_runner import scores_of
@@ -61,6 +62,11 @@ class GpuExecutor(Executor):
         self._decoder = decoder
         self._host_sampler = sampler
         num_tables = (1 + DEPTH) * limits.max_num_seqs  # some have ended, and are in flight yet
+        if num_tables * limits.max_model_len > np.iinfo(np.int32).max:  # places in a flat table
+            raise ModelError(
+                f"{limits.max_num_seqs} sequences of {limits.max_model_len} tokens are more than a "
+                "GPU's tables hold: lower --max-num-seqs or --max-model-len"
+            )
         max_blocks = -(-limits.max_model_len // attention.block_size)
         self._tables = tables = RequestTables(
             _zeros(num_tables, limits.max_model_len, device), _zeros(num_tables, max_blocks, device)
@@ -78,6 +84,15 @@ class GpuExecutor(Executor):
 
     @torch.inference_mode()
     def launch(self, plan: Plan, times: StepTimes) -> Flight:
+        try:
+            return self._launch(plan, times)
+        except Exception:  # what of it has reached the device is not known
+            self._updates = []
+            for entry in plan.entries:
+                self._rows.forget(entry.sequence)
+            raise
+
+    def _launch(self, plan: Plan, times: StepTimes) -> Flight:
         started = times.clock()
         order = _Order.of(plan, self._is_sampled_here)
         rows, num_sampled = self._rows_of(order.entries), order.num_sampled
@@ -105,6 +120,10 @@ class GpuExecutor(Executor):
         times.schedule_s += times.clock() - started
         return GpuFlight(self._decoder, self._host_sampler, order, tensors.hidden, wanted, arriving)
 
+    def check(self) -> None:
+        """An error of the device, unlike one of a launch, is there for as long as the process."""
+        self._transfers.wait()
+
     @torch.inference_mode()
     def warm_up(self, max_num_seqs: int, pace: Pace | None, max_s: float) -> None:
         """Compiles all kernels, by the first sizes of steps, and captures as many of the others as
@@ -128,8 +147,7 @@ class GpuExecutor(Executor):
             for _ in range(2):
                 self._graphs.launch(size)
         except torch.OutOfMemoryError:
-            log.warning("no memory to capture steps ahead of time", num_rows=size.num_rows)
-            self._graphs.expect_none()
+            log.warning("no memory for a step as large as there may be", num_rows=size.num_rows)
         return True
 
     def _logits_of(self, entries: list[int], logits: torch.Tensor) -> torch.Tensor:

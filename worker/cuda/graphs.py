@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 import torch
 
 from .device_step import DeviceStep, StepSize, StepTensors
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,30 +34,36 @@ class StepGraphs:
         self._captured: dict[StepSize, _Captured] = {}
         self._seen: set[StepSize] = set()
         self._pool: Any = None
+        self._is_full = False  # the memory
         self._expected = deque(expected)
 
     def launch(self, size: StepSize) -> StepTensors:
         """The first of a size compiles what it launches, as a capture may not; the second is
-        captured, which takes some hundredths of a second and computes nothing, and replayed."""
-        if size not in self._seen or not self._is_gpu:
+        captured, which takes some hundredths of a second and computes nothing, and replayed. When
+        there is no memory for one more, what has not been captured is launched as it comes."""
+        if size not in self._captured and size in self._seen and self._is_gpu and not self._is_full:
+            self._try_to_capture(size)
+        if size not in self._captured:
             self._seen.add(size)
             return self._step.launch(size)
-        if size not in self._captured:
-            self._captured[size] = self._capture(size)
         captured = self._captured[size]
         captured.graph.replay()
         return captured.tensors
 
     def next_expected(self) -> StepSize | None:
         """One that was not captured yet. None on what is no GPU: there it would change nothing."""
-        while self._expected and self._is_gpu:
+        while self._expected and self._is_gpu and not self._is_full:
             size = self._expected.popleft()
             if size not in self._captured:
                 return size
         return None
 
-    def expect_none(self) -> None:
-        self._expected.clear()
+    def _try_to_capture(self, size: StepSize) -> None:
+        try:
+            self._captured[size] = self._capture(size)
+        except torch.OutOfMemoryError:
+            log.warning("no memory to capture more steps", num_rows=size.num_rows)
+            self._is_full = True
 
     def _capture(self, size: StepSize) -> _Captured:
         graph = torch.cuda.CUDAGraph()

@@ -45,8 +45,13 @@ class Rows:
         for sequence, row in [*self._rows.items()]:
             is_over = sequence.status is Status.FINISHED and not sequence.num_flights
             if is_over or row.block_table is not sequence.block_table:
-                del self._rows[sequence]
-                self._free.append(row.number)
+                self.forget(sequence)
+
+    def forget(self, sequence: Sequence) -> None:
+        """If it has a row; the next one is told everything anew."""
+        row = self._rows.pop(sequence, None)
+        if row is not None:
+            self._free.append(row.number)
 
     def find(self, sequence: Sequence) -> Row | None:
         return self._rows.get(sequence)

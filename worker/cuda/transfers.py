@@ -23,6 +23,11 @@ class Transfers:
             return tensor.clone()
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
+    def wait(self) -> None:
+        """For all that was launched. Raises what went wrong with it."""
+        if self._is_gpu:
+            torch.cuda.synchronize(self._device)
+
     def to_host(self, *tensors: torch.Tensor) -> Arriving:
         """Of what was launched so far, beside what is launched next, which must not write to these
         tensors."""

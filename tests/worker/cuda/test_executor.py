@@ -6,15 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from chairlift.shared.errors import ModelError
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
 from chairlift.worker import main
 from chairlift.worker.cuda import attention_variants
+from chairlift.worker.cuda.attention_variants import BatchLimits
 from chairlift.worker.cuda.executor import GpuExecutor
 from chairlift.worker.cuda.linear import UndividedLinear
 from chairlift.worker.cuda.platform import CudaPlatform
@@ -186,3 +189,58 @@ def test_numbers_that_are_none_end_a_request_alone(make_engine: MakeEngine) -> N
     run_to_the_end(engine)
     assert bad.finish is not None and bad.finish.code == "model_output_not_finite"
     assert good.finish is not None and good.finish.reason in ("length", "stop")
+
+
+@pytest.mark.parametrize("is_introduced", [True, False])
+def test_a_launch_that_fails_halfway_leaves_nothing_behind(
+    is_introduced: bool, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory for a request's counts, or for its logits when its token has been counted
+    already: the tokens are those that it has alone, and no penalty is somebody else's."""
+    params = SamplingParams(max_tokens=6, seed=7, presence_penalty=2.0, num_logprobs=0)
+
+    def request(number: int) -> Sequence:
+        return Sequence(number.to_bytes(16, "big"), [5 + number, 6, 7], params)
+
+    alone = []
+    for number in range(4):
+        engine = make_engine(depth=0)
+        engine.add(request(number))
+        alone += run_to_the_end(engine)[-1:]
+    engine = make_engine()
+    everybody = [request(number) for number in range(4)]
+    for sequence in everybody[:2]:
+        engine.add(sequence)
+    run_to_the_end(engine)
+    assert isinstance(engine.executor, GpuExecutor)
+    owner, name = (
+        (engine.executor._sampler, "start") if is_introduced else (engine.executor, "_logits_of")
+    )
+    inner, num_calls = getattr(owner, name), 0
+
+    def fail_at_times(*arguments: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls in (2, 3):  # beside a step in flight, and again without
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(*arguments)
+
+    monkeypatch.setattr(owner, name, fail_at_times)
+    for sequence in everybody[2:]:
+        engine.add(sequence)
+        engine.step()
+    run_to_the_end(engine)
+    assert num_calls > 3
+    for sequence, expected in zip(everybody, alone, strict=True):
+        assert output_of(sequence) == output_of(expected)
+
+
+def test_tables_that_int32_can_not_address_are_refused(make_engine: MakeEngine) -> None:
+    """Before anything is allocated."""
+    executor = make_engine().executor
+    assert isinstance(executor, GpuExecutor)
+    attention = executor._step._attention
+    limits = BatchLimits(4096, 8192, 1 << 18)
+    kernels = Mock(attention=Mock(spec=attention, limits=limits, variants=attention.variants))
+    with pytest.raises(ModelError, match="lower --max-num-seqs"):
+        GpuExecutor(executor._decoder, kernels, executor._host_sampler)

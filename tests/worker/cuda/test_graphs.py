@@ -80,14 +80,34 @@ def test_a_size_is_launched_once_and_replayed_from_then_on(
 def test_what_came_by_itself_is_no_longer_expected(
     step: Step, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In order; one that came once only is; and none where there is no memory for them."""
+    """In order; one that came once only is."""
     sizes = [StepSize(number, 1, has_chunks=False) for number in range(1, 6)]
     made = graphs_of(step, sizes, monkeypatch)
     made.launch(sizes[0])
     for _ in range(2):
         made.launch(sizes[1])
     assert [made.next_expected(), made.next_expected()] == [sizes[0], sizes[2]]
-    made.expect_none()
+
+
+def test_without_memory_for_a_capture_steps_are_launched_one_by_one(
+    step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other is tried; what was captured before is replayed."""
+    sizes = [StepSize(number, 1, has_chunks=False) for number in range(1, 4)]
+    made, tried = graphs_of(step, sizes, monkeypatch), []
+    for _ in range(2):
+        made.launch(sizes[0])
+
+    def no_memory(size: StepSize) -> Any:
+        tried.append(size)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(made, "_capture", no_memory)
+    for _ in range(3):
+        for size in sizes:
+            made.launch(size)
+    assert tried == [sizes[1]]
+    assert step.launched == [sizes[0], *3 * sizes[1:]]
     assert made.next_expected() is None
 
 
