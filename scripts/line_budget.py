@@ -12,7 +12,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMITS = {("shared", "worker"): 8100, ("worker/cuda",): 2800, ("frontend",): 9600}
+LIMITS = {("shared", "worker"): 8150, ("worker/cuda",): 2800, ("frontend",): 9600}
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -196,6 +196,8 @@ class Engine:
         times, outcome = self.times, step.outcome
         started = times.clock()
         computed = [each for flight in outcome.results for each in flight.results()]
+        if any(each.error for each in computed):
+            self.executor.check()
         now = times.clock()
         times.forward_s += now - started
         if self.scheduler.pace is not None and step.is_whole:
@@ -264,10 +266,7 @@ class Engine:
             if sequence.finish is not None:  # it has ended meanwhile, or is a ghost
                 continue
             sequence.journey.ride(entry.span, num_mates, began, now, is_chunk=entry.is_chunk)
-            if entry.is_sampled:
-                self._take_sampled(sequence, computed.choices)
-            elif sequence.is_prompt_all and not sequence.num_uncomputed_tokens:
-                self._end_prompt(sequence)
+            self._take_computed(entry, computed)
             if entry.is_sampled or computed.scores or sequence.finish is not None:
                 changed.append(sequence)
         for failure in failures:
@@ -276,6 +275,15 @@ class Engine:
             if not suspect.is_suspect or suspect.finish is not None:
                 self.pulse.clear(suspect.request_id)
         return [*changed, *(failure.sequence for failure in failures)]
+
+    def _take_computed(self, entry: ScheduledSequence, computed: Computed) -> None:
+        sequence = entry.sequence
+        if computed.error is not None:
+            self.end(sequence, finish_of(sequence, computed.error))
+        elif entry.is_sampled:
+            self._take_sampled(sequence, computed.choices)
+        elif sequence.is_prompt_all and not sequence.num_uncomputed_tokens:
+            self._end_prompt(sequence)
 
     def _take_sampled(self, sequence: Sequence, choices: tuple[Choice, ...]) -> None:
         """One after the other, until the sequence ends."""
@@ -340,7 +348,7 @@ class Engine:
 def _take_along(entry: ScheduledSequence, computed: Computed) -> None:
     """All but the new tokens, before the entry's tokens count as computed."""
     sequence = entry.sequence
-    for index, record in zip(entry.to_score, computed.scores, strict=True):
+    for index, record in zip(entry.to_score, computed.scores, strict=computed.error is None):
         sequence.scores.take(index, record)
     if sequence.pool is not None and computed.hidden is not None:
         sequence.pool.add(entry.first, computed.hidden)

@@ -38,6 +38,7 @@ class Computed:
     choices: tuple[Choice, ...] = ()  # the next token, and one after each draft that was right
     scores: tuple[bytes, ...] = ()  # records of the tokens to score
     hidden: NDArray[np.float32] | None = None  # to pool
+    error: Exception | None = None  # that it could not be read with: then there is nothing else
 
 
 class Flight(Protocol):

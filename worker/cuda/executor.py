@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import structlog
@@ -217,17 +218,30 @@ class GpuFlight:
         found = zip(*chosen.tolist(), strict=True)
         tokens = [token_id if is_one else None for token_id, is_one in found]
         kept = dict(zip(self.wanted, logits, strict=True))
-        start, computed = 0, []
-        for number, entry in enumerate(self.order.entries):
-            choices: tuple[Choice, ...] = ()
-            if number < self.order.num_sampled:
-                choices = (_choice(entry, tokens[number], kept.get(number)),)
-            elif entry.is_sampled:
-                choices = (self._choose(entry, kept[number]),)
-            scores, pooled = self._of_rows(entry, start)
-            start += entry.num_rows
-            computed.append(Computed(choices, scores, pooled))
+        starts = accumulate((entry.num_rows for entry in self.order.entries), initial=0)
+        computed = []
+        for number, (entry, start) in enumerate(zip(self.order.entries, starts, strict=False)):
+            own = tokens[number : number + 1] if number < self.order.num_sampled else []
+            try:
+                computed.append(self._computed(entry, own, kept.get(number), start))
+            except Exception as error:  # no memory, say: the others have theirs
+                computed.append(Computed(error=error))
         return [computed[place] for place in self.order.places]
+
+    def _computed(
+        self,
+        entry: ScheduledSequence,
+        own: list[int | None],
+        logits: torch.Tensor | None,
+        start: int,
+    ) -> Computed:
+        """Of the entry whose rows begin at `start`; `own` is the token that the device chose, if
+        that was asked to."""
+        choices = tuple(_choice(entry, token, logits) for token in own)
+        if entry.is_sampled and not own:
+            assert logits is not None
+            choices = (self._choose(entry, logits),)
+        return Computed(choices, *self._of_rows(entry, start))
 
     def _of_rows(
         self, entry: ScheduledSequence, start: int

@@ -30,7 +30,6 @@ from chairlift.worker.models.loader import LoadedModel, load_model
 from chairlift.worker.sampler import Sampler
 from chairlift.worker.scheduler import Plan
 from chairlift.worker.sequence import Sequence
-from chairlift.worker.static_scheduler import StaticScheduler
 from chairlift.worker.step_times import StepTimes
 from tests.checkpoints import make_checkpoint
 from tests.fake_engine import Size, Wish, make_wish, output_of, run_to_the_end
@@ -67,7 +66,6 @@ class GpuEngineMachine(EngineMachine):
     kinds = (
         Kind("one step after another"),
         Kind("one ahead", depth=1),
-        Kind("static", StaticScheduler, depth=1),
     )
     block_size = CudaPlatform.block_size
     unit = 8

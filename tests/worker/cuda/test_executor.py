@@ -16,7 +16,7 @@ from chairlift.shared.errors import ModelError
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
 from chairlift.worker import main
-from chairlift.worker.cuda import attention_variants
+from chairlift.worker.cuda import attention_variants, executor
 from chairlift.worker.cuda.attention_variants import BatchLimits
 from chairlift.worker.cuda.executor import GpuExecutor
 from chairlift.worker.cuda.linear import UndividedLinear
@@ -244,3 +244,28 @@ def test_tables_that_int32_can_not_address_are_refused(make_engine: MakeEngine) 
     kernels = Mock(attention=Mock(spec=attention, limits=limits, variants=attention.variants))
     with pytest.raises(ModelError, match="lower --max-num-seqs"):
         GpuExecutor(executor._decoder, kernels, executor._host_sampler)
+
+
+def test_results_that_cannot_be_read_end_one_request(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory for the log probabilities of a prompt, beside a stream; the device is asked whether
+    it is still there."""
+    engine, checks = make_engine(), []
+    stream = Sequence(bytes(16), [5, 6, 7], SamplingParams(max_tokens=5, temperature=0.0))
+    scored = Sequence(
+        bytes([1]) * 16, [*range(5, 20)], SamplingParams(max_tokens=3, num_prompt_logprobs=1)
+    )
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(executor, "scores_of", fail)
+    monkeypatch.setattr(engine.executor, "check", lambda: checks.append(1))
+    for sequence in (stream, scored):
+        engine.add(sequence)
+    run_to_the_end(engine)
+    assert scored.finish is not None and scored.finish.code == "out_of_memory"
+    assert stream.finish is not None and stream.finish.reason in ("length", "stop")
+    assert checks == [1]
+    assert engine.scheduler.block_manager.num_free_blocks == 16
