@@ -1,4 +1,3 @@
-# pyright: reportOperatorIssue=false, reportArgumentType=false
 """Paged attention in Triton: of rows that decode, of chunks, and the merge of splits.
 
 The pool of a layer is [num_blocks, 2, num_kv_heads, TILE, HEAD_DIM], keys before values: one block

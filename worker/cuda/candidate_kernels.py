@@ -1,8 +1,6 @@
 """Which of a row's tokens top_k and top_p keep, and a draw from these: by repeated reading of those
 that come into question, with no sort."""
 
-# pyright: reportArgumentType=false, reportOperatorIssue=false
-
 import triton
 import triton.language as tl
 

@@ -4,8 +4,6 @@ statistics: of each split of a row, adjusted as its request wants; merge: of the
 on the vocabulary alone.
 """
 
-# pyright: reportArgumentType=false, reportOperatorIssue=false
-
 import triton
 import triton.language as tl
 

@@ -5,8 +5,6 @@ choose: finds the others' limit among their candidates, and draws. Gumbel-max: t
 a scaled logit and a Gumbel variate comes as often as its probability says.
 """
 
-# pyright: reportArgumentType=false, reportOperatorIssue=false
-
 import triton
 import triton.language as tl
 
