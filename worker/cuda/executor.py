@@ -25,7 +25,7 @@ from ..scoring import score
 from ..sequence import Sequence
 from ..step_times import StepTimes
 from .attention import TritonAttention
-from .device_step import DeviceStep, StepSizes
+from .device_step import DeviceStep, StepSizes, StepTensors
 from .graphs import StepGraphs
 from .inputs import RequestTables
 from .linear import LEAST_ROWS
@@ -97,19 +97,8 @@ class GpuExecutor(Executor):
         started = times.clock()
         order = _Order.of(plan, self._is_sampled_here)
         rows, num_sampled = self._rows_of(order.entries), order.num_sampled
-        for row, entry in zip(rows, order.entries, strict=True):
-            self._updates += row.updates_for(entry, self._tables)
-        parts = [
-            RowOfStep(row.number, entry.first, entry.num_rows)
-            for row, entry in zip(rows, order.entries, strict=True)
-        ]
-        self._packets.send(parts, num_sampled, self._updates)
-        self._updates = []
-        has_chunks = any(entry.num_rows > 1 for entry in order.entries)
-        size = self.sizes.of(plan.num_rows, has_chunks=has_chunks)
-        # What is read of each row comes with the results, when a graph's may have been overwritten.
-        is_alone = any(entry.to_score or entry.sequence.pool for entry in order.entries)
-        tensors = self._step.launch(size) if is_alone else self._graphs.launch(size)
+        self._send(order, rows)
+        tensors = self._launch_step(plan)
         for row, entry in zip(rows[:num_sampled], order.entries, strict=False):
             row.num_known_tokens = entry.span.stop + 1
         wanted = [n for n, entry in enumerate(order.entries) if self._needs_logits(entry)]
@@ -120,6 +109,23 @@ class GpuExecutor(Executor):
         )
         times.schedule_s += times.clock() - started
         return GpuFlight(self._decoder, self._host_sampler, order, tensors.hidden, wanted, arriving)
+
+    def _send(self, order: _Order, rows: list[Row]) -> None:
+        """What the device has to be told of the step."""
+        parts = []
+        for row, entry in zip(rows, order.entries, strict=True):
+            self._updates += row.updates_for(entry, self._tables)
+            parts.append(RowOfStep(row.number, entry.first, entry.num_rows))
+        self._packets.send(parts, order.num_sampled, self._updates)
+        self._updates = []
+
+    def _launch_step(self, plan: Plan) -> StepTensors:
+        """By a graph, unless each row is read with the results: then a graph's may have been
+        overwritten."""
+        has_chunks = any(entry.num_rows > 1 for entry in plan.entries)
+        size = self.sizes.of(plan.num_rows, has_chunks=has_chunks)
+        is_alone = any(entry.to_score or entry.sequence.pool for entry in plan.entries)
+        return self._step.launch(size) if is_alone else self._graphs.launch(size)
 
     def check(self) -> None:
         """An error of the device, unlike one of a launch, is there for as long as the process."""
@@ -154,7 +160,7 @@ class GpuExecutor(Executor):
     def _logits_of(self, entries: list[int], logits: torch.Tensor) -> torch.Tensor:
         """float32 [len(entries), vocab_size]. An index made of a list would wait for the step."""
         if not entries:
-            return logits[:0].float()
+            return logits.new_empty(0, logits.shape[1], dtype=torch.float32)
         rows = self._transfers.to_device(np.array(entries, dtype=np.int32))
         return logits.index_select(0, rows).float()
 
