@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
 from .sampling_state import SamplingState
-from .sampling_variants import (
-    CLEAR_TILE,
-    COUNT_TILE,
-    SamplingShape,
-    SamplingVariants,
-)
+from .sampling_variants import CLEAR_TILE, COUNT_TILE, SamplingShape, SamplingVariants
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +34,33 @@ class GpuSampler:
         self.state = state
         self._max_num_rows = max_num_rows
         self._kernels = SamplingVariants.of(shape, dtype)
-        device = state.floats.device
-        num_splits = shape.num_splits
+        device, num_splits = state.floats.device, shape.num_splits
 
         def new(*size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
             return torch.zeros(max_num_rows, *size, dtype=dtype, device=device)
 
-        self.rows = SampledRows(new(), new(), new(dtype=torch.float32))
+        self.rows = rows = SampledRows(new(), new(), new(dtype=torch.float32))
         self.limits = new(dtype=torch.int64)  # last rank that was kept, where something filters
         self.num_candidates = new()  # that were considered there
-        self._adjusted = new(shape.vocab_size, dtype=torch.float32)
-        self._block_maxima = new(shape.num_blocks, dtype=torch.float32)
-        self._split_maxima = new(num_splits, dtype=torch.float32)
-        self._split_sums = new(num_splits, dtype=torch.float32)
-        self._split_best = new(num_splits, dtype=torch.float32)
-        self._split_tokens = new(num_splits)
-        self._split_masses = new(num_splits, dtype=torch.int64)
-        self._highest, self._normalisers = new(dtype=torch.float32), new(dtype=torch.float32)
-        self._bounds = new()
-        self._candidates = new(shape.capacity)
+        split_best = new(num_splits, dtype=torch.float32)
+        self._tensors = {  # by the names that kernels have for them
+            **{field.name: getattr(state, field.name) for field in fields(state)},
+            **{field.name: getattr(rows, field.name) for field in fields(rows)},
+            "limits": self.limits,
+            "num_candidates": self.num_candidates,
+            "adjusted": new(shape.vocab_size, dtype=torch.float32),
+            "block_maxima": new(shape.num_blocks, dtype=torch.float32),
+            "split_maxima": new(num_splits, dtype=torch.float32),
+            "split_sums": new(num_splits, dtype=torch.float32),
+            "split_best": split_best,
+            "split_scores": split_best,  # of rows whose best is merged by then
+            "split_tokens": new(num_splits),
+            "split_masses": new(num_splits, dtype=torch.int64),
+            "highest": new(dtype=torch.float32),
+            "normalisers": new(dtype=torch.float32),
+            "bounds": new(),
+            "candidates": new(shape.capacity),
+        }
 
     def sample(
         self,
@@ -71,78 +74,17 @@ class GpuSampler:
         `table_rows` [num_rows], its output index is that table row's number of output tokens and
         its `num_drafts` [num_rows]. All int32."""
         assert logits.is_contiguous() and len(logits) <= self._max_num_rows
-        num_rows, num_splits = len(logits), self.shape.num_splits
-        state, rows = self.state, self.rows
-        params = state.floats, state.integers
-        self._kernels.statistics[(num_splits, num_rows)](
-            logits,
-            num_valid,
-            table_rows,
-            *params,
-            state.stop_ids,
-            state.bias_ids,
-            state.biases,
-            state.counts,
-            self._adjusted,
-            self._block_maxima,
-            self._split_maxima,
-            self._split_sums,
-            self._split_best,
-            self._split_tokens,
-        )
-        self._kernels.merge[(num_rows,)](
-            num_valid,
-            table_rows,
-            *params,
-            self._block_maxima,
-            self._split_maxima,
-            self._split_sums,
-            self._split_best,
-            self._split_tokens,
-            self._highest,
-            self._normalisers,
-            self._bounds,
-            self.num_candidates,
-            rows.token_ids,
-            rows.is_number,
-        )
-        self._kernels.scan[(num_splits, num_rows)](
-            logits,
-            num_valid,
-            table_rows,
-            num_drafts,
-            *params,
-            self._adjusted,
-            self._highest,
-            self._bounds,
-            rows.is_number,
-            self._split_best,
-            self._split_tokens,
-            self._split_masses,
-            self.num_candidates,
-            self._candidates,
-        )
-        self._kernels.choose[(num_rows,)](
-            logits,
-            num_valid,
-            table_rows,
-            num_drafts,
-            *params,
-            self._adjusted,
-            self._highest,
-            self._normalisers,
-            self._bounds,
-            rows.is_number,
-            self._split_best,
-            self._split_tokens,
-            self._split_masses,
-            self.num_candidates,
-            self._candidates,
-            self.limits,
-            rows.token_ids,
-            rows.logprobs,
-        )
-        return rows
+        kernels, splits, rows = self._kernels, (self.shape.num_splits, len(logits)), (len(logits),)
+        given = {"logits": logits, "num_valid": num_valid, "table_rows": table_rows}
+        tensors = {**self._tensors, **given, "num_drafts": num_drafts}
+        for kernel, grid in (
+            (kernels.statistics, splits),
+            (kernels.merge, rows),
+            (kernels.scan, splits),
+            (kernels.choose, rows),
+        ):
+            kernel[grid](*(tensors[name] for name in kernel.signature))
+        return self.rows
 
     def advance(self, num_valid: torch.Tensor, table_rows: torch.Tensor) -> None:
         """Makes what `sample` chose last their table rows' output: their counts and their numbers

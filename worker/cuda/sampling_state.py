@@ -29,8 +29,8 @@ class SamplingState:
     """Tensors on the device, written before steps and read by kernels.
 
     The counts are int32: atomic additions take no less, and 16 bits would overflow in a long
-    output. For 256 table rows of a vocabulary of 152,000 that is 156 MB, which only rows with
-    penalties read.
+    output. For 256 sequences, who have 512 table rows, of a vocabulary of 152,000 that is 311 MB,
+    which only rows with penalties read.
     """
 
     floats: torch.Tensor  # float32 [num_tables, NUM_FLOATS]
