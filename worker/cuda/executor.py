@@ -4,8 +4,9 @@ yet to hear of."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -69,9 +70,8 @@ class GpuExecutor(Executor):
                 "GPU's tables hold: lower --max-num-seqs or --max-model-len"
             )
         max_blocks = -(-limits.max_model_len // attention.block_size)
-        self._tables = tables = RequestTables(
-            _zeros(num_tables, limits.max_model_len, device), _zeros(num_tables, max_blocks, device)
-        )
+        new = partial(torch.zeros, num_tables, dtype=torch.int32, device=device)
+        self._tables = tables = RequestTables(new(limits.max_model_len), new(max_blocks))
         self._updates: list[Update] = []  # that go with the next step
         self._rows = Rows(num_tables)
         self._transfers = Transfers(device)
@@ -96,36 +96,39 @@ class GpuExecutor(Executor):
     def _launch(self, plan: Plan, times: StepTimes) -> Flight:
         started = times.clock()
         order = _Order.of(plan, self._is_sampled_here)
-        rows, num_sampled = self._rows_of(order.entries), order.num_sampled
-        self._send(order, rows)
-        tensors = self._launch_step(plan)
-        for row, entry in zip(rows[:num_sampled], order.entries, strict=False):
+        sampled = self._send(order)[: order.num_sampled]
+        tensors = self._compute(order, plan.num_rows)
+        for row, entry in zip(sampled, order.entries, strict=False):
             row.num_known_tokens = entry.span.stop + 1
-        wanted = [n for n, entry in enumerate(order.entries) if self._needs_logits(entry)]
-        chosen = tensors.chosen
-        arriving = self._transfers.to_host(
-            torch.stack((chosen.token_ids[:num_sampled], chosen.is_number[:num_sampled])),
-            self._logits_of(wanted, tensors.logits),
-        )
+        flight = self._collect(order, tensors)
         times.schedule_s += times.clock() - started
-        return GpuFlight(self._decoder, self._host_sampler, order, tensors.hidden, wanted, arriving)
+        return flight
 
-    def _send(self, order: _Order, rows: list[Row]) -> None:
-        """What the device has to be told of the step."""
+    def _send(self, order: _Order) -> list[Row]:
+        """The step, and what is new of the sequences; their rows."""
+        self._rows.sweep()
+        rows = [self._row_of(entry.sequence) for entry in order.entries]
         parts = []
         for row, entry in zip(rows, order.entries, strict=True):
             self._updates += row.updates_for(entry, self._tables)
             parts.append(RowOfStep(row.number, entry.first, entry.num_rows))
         self._packets.send(parts, order.num_sampled, self._updates)
         self._updates = []
+        return rows
 
-    def _launch_step(self, plan: Plan) -> StepTensors:
-        """By a graph, unless each row is read with the results: then a graph's may have been
-        overwritten."""
-        has_chunks = any(entry.num_rows > 1 for entry in plan.entries)
-        size = self.sizes.of(plan.num_rows, has_chunks=has_chunks)
-        is_alone = any(entry.to_score or entry.sequence.pool for entry in plan.entries)
+    def _compute(self, order: _Order, num_rows: int) -> StepTensors:
+        size = self.sizes.of(num_rows, has_chunks=any(e.num_rows > 1 for e in order.entries))
+        # What is read of each row comes with the results, when a graph's may have been overwritten.
+        is_alone = any(entry.to_score or entry.sequence.pool for entry in order.entries)
         return self._step.launch(size) if is_alone else self._graphs.launch(size)
+
+    def _collect(self, order: _Order, tensors: StepTensors) -> GpuFlight:
+        """Begins to fetch tokens, and the logits of those that need them."""
+        wanted = [n for n, entry in enumerate(order.entries) if self._needs_logits(entry)]
+        chosen, count = tensors.chosen, order.num_sampled
+        tokens = torch.stack((chosen.token_ids[:count], chosen.is_number[:count]))
+        arriving = self._transfers.to_host(tokens, self._logits_of(wanted, tensors.logits))
+        return GpuFlight(self._decoder, self._host_sampler, order, tensors.hidden, wanted, arriving)
 
     def check(self) -> None:
         """An error of the device, unlike one of a launch, is there for as long as the process."""
@@ -139,9 +142,9 @@ class GpuExecutor(Executor):
         anything = Update(self._tables.token_table, 0, 0, [0])  # until somebody takes the row
         self._packets.send([], 0, [anything])
         self._sampler.start(0, self._transfers.to_device(np.zeros(1, dtype=np.int32)), 1)
-        for number, _ in enumerate(iter(self.idle, False)):
-            if number and time.perf_counter() > deadline:
-                return
+        self.idle()  # the first two sizes have every kernel
+        while self.idle() and time.perf_counter() <= deadline:
+            pass
 
     @torch.inference_mode()
     def idle(self) -> bool:
@@ -164,18 +167,14 @@ class GpuExecutor(Executor):
         rows = self._transfers.to_device(np.array(entries, dtype=np.int32))
         return logits.index_select(0, rows).float()
 
-    def _rows_of(self, entries: Iterable[ScheduledSequence]) -> list[Row]:
-        self._rows.sweep()
-        found = ((self._rows.find(entry.sequence), entry.sequence) for entry in entries)
-        return [row or self._introduce(sequence) for row, sequence in found]
-
-    def _introduce(self, sequence: Sequence) -> Row:
-        """To the device: what its tokens are sampled by."""
+    def _row_of(self, sequence: Sequence) -> Row:
+        """Its own, or one whose new owner the device is told of: what its tokens are sampled by."""
+        row = self._rows.find(sequence)
+        if row is not None:
+            return row
         row, params = self._rows.take(sequence), sequence.params
-        index = sequence.num_output_tokens
-        self._updates += self._sampler.state.updates(
-            row.number, packed(params, index, self._host_sampler.eos_token_ids)
-        )
+        ends, index = self._host_sampler.eos_token_ids, sequence.num_output_tokens
+        self._updates += self._sampler.state.updates(row.number, packed(params, index, ends))
         if params.has_penalties:
             tokens = self._transfers.to_device(np.array(sequence.token_ids, dtype=np.int32))
             self._sampler.start(row.number, tokens, sequence.num_prompt_tokens)
@@ -186,8 +185,7 @@ class GpuExecutor(Executor):
         return entry.is_sampled and is_plain
 
     def _needs_logits(self, entry: ScheduledSequence) -> bool:
-        wants = entry.sequence.wants_score or not self._is_sampled_here(entry)
-        return entry.is_sampled and wants
+        return entry.is_sampled and (entry.sequence.wants_score or not self._is_sampled_here(entry))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +270,3 @@ def _choice(
     if logits is None or not isinstance(token, int) or not entry.sequence.wants_score:
         return Choice(token)
     return Choice(token, score(logits, token, entry.sequence.params.num_logprobs))
-
-
-def _zeros(num_rows: int, width: int, device: torch.device) -> torch.Tensor:
-    return torch.zeros(num_rows, width, dtype=torch.int32, device=device)
