@@ -14,32 +14,39 @@ ZEROS = tl.constexpr(1024)  # stored at once into a row of padding
 
 
 @triton.jit
+def _no_keys(BLOCK_M: tl.constexpr, PADDED_DIM: tl.constexpr):
+    """The state of a softmax over nothing: its accumulator, maximum, times SCALE, and total."""
+    accumulator = tl.zeros([BLOCK_M, PADDED_DIM], dtype=tl.float32)
+    maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
+    return accumulator, maximum, tl.zeros([BLOCK_M], dtype=tl.float32)
+
+
+@triton.jit
 def _attend_tiles(
-    q,  # [BLOCK_M, PADDED_DIM]
-    positions,  # [BLOCK_M]
-    accumulator,  # [BLOCK_M, PADDED_DIM], with maximum and total the state of the softmax
-    maximum,  # [BLOCK_M], times SCALE
-    total,  # [BLOCK_M]
-    keys,  # those of the layer's head
-    table,  # the sequence's row
-    first_tile,
-    end_tile,
-    first_key,  # before which no row sees anything
-    last_key,  # nor behind it
-    window,
+    state,  # of the softmax, as _no_keys begins it
+    queries,  # [BLOCK_M, PADDED_DIM], and their positions [BLOCK_M]
+    keys,  # those of the layer's head, and the sequence's table of blocks
+    span,  # first and last key that any row sees, and the window of each
+    first,  # tile
+    end,
     IS_MASKED: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    TILE: tl.constexpr,
-    SCALE: tl.constexpr,
-    IS_INTERPRETED: tl.constexpr,
+    CONSTANTS: tl.constexpr,  # NUM_KV_HEADS, HEAD_DIM, TILE, SCALE, IS_INTERPRETED
 ):
     """Goes on with the softmax over these tiles (Milakov and Gimelshein, arXiv 1805.02867).
 
     In base 2: SCALE has the factor. A tile of which a row sees nothing leaves its state as it is,
     bit for bit, and a masked tile does the same arithmetic as others.
     """
+    accumulator, maximum, total = state
+    q, positions = queries
+    pool, table = keys
+    first_key, last_key, window = span
+    NUM_KV_HEADS: tl.constexpr = CONSTANTS[0]
+    HEAD_DIM: tl.constexpr = CONSTANTS[1]
+    TILE: tl.constexpr = CONSTANTS[2]
+    SCALE: tl.constexpr = CONSTANTS[3]
+    IS_INTERPRETED: tl.constexpr = CONSTANTS[4]
+    PADDED_DIM: tl.constexpr = q.shape[1]
     offsets, dims = tl.arange(0, TILE), tl.arange(0, PADDED_DIM)
     is_dim = dims[None, :] < HEAD_DIM
     places = offsets[:, None] * HEAD_DIM + dims[None, :]
@@ -47,9 +54,9 @@ def _attend_tiles(
     last_tile = last_key // TILE
     if IS_INTERPRETED:  # which can't multiply bfloat16
         q = q.to(tl.float32)
-    block = tl.load(table + tl.minimum(first_tile, last_tile))
-    for tile in range(first_tile, end_tile):
-        tile_keys = keys + block.to(tl.int64) * (2 * to_values) + places
+    block = tl.load(table + tl.minimum(first, last_tile))
+    for tile in range(first, end):
+        tile_keys = pool + block.to(tl.int64) * (2 * to_values) + places
         # One tile ahead: a load that waits for a load of its own round halves the pipeline's depth.
         block = tl.load(table + tl.minimum(tile + 1, last_tile))
         if HEAD_DIM == PADDED_DIM:
@@ -112,6 +119,7 @@ def decode(
 ):
     """Each item is one split of the keys of few rows. Writes zeros to the batch's padding too."""
     num_heads: tl.constexpr = NUM_KV_HEADS * GROUP
+    CONSTANTS: tl.constexpr = (NUM_KV_HEADS, HEAD_DIM, TILE, SCALE, IS_INTERPRETED)
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     dims = tl.arange(0, PADDED_DIM)
     size: tl.constexpr = num_heads * HEAD_DIM
@@ -128,43 +136,31 @@ def decode(
         item = items + (index // NUM_KV_HEADS) * DECODE_FIELDS
         row, num_own = tl.load(item), tl.load(item + 1)
         position, table_row = tl.load(item + 2), tl.load(item + 3)
-        first_tile, end_tile = tl.load(item + 4), tl.load(item + 5)
+        first, end = tl.load(item + 4), tl.load(item + 5)
         partial, num_splits = tl.load(item + 6), tl.load(item + 7)
         last_key = position + num_own - 1
         is_own = (token < num_own)[:, None] & (dims < HEAD_DIM)[None, :]
         head = kv_head * GROUP + lanes % GROUP
         rows = (row + token).to(tl.int64)
         places = (rows * q_stride + head)[:, None] * HEAD_DIM + dims[None, :]
+        positions = tl.minimum(position + token, last_key)
+        queries = (tl.load(q + places, mask=is_own, other=0.0), positions)
+        table = block_tables + table_row.to(tl.int64) * table_stride
+        keys = (pool + kv_head * (TILE * HEAD_DIM), table)
+        state = _no_keys(BLOCK_M, PADDED_DIM)
+        span = (tl.maximum(position - window + 1, 0), last_key, window)
         accumulator, maximum, total = _attend_tiles(
-            tl.load(q + places, mask=is_own, other=0.0),
-            tl.minimum(position + token, last_key),
-            tl.zeros([BLOCK_M, PADDED_DIM], dtype=tl.float32),
-            tl.full([BLOCK_M], float("-inf"), dtype=tl.float32),
-            tl.zeros([BLOCK_M], dtype=tl.float32),
-            pool + kv_head * (TILE * HEAD_DIM),
-            block_tables + table_row.to(tl.int64) * table_stride,
-            first_tile,
-            end_tile,
-            tl.maximum(position - window + 1, 0),
-            last_key,
-            window,
-            True,
-            NUM_KV_HEADS,
-            HEAD_DIM,
-            PADDED_DIM,
-            TILE,
-            SCALE,
-            IS_INTERPRETED,
+            state, queries, keys, span, first, end, True, CONSTANTS
         )
         if num_splits == 1:
             result = (accumulator / total[:, None]).to(out.dtype.element_ty)
             places = (rows * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
             tl.store(out + places, result, mask=is_own)
         else:
-            state = (partial + token * num_splits).to(tl.int64) * num_heads + head
-            tl.store(partials + state[:, None] * HEAD_DIM + dims[None, :], accumulator, mask=is_own)
-            tl.store(states + state * 2, maximum, mask=token < num_own)
-            tl.store(states + state * 2 + 1, total, mask=token < num_own)
+            place = (partial + token * num_splits).to(tl.int64) * num_heads + head
+            tl.store(partials + place[:, None] * HEAD_DIM + dims[None, :], accumulator, mask=is_own)
+            tl.store(states + place * 2, maximum, mask=token < num_own)
+            tl.store(states + place * 2 + 1, total, mask=token < num_own)
 
 
 @triton.jit(
@@ -193,6 +189,7 @@ def chunk(
 ):
     """Each item is up to BLOCK_M // GROUP rows of one sequence, with all keys that they see."""
     num_heads: tl.constexpr = NUM_KV_HEADS * GROUP
+    CONSTANTS: tl.constexpr = (NUM_KV_HEADS, HEAD_DIM, TILE, SCALE, IS_INTERPRETED)
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     dims, lanes = tl.arange(0, PADDED_DIM), tl.arange(0, BLOCK_M)
     token = lanes // GROUP
@@ -206,59 +203,19 @@ def chunk(
         head = kv_head * GROUP + lanes % GROUP
         rows = (row + token).to(tl.int64)
         places = (rows * q_stride + head)[:, None] * HEAD_DIM + dims[None, :]
-        queries = tl.load(q + places, mask=is_own, other=0.0)
         positions = tl.minimum(position + token, last_key)
-        keys = pool + kv_head * (TILE * HEAD_DIM)
+        queries = (tl.load(q + places, mask=is_own, other=0.0), positions)
         table = block_tables + table_row.to(tl.int64) * table_stride
-        accumulator = tl.zeros([BLOCK_M, PADDED_DIM], dtype=tl.float32)
-        maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-        total = tl.zeros([BLOCK_M], dtype=tl.float32)
+        keys = (pool + kv_head * (TILE * HEAD_DIM), table)
+        state = _no_keys(BLOCK_M, PADDED_DIM)
         first_key = tl.maximum(position - window + 1, 0)
-        first_tile = first_key // TILE
+        first, span = first_key // TILE, (first_key, last_key, window)
         if not HAS_WINDOW:
-            end_full = (position + 1) // TILE  # all rows see all of the tiles before
-            accumulator, maximum, total = _attend_tiles(
-                queries,
-                positions,
-                accumulator,
-                maximum,
-                total,
-                keys,
-                table,
-                first_tile,
-                end_full,
-                first_key,
-                last_key,
-                window,
-                False,
-                NUM_KV_HEADS,
-                HEAD_DIM,
-                PADDED_DIM,
-                TILE,
-                SCALE,
-                IS_INTERPRETED,
-            )
-            first_tile = end_full
-        accumulator, maximum, total = _attend_tiles(
-            queries,
-            positions,
-            accumulator,
-            maximum,
-            total,
-            keys,
-            table,
-            first_tile,
-            last_key // TILE + 1,
-            first_key,
-            last_key,
-            window,
-            True,
-            NUM_KV_HEADS,
-            HEAD_DIM,
-            PADDED_DIM,
-            TILE,
-            SCALE,
-            IS_INTERPRETED,
+            end = (position + 1) // TILE  # all rows see all of the tiles before
+            state = _attend_tiles(state, queries, keys, span, first, end, False, CONSTANTS)
+            first = end
+        accumulator, _, total = _attend_tiles(
+            state, queries, keys, span, first, last_key // TILE + 1, True, CONSTANTS
         )
         result = (accumulator / total[:, None]).to(out.dtype.element_ty)
         # Read again, and volatile so that nothing is kept: the loops need the registers.
