@@ -18,9 +18,11 @@ def _where_so(mask, flag):
 
 
 @triton.jit
-def distances_of(logits, adjusted, is_adjusted, token_ids, mask, top):
+def distances_of(row, token_ids, mask):
     """How far below the row's highest logit these tokens are; their order is that of their bits,
-    for which there must be no minus zero."""
+    for which there must be no minus zero. The row: its logits as they came and adjusted, whether
+    they are adjusted, the highest."""
+    logits, adjusted, is_adjusted, top = row
     from_adjusted = _where_so(mask, is_adjusted)
     as_they_came = _where_so(mask, 1 - is_adjusted)
     x = tl.load(logits + token_ids, mask=as_they_came, other=-float("inf"))
@@ -36,8 +38,9 @@ def weights_of(distances, inverse_temperature):
 
 
 @triton.jit
-def _candidates_at(start, size, candidates, is_listed, TILE: tl.constexpr):
+def _candidates_at(start, listed, TILE: tl.constexpr):
     """Token ids of a tile of those listed, or, where they were too many to list, of all."""
+    candidates, size, is_listed = listed
     index = start + tl.arange(0, TILE)
     is_inside = index < size
     in_list = _where_so(is_inside, is_listed)
@@ -45,24 +48,23 @@ def _candidates_at(start, size, candidates, is_listed, TILE: tl.constexpr):
 
 
 @triton.jit
-def _ranks(distances, token_ids, is_inside, ID_BITS: tl.constexpr):
-    """Ascending from the likeliest, of equals from the lowest token id: no two are the same."""
+def _read(start, row, listed, ID_BITS: tl.constexpr, TILE: tl.constexpr):
+    """Token ids of a tile of candidates, their distances, and their ranks: ascending from the
+    likeliest, of equals from the lowest token id, so no two are the same."""
+    token_ids, is_inside = _candidates_at(start, listed, TILE)
+    distances = distances_of(row, token_ids, is_inside)
     keys = distances.to(tl.int32, bitcast=True).to(tl.int64)
-    return tl.where(is_inside, (keys << ID_BITS) | token_ids.to(tl.int64), NEVER)
+    ranks = tl.where(is_inside, (keys << ID_BITS) | token_ids.to(tl.int64), NEVER)
+    return token_ids, distances, ranks
 
 
 @triton.jit
 def find_limit(
     limit,
     target,
-    logits,
-    adjusted,
-    is_adjusted,
-    top,
+    row,  # as distances_of takes it
     inverse_temperature,
-    candidates,
-    size,
-    is_listed,
+    listed,  # candidates, how many, and whether they are listed: else they are all tokens
     BY_COUNT: tl.constexpr,
     ID_BITS: tl.constexpr,
     TILE: tl.constexpr,
@@ -73,6 +75,7 @@ def find_limit(
 
     PIVOTS at a time cut the range of possible ranks until it holds one token.
     """
+    size = listed[1]
     numbers = tl.arange(0, PIVOTS)
     low = tl.full([], -1, tl.int64)
     num_low = tl.full([], 0, tl.int32)
@@ -84,9 +87,7 @@ def find_limit(
         counts = tl.zeros([PIVOTS], tl.int32)
         masses = tl.zeros([PIVOTS], tl.int64)
         for start in range(0, size, TILE):
-            token_ids, is_inside = _candidates_at(start, size, candidates, is_listed, TILE)
-            distances = distances_of(logits, adjusted, is_adjusted, token_ids, is_inside, top)
-            ranks = _ranks(distances, token_ids, is_inside, ID_BITS)
+            _, distances, ranks = _read(start, row, listed, ID_BITS, TILE)
             weights = weights_of(distances, inverse_temperature)
             is_within = ranks[None, :] <= pivots[:, None]  # [PIVOTS, TILE]
             counts += tl.sum(is_within.to(tl.int32), axis=1)
@@ -108,30 +109,23 @@ def find_limit(
 @triton.jit
 def draw(
     limit,
-    logits,
-    adjusted,
-    is_adjusted,
-    top,
+    row,
     inverse_temperature,
-    candidates,
-    size,
-    is_listed,
-    output_index,
-    seed_low,
-    seed_high,
+    listed,
+    noise_of,  # output index, both halves of the seed
     VOCAB: tl.constexpr,
     ID_BITS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """A token among the candidates up to the limit, in whatever order they are listed."""
+    size = listed[1]
+    output_index, seed_low, seed_high = noise_of
     best = tl.full([TILE], -float("inf"), tl.float32)
     best_ids = tl.full([TILE], VOCAB, tl.int32)
     for start in range(0, size, TILE):
-        ids, is_inside = _candidates_at(start, size, candidates, is_listed, TILE)
-        distances = distances_of(logits, adjusted, is_adjusted, ids, is_inside, top)
-        is_kept = _ranks(distances, ids, is_inside, ID_BITS) <= limit
+        ids, distances, ranks = _read(start, row, listed, ID_BITS, TILE)
         noise = gumbels_of_tokens(ids, output_index, seed_low, seed_high)
-        scores = tl.where(is_kept, noise - distances * inverse_temperature, -float("inf"))
+        scores = tl.where(ranks <= limit, noise - distances * inverse_temperature, -float("inf"))
         is_better = (scores > best) | ((scores == best) & (ids < best_ids))
         best_ids = tl.where(is_better, ids, best_ids)
         best = tl.where(is_better, scores, best)

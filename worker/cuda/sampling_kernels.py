@@ -58,14 +58,9 @@ def scan_kernel(
     first = split * SPLIT
     token_ids = first + tl.arange(0, SPLIT)
     is_inside = token_ids < VOCAB
-    distances = distances_of(
-        logits + row * VOCAB,
-        adjusted + row * VOCAB,
-        is_adjusted_row(floats, integers),
-        token_ids,
-        is_inside,
-        tl.load(highest + row),
-    )
+    is_adjusted, top = is_adjusted_row(floats, integers), tl.load(highest + row)
+    own = (logits + row * VOCAB, adjusted + row * VOCAB, is_adjusted, top)
+    distances = distances_of(own, token_ids, is_inside)
     bound = tl.load(bounds + row)
     inverse_temperature = 1.0 / temperature
     is_kept = (distances.to(tl.int32, bitcast=True) <= bound) & is_inside
@@ -143,67 +138,30 @@ def choose_kernel(
     if temperature >= GREEDY_BELOW:
         limit = ((tl.load(bounds + row).to(tl.int64) + 1) << ID_BITS) - 1
         if is_filtered(floats, integers, VOCAB):
-            is_adjusted = is_adjusted_row(floats, integers)
-            inverse_temperature = 1.0 / temperature
             top = tl.load(highest + row)
+            is_adjusted = is_adjusted_row(floats, integers)
+            own = (logits, adjusted, is_adjusted, top)
+            inverse_temperature = 1.0 / temperature
             top_k, top_p = tl.load(integers + TOP_K), tl.load(floats + TOP_P)
             size = tl.load(num_candidates + row)
             is_listed = (size <= CAPACITY).to(tl.int32)
-            size = tl.where(size <= CAPACITY, size, VOCAB)
+            listed = (candidates, tl.where(size <= CAPACITY, size, VOCAB), is_listed)
             masses = tl.load(split_masses + row * NUM_SPLITS + splits, mask=is_split, other=0)
             mass = tl.sum(masses, axis=0)
             if (top_k > 0) & (top_k < VOCAB):
+                target = top_k.to(tl.int64)
                 limit, mass = find_limit(
-                    limit,
-                    top_k.to(tl.int64),
-                    logits,
-                    adjusted,
-                    is_adjusted,
-                    top,
-                    inverse_temperature,
-                    candidates,
-                    size,
-                    is_listed,
-                    True,
-                    ID_BITS,
-                    TILE,
-                    PIVOTS,
+                    limit, target, own, inverse_temperature, listed, True, ID_BITS, TILE, PIVOTS
                 )
             if top_p < 1.0:
                 target = tl.ceil(top_p.to(tl.float64) * mass.to(tl.float64)).to(tl.int64)
+                target = tl.maximum(target, 1)
                 limit, mass = find_limit(
-                    limit,
-                    tl.maximum(target, 1),
-                    logits,
-                    adjusted,
-                    is_adjusted,
-                    top,
-                    inverse_temperature,
-                    candidates,
-                    size,
-                    is_listed,
-                    False,
-                    ID_BITS,
-                    TILE,
-                    PIVOTS,
+                    limit, target, own, inverse_temperature, listed, False, ID_BITS, TILE, PIVOTS
                 )
-            token = draw(
-                limit,
-                logits,
-                adjusted,
-                is_adjusted,
-                top,
-                inverse_temperature,
-                candidates,
-                size,
-                is_listed,
-                tl.load(integers + NUM_OUTPUT_TOKENS) + tl.load(num_drafts + row),
-                tl.load(integers + SEED_LOW),
-                tl.load(integers + SEED_HIGH),
-                VOCAB,
-                ID_BITS,
-                TILE,
-            )
+            output_index = tl.load(integers + NUM_OUTPUT_TOKENS) + tl.load(num_drafts + row)
+            noise_of = (output_index, tl.load(integers + SEED_LOW), tl.load(integers + SEED_HIGH))
+            token = draw(limit, own, inverse_temperature, listed, noise_of, VOCAB, ID_BITS, TILE)
         else:
             places = row * NUM_SPLITS + splits
             scores = tl.load(split_scores + places, mask=is_split, other=-float("inf"))
