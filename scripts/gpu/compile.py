@@ -9,8 +9,10 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import msgspec
@@ -124,14 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Compiled] = []
     wrong: list[str] = []
     with no_cache():
-        for variant, dtype, capability in _variants(chosen):
-            try:
-                row = compile_variant(variant, dtype, capability)
-            except BuildError as error:
-                wrong.append(str(error))
+        for row in _compiled(list(_variants(chosen))):
+            if isinstance(row, BuildError):
+                wrong.append(str(row))
                 continue
             rows.append(row)
-            wrong += [f"{row.name} for sm_{capability} {text}" for text in problems(row)]
+            wrong += [f"{row.name} for sm_{row.capability} {text}" for text in problems(row)]
     print(block(rows, chosen.models))
     for text in wrong:
         print(text, file=sys.stderr)
@@ -141,6 +141,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page = chosen.write.read_text("utf-8")
         chosen.write.write_text(with_block(page, rows), "utf-8")
     return int(bool(wrong))
+
+
+def _compiled(work: Sequence[tuple[Variant, str, int]]) -> list[Compiled | BuildError]:
+    """In order, by a process for each core."""
+    _work[:] = work
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+        return list(pool.map(_compile, range(len(work))))
+
+
+_work: list[tuple[Variant, str, int]] = []  # which forks have without a copy: kernels have none
+
+
+def _compile(number: int) -> Compiled | BuildError:
+    try:
+        return compile_variant(*_work[number])
+    except BuildError as error:
+        return error
 
 
 def _variants(chosen: argparse.Namespace) -> Iterator[tuple[Variant, str, int]]:
