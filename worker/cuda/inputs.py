@@ -3,18 +3,18 @@ few numbers a sequence and never waits for the tokens of the step before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
-from .input_kernels import expand_kernel, put_kernel, scatter_kernel
+from .input_kernels import SIZES, expand_kernel, put_kernel, scatter_kernel
 from .paged_batch import PagedBatch
 from .variant import Variant
 
 ROWS = 64  # of one program, a thread each
-INT32 = "*i32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class InputPreparation:
         context_lens, last_rows = (tokens.new_empty(step.max_num_seqs) for _ in range(2))
         starts = step.query_starts
         variant = expand_variant(self._block_size, step.max_num_seqs)
-        grid = (_ceil_div(max(num_rows, step.max_num_seqs), ROWS),)
+        grid = (-(-max(num_rows, step.max_num_seqs) // ROWS),)
         said = (step.num_sequences, starts, step.first_positions, step.table_rows)
         made = (input_ids, positions, slots, context_lens, last_rows)
         sizes = (num_rows, step.max_num_seqs, tokens.shape[1], blocks.shape[1])
@@ -85,7 +85,7 @@ class InputPreparation:
         """
         tokens = self._tables.token_table
         variant = scatter_variant()
-        grid = (_ceil_div(len(token_ids), ROWS),)
+        grid = (-(-len(token_ids) // ROWS),)
         sequences = (batch.num_sequences, batch.table_rows, batch.context_lens)
         variant[grid](token_ids, is_sampled, *sequences, tokens, tokens.shape[1])
 
@@ -93,7 +93,7 @@ class InputPreparation:
 def put(table: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> None:
     """Numbers into a contiguous table, at flat places; all int32. How many is known to the host."""
     if len(places):
-        put_variant()[(_ceil_div(len(places), ROWS),)](table, places, values, len(places))
+        put_variant()[(-(-len(places) // ROWS),)](table, places, values, len(places))
 
 
 def input_variants(block_size: int, max_num_seqs: int) -> Iterator[Variant]:
@@ -106,42 +106,25 @@ def input_variants(block_size: int, max_num_seqs: int) -> Iterator[Variant]:
 @cache
 def expand_variant(block_size: int, max_num_seqs: int) -> Variant:
     """For any number of rows and any sizes of the tables."""
-    said = ("num_sequences", "query_starts", "first_positions", "table_rows")
-    tables = ("token_table", "block_tables")
-    made = ("input_ids", "positions", "slots", "context_lens", "last_rows")
-    sizes = ("num_rows", "max_num_seqs", "max_model_len", "max_blocks", "null_slot")
-    signature: dict[str, str] = dict.fromkeys((*said, *tables, *made), INT32)
     steps = (max_num_seqs - 1).bit_length()
-    return Variant(
-        name=f"expand[{max_num_seqs}]",
-        kernel=expand_kernel,
-        signature={**signature, **dict.fromkeys(sizes, "i32")},
-        constants={"BLOCK_SIZE": block_size, "STEPS": steps, "ROWS": ROWS},
-        num_warps=ROWS // 32,
-    )
+    constants = {"BLOCK_SIZE": block_size, "STEPS": steps, "ROWS": ROWS}
+    return _variant(f"expand[{max_num_seqs}]", expand_kernel, constants, SIZES)
 
 
 @cache
 def scatter_variant() -> Variant:
     """For any number of sequences."""
-    tensors = ("token_ids", "is_sampled", "num_sequences", "table_rows", "context_lens")
-    signature: dict[str, str] = dict.fromkeys((*tensors, "token_table"), INT32)
-    return Variant(
-        name="scatter",
-        kernel=scatter_kernel,
-        signature={**signature, "max_model_len": "i32"},
-        constants={"SEQUENCES": ROWS},
-        num_warps=ROWS // 32,
-    )
+    return _variant("scatter", scatter_kernel, {"SEQUENCES": ROWS}, ["max_model_len"])
 
 
 @cache
 def put_variant() -> Variant:
     """For any number of numbers."""
-    signature = {"table": INT32, "places": INT32, "values": INT32, "count": "i32"}
-    constants = {"NUMBERS": ROWS}
-    return Variant("put", put_kernel, signature, constants, num_warps=ROWS // 32)
+    return _variant("put", put_kernel, {"NUMBERS": ROWS}, ["count"])
 
 
-def _ceil_div(number: int, by: int) -> int:
-    return -(-number // by)
+def _variant(name: str, kernel: Any, constants: dict[str, int], sizes: Collection[str]) -> Variant:
+    """Whose arguments are tensors of int32, but for constants and sizes."""
+    names = [argument for argument in kernel.arg_names if argument not in constants]
+    signature = {each: "i32" if each in sizes else "*i32" for each in names}
+    return Variant(name, kernel, signature, constants, num_warps=ROWS // 32)

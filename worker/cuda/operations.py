@@ -10,7 +10,7 @@ import torch
 from ..models.operations import Operations
 from .fusion_kernels import add_and_norm_kernel, silu_and_multiply_kernel
 from .pointers import pointer
-from .variant import Variant
+from .variant import Variant, next_power_of_2
 
 WARP_BYTES = 512  # what a warp loads at once, 16 bytes a thread
 MAX_WARPS = 16
@@ -55,7 +55,7 @@ def operation_variants(
 def add_and_norm_variant(size: int, dtype: torch.dtype, has_delta: bool) -> Variant:
     """For rows of any size; a row is one program's, each of whose threads loads 16 bytes or, in
     rows that more than MAX_WARPS would share, a multiple."""
-    block = 1 << (size - 1).bit_length()
+    block = next_power_of_2(size)
     kind = pointer(dtype)
     return Variant(
         name=f"add_and_norm[{size}{', delta' * has_delta}]",

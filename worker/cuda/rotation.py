@@ -11,7 +11,7 @@ from ..attention.backend import AttentionShape, HeadNorm
 from ..models.rope import Rotation
 from .fusion_kernels import rotate_and_write_kernel
 from .pointers import pointer
-from .variant import Variant
+from .variant import Variant, next_power_of_2
 
 TILE_PAIRS = 512  # of one program: two loads of 16 bytes a thread, in two warps at 2-byte dtypes
 THREAD_BYTES = 16
@@ -66,8 +66,8 @@ def _rotation_variant(
     shape: AttentionShape, block_size: int, dtype: torch.dtype, has_norm: bool
 ) -> Variant:
     """Tiles are as many heads as make TILE_PAIRS pairs, but no more than there are."""
-    pairs = _power_of_two(shape.head_dim // 2)
-    tile = min(TILE_PAIRS // pairs, _power_of_two(shape.num_heads + shape.num_kv_heads))
+    pairs = next_power_of_2(shape.head_dim // 2)
+    tile = min(TILE_PAIRS // pairs, next_power_of_2(shape.num_heads + shape.num_kv_heads))
     kind, floats, ints = pointer(dtype), pointer(torch.float32), "*i32"
     return Variant(
         name=f"rotate_and_write[{_name(shape)}{', norm' * has_norm}]",
@@ -98,11 +98,6 @@ def _rotation_variant(
 
 def _name(shape: AttentionShape) -> str:
     return f"{shape.num_heads}/{shape.num_kv_heads}x{shape.head_dim}"
-
-
-def _power_of_two(number: int) -> int:
-    """The first that is not less."""
-    return 1 << (number - 1).bit_length()
 
 
 def _num_tiles(variant: Variant) -> int:

@@ -12,7 +12,7 @@ from ...shared.sampling_params import MAX_LOGIT_BIAS
 from . import logit_kernels, sampling_kernels, token_count_kernels
 from .pointers import pointer
 from .sampling_state import MAX_STOPS
-from .variant import Variant
+from .variant import Variant, next_power_of_2
 
 COUNT_TILE = 256
 CLEAR_TILE = 4096
@@ -69,8 +69,11 @@ class SamplingVariants:
         cut = {**sizes, "SPLIT": shape.split}
         block = {"BLOCK": shape.block}
         lists = {"MAX_STOPS": MAX_STOPS, "MAX_BIASES": MAX_LOGIT_BIAS}
-        padded = {**sizes, "PADDED_SPLITS": _power_of_two(shape.num_splits)}
-        blocks = {"NUM_BLOCKS": shape.num_blocks, "PADDED_BLOCKS": _power_of_two(shape.num_blocks)}
+        padded = {**sizes, "PADDED_SPLITS": next_power_of_2(shape.num_splits)}
+        blocks = {
+            "NUM_BLOCKS": shape.num_blocks,
+            "PADDED_BLOCKS": next_power_of_2(shape.num_blocks),
+        }
         listed = {"CAPACITY": shape.capacity}
         search = {"ID_BITS": shape.id_bits, "TILE": shape.tile, "PIVOTS": shape.pivots}
         counted = {"VOCAB": shape.vocab_size, "TILE": COUNT_TILE}
@@ -105,8 +108,3 @@ def _variant(
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: types.get(name, "*i32") for name in names}
     return Variant(kernel.__name__, kernel, signature, constants, num_warps)
-
-
-def _power_of_two(number: int) -> int:
-    """The lowest that is not below."""
-    return 1 << (number - 1).bit_length()

@@ -31,3 +31,8 @@ class Variant:
             "num_stages": self.num_stages,
             "enable_fp_fusion": True,
         }
+
+
+def next_power_of_2(number: int) -> int:
+    """The first that is not less: a block of a kernel has no other sizes."""
+    return 1 << (number - 1).bit_length()
