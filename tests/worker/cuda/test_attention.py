@@ -34,6 +34,15 @@ class Lengths:
     num_rows: int
     context_len: int
 
+    @property
+    def first(self) -> int:
+        """The position of its first row."""
+        return self.context_len - self.num_rows
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.context_len // TILE)
+
 
 @dataclass(frozen=True)
 class Content:
@@ -52,8 +61,8 @@ class Case:
     shape: AttentionShape
     dtype: torch.dtype
     lengths: tuple[Lengths, ...]
-    max_decode_rows: int
-    seed: int
+    max_decode_rows: int = 1
+    seed: int = 0
     layer: int = 0
 
     @property
@@ -105,19 +114,16 @@ def contents_of(case: Case) -> list[Content]:
     """Random, in shuffled blocks."""
     generator = torch.Generator().manual_seed(case.seed)
     shape = case.shape
-    blocks = torch.randperm(NUM_BLOCKS, generator=generator).tolist()
+    blocks = iter(torch.randperm(NUM_BLOCKS, generator=generator).tolist())
     contents = []
-    for index, lengths in enumerate(case.lengths):
+    for lengths in case.lengths:
         q, k, v = (
             torch.randn(lengths.context_len, heads, shape.head_dim, generator=generator).to(
                 DEVICE, case.dtype
             )
             for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
         )
-        num_blocks = -(-lengths.context_len // TILE)
-        first = sum(-(-other.context_len // TILE) for other in case.lengths[:index])
-        own = blocks[first : first + num_blocks]
-        contents.append(Content(q, k, v, own))
+        contents.append(Content(q, k, v, [next(blocks) for _ in range(lengths.num_blocks)]))
     return contents
 
 
@@ -130,12 +136,10 @@ def batch_of(
     contents: list[Content], lengths: tuple[Lengths, ...], padding: int = 0, null_slot: int = 0
 ) -> Batch:
     segments, slots, start = [], [], 0
-    for content, (num_rows, end) in zip(
-        contents, ((x.num_rows, x.context_len) for x in lengths), strict=True
-    ):
-        segments.append(Segment(start, num_rows, end, content.blocks))
-        slots.append(slots_of(content.blocks, end - num_rows, end))
-        start += num_rows
+    for content, own in zip(contents, lengths, strict=True):
+        segments.append(Segment(start, own.num_rows, own.context_len, content.blocks))
+        slots.append(slots_of(content.blocks, own.first, own.context_len))
+        start += own.num_rows
     slots.append(torch.full((padding,), null_slot))
     slot_mapping = torch.cat(slots).to(DEVICE)
     unused = torch.zeros_like(slot_mapping)
@@ -156,8 +160,7 @@ def store(
 ) -> None:
     """All keys and values of all sequences, one sequence at a time."""
     for content in contents:
-        whole = (Lengths(len(content.k), len(content.k)),)
-        unlimited = batch_of([content], whole)
+        unlimited = batch_of([content], (Lengths(len(content.k), len(content.k)),))
         if isinstance(backend, ReferenceAttention):
             backend.write(layer, content.k.cpu(), content.v.cpu(), on_cpu(unlimited))
         else:
@@ -170,10 +173,8 @@ def on_cpu(batch: Batch) -> Batch:
 
 
 def queries_of(contents: list[Content], lengths: tuple[Lengths, ...]) -> torch.Tensor:
-    ends = [(x.context_len - x.num_rows, x.context_len) for x in lengths]
-    return torch.cat(
-        [content.q[first:end] for content, (first, end) in zip(contents, ends, strict=True)]
-    )
+    pairs = zip(contents, lengths, strict=True)
+    return torch.cat([content.q[own.first : own.context_len] for content, own in pairs])
 
 
 def attended(
@@ -240,7 +241,7 @@ def test_a_chunks_rows_have_the_same_bits_however_the_sequence_is_cut(
         if ends[0] - place > 1:
             ends.insert(0, place)
     whole = (Lengths(140, 140),)
-    case = Case(shape_of(1, group, 16, window), dtype, whole, max_decode_rows=1, seed=8)
+    case = Case(shape_of(1, group, 16, window), dtype, whole)
     contents, backend = contents_of(case), poisoned(case)
     store(backend, contents, 1)
     pieces = [
@@ -256,7 +257,7 @@ def test_drafts_do_not_change_the_row_before_them(group: int, context_len: int) 
     """Verified among drafts a token's row has the bits that it has alone."""
     num_rows = 16 // group
     lengths = (Lengths(num_rows, context_len + num_rows - 1),)
-    case = Case(shape_of(group=group, head_dim=64), torch.bfloat16, lengths, num_rows, 7)
+    case = Case(shape_of(group=group, head_dim=64), torch.bfloat16, lengths, num_rows)
     contents, backend = contents_of(case), poisoned(case)
     store(backend, contents, 0)
     with_drafts = attended(backend, 0, contents, lengths)
@@ -270,7 +271,7 @@ def test_the_number_of_programs_does_not_change_a_bit(
 ) -> None:
     """One program that does everything, and more programs than there is work."""
     lengths = (Lengths(1, 400), Lengths(70, 80), Lengths(1, 3))
-    case = Case(shape_of(group=5, window=300), torch.float32, lengths, 1, 1)
+    case = Case(shape_of(group=5, window=300), torch.float32, lengths)
     contents, results = contents_of(case), []
     for _ in range(2):
         backend = poisoned(case)
@@ -283,7 +284,7 @@ def test_the_number_of_programs_does_not_change_a_bit(
 @pytest.mark.parametrize("lengths", [(), (Lengths(1, 1),), (Lengths(3, 3), Lengths(1, 70))])
 def test_rows_of_padding_come_back_as_zeros(lengths: tuple[Lengths, ...]) -> None:
     """They write to the null block, and nothing of it shows."""
-    case = Case(shape_of(head_dim=24), torch.float32, lengths, 1, 2)
+    case = Case(shape_of(head_dim=24), torch.float32, lengths)
     contents, backend = contents_of(case), poisoned(case)
     store(backend, contents, 0)
     batch = batch_of(contents, lengths, padding=9, null_slot=backend.null_slot)
@@ -302,7 +303,7 @@ def test_rows_of_padding_come_back_as_zeros(lengths: tuple[Lengths, ...]) -> Non
 
 def test_keys_and_values_lie_where_other_kernels_look_for_them() -> None:
     """Slot by slot in [layers, blocks, keys or values, heads, 64, head_dim]."""
-    case = Case(shape_of(num_kv_heads=3), torch.float32, (Lengths(100, 100),), 1, 3)
+    case = Case(shape_of(num_kv_heads=3), torch.float32, (Lengths(100, 100),))
     (content,), backend = contents_of(case), poisoned(case)
     store(backend, [content], 1)
     assert backend.pool[0].isnan().all()
@@ -316,7 +317,7 @@ def test_keys_and_values_lie_where_other_kernels_look_for_them() -> None:
 def test_a_batch_with_room_for_more_gives_the_same_bits() -> None:
     """Fixed buffers whose rest holds rubbish, tables in other rows: as a graph will have it."""
     lengths = (Lengths(1, 500), Lengths(40, 100), Lengths(1, 64))
-    case = Case(shape_of(group=7, window=300), torch.bfloat16, lengths, 1, 4)
+    case = Case(shape_of(group=7, window=300), torch.bfloat16, lengths)
     contents, backend = contents_of(case), poisoned(case)
     batch = batch_of(contents, lengths, padding=6, null_slot=backend.null_slot)
     q = torch.cat([queries_of(contents, lengths), contents[0].q[:6]])
@@ -348,7 +349,7 @@ def test_a_batch_with_room_for_more_gives_the_same_bits() -> None:
 def test_queries_may_be_a_part_of_the_projections() -> None:
     """Rows with keys and values between them, as one product makes them."""
     lengths = (Lengths(1, 10), Lengths(5, 9))
-    case = Case(shape_of(), torch.float32, lengths, 1, 5)
+    case = Case(shape_of(), torch.float32, lengths)
     contents, backend = contents_of(case), poisoned(case)
     store(backend, contents, 0)
     q = queries_of(contents, lengths)
@@ -365,17 +366,16 @@ def work_of(
     decode, chunks, merges = [], [], []
     start = partial = 0
     for index, x in enumerate(lengths):
-        position = x.context_len - x.num_rows
-        first, end = max(0, position + 1 - window) // TILE, -(-x.context_len // TILE)
+        first, end = max(0, x.first + 1 - window) // TILE, x.num_blocks
         splits = range(first - first % SPLIT_TILES, end, SPLIT_TILES)
         if x.num_rows > decode_rows:
             for i in reversed(range(0, x.num_rows, chunk_rows)):
-                chunks.append([start + i, min(chunk_rows, x.num_rows - i), position + i, index])
+                chunks.append([start + i, min(chunk_rows, x.num_rows - i), x.first + i, index])
         else:
             for i, split in enumerate(splits):
                 tiles = [max(first, split), min(end, split + SPLIT_TILES)]
                 places = [partial + i, len(splits)]
-                decode.append([start, x.num_rows, position, index, *tiles, *places])
+                decode.append([start, x.num_rows, x.first, index, *tiles, *places])
         if x.num_rows <= decode_rows and len(splits) > 1:
             for row in range(x.num_rows):
                 merges.append([start + row, partial + row * len(splits), len(splits)])
@@ -408,24 +408,21 @@ def test_the_plan_lists_each_piece_of_work_once(case: Case, window: int) -> None
 def test_a_long_sequence_has_no_more_splits_than_their_buffer() -> None:
     """Their size grows instead, with nothing but the sequence's length."""
     limits = BatchLimits(max_num_seqs=2, max_num_batched_tokens=4, max_model_len=100_000)
-    case = Case(shape_of(num_kv_heads=16), torch.bfloat16, (), 1, 0)
+    case = Case(shape_of(num_kv_heads=16), torch.bfloat16, ())
     backend = poisoned(case, limits)
     assert backend.variants.max_splits == 16
     for context_len in (1921, 1920, 50_001, 100_000):
         table = [0] * -(-context_len // TILE)
         segment = Segment(0, 1, context_len, table)
-        backend.prepare(batch_with((segment, replace(segment, start=1))))
+        unused = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+        both = (segment, replace(segment, start=1))
+        backend.prepare(Batch(unused, unused, unused, unused[:0], both))
         items = backend._work.of(None).decode_items
         num_items = int(backend._work.of(None).counts[0])
         ends = items[: num_items // 2, 4:6].tolist()
         assert num_items == 2 * len(ends) <= 2 * 16
         assert ends[0][0] == 0 and ends[-1][1] == len(table)
         assert all(before[1] == after[0] for before, after in itertools.pairwise(ends))
-
-
-def batch_with(segments: tuple[Segment, ...]) -> Batch:
-    unused = torch.zeros(len(segments), dtype=torch.int64, device=DEVICE)
-    return Batch(unused, unused, unused, unused[:0], segments)
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
@@ -435,7 +432,7 @@ def test_a_key_that_is_no_number_is_not_passed_over(poison: float, position: int
     """A query that sees it gets no numbers where the reference has none, and the same where it has
     some: minus infinity is a score like others."""
     lengths = (Lengths(90, 90), Lengths(1, 90))
-    case = Case(shape_of(1, 1), torch.float32, lengths, 1, 6)
+    case = Case(shape_of(1, 1), torch.float32, lengths)
     contents = contents_of(case)
     for content in contents:
         content.q.abs_()  # so that a score is the infinity that the key has
