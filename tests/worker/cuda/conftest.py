@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from triton.runtime import interpreter
 
+from chairlift.worker.cuda import attention_variants
+from tests.worker.cuda.attention_cases import SPLIT_TILES
 from tests.worker.cuda.device import DEVICE
 
 HERE = Path(__file__).parent
@@ -35,3 +38,14 @@ def rows_of_products_are_independent() -> Iterator[None]:
         if DEVICE.type == "cpu":
             patch.setattr(interpreter.InterpreterBuilder, "create_dot", multiply)
         yield
+
+
+@pytest.fixture(scope="module")
+def small_splits() -> Iterator[None]:
+    """Small splits; and tiny tensors, for which a second thread only waits."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_variants, "SPLIT_TILES", SPLIT_TILES)
+        yield
+    torch.set_num_threads(num_threads)
