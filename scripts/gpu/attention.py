@@ -19,6 +19,7 @@ from chairlift.worker.cuda.attention import TritonAttention
 from chairlift.worker.cuda.attention_variants import TILE, BatchLimits
 
 from . import roofline
+from .engines import dtype_for
 from .roofline import Roofline
 from .shapes import MODELS, TINY, ModelShape
 from .timing import here, seconds_per_call
@@ -112,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", choices=MODELS, default="Llama-3.1-8B")
     chosen = parser.parse_args(arguments)
     device = here(is_tiny=chosen.tiny)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    ceiling = roofline.measured(device, roofline.TINY if chosen.tiny else roofline.Sizes())
+    dtype = dtype_for(device)
+    ceiling = roofline.measured(device, roofline.sizes(is_tiny=chosen.tiny))
     model = TINY if chosen.tiny else MODELS[chosen.model]
     rows = []
     for case in TINY_CASES if chosen.tiny else CASES:
@@ -122,8 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shape = shape_of(model, num_layers)
         seconds = seconds_of(case, shape, dtype, device)
         rows.append(row_of(case, shape, dtype.itemsize, seconds, ceiling))
-    speeds = f"{ceiling.bytes_per_s / 1e9:,.0f} GB/s, {ceiling.flops_per_s / 1e12:,.0f} TFLOP/s"
-    print(f"{model.name}, one layer, {dtype}; ceilings {speeds}\n")
+    print(f"{model.name}, one layer, {dtype}; ceilings {ceiling}\n")
     print(aligned([["sequences", "bound by", "floor, µs", "µs", "attained", "of floor"], *rows]))
     return 0
 

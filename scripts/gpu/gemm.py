@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import torch
 from benchmark.report import aligned
 
 from chairlift.worker.cuda.linear import UNDIVIDED
@@ -26,7 +25,7 @@ from . import roofline
 from .products import Product, measure_products
 from .roofline import Roofline
 from .shapes import MODELS, TINY, MatrixShape, ModelShape
-from .timing import here
+from .timing import here, name_of
 
 NUM_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 2048)
 TINY_NUM_ROWS = (1, 2, 16)
@@ -56,10 +55,9 @@ def matrices(models: Sequence[ModelShape]) -> dict[MatrixShape, str]:
 
 def measure(*, is_tiny: bool) -> Run:
     device = here(is_tiny=is_tiny)
-    sizes = roofline.TINY if is_tiny else roofline.Sizes()
     return Run(
-        device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-        roofline=roofline.measured(device, sizes),
+        device=name_of(device),
+        roofline=roofline.measured(device, roofline.sizes(is_tiny=is_tiny)),
         products=[
             measure_products(shape, name, TINY_NUM_ROWS if is_tiny else NUM_ROWS, device)
             for shape, name in matrices([TINY] if is_tiny else list(MODELS.values())).items()

@@ -32,7 +32,7 @@ from .random_model import random_decoder
 from .roofline import Roofline
 from .shapes import MODELS, TINY, ModelShape
 from .step import Measured
-from .timing import here
+from .timing import here, name_of
 
 MODES = ("default", "deterministic")
 SEED = 9  # of the weights, so that both modes have the same ones
@@ -73,14 +73,14 @@ def measure(model: ModelShape, sizes: Sizes, mode: str, *, is_tiny: bool) -> Run
     make_linear = CudaPlatform(settings, device).linear_factory()
     timed = [in_mode(one, mode) for one in step.all_settings_of(sizes.batches, device)]
     dtype = dtype_for(device)
-    ceiling = roofline.measured(device, roofline.TINY if is_tiny else roofline.Sizes())
+    ceiling = roofline.measured(device, roofline.sizes(is_tiny=is_tiny))
     torch.manual_seed(SEED)
     length = max(5 * sizes.num_tokens, step.max_model_len(sizes.batches, sizes.context, device))
     decoder = random_decoder(model, length, dtype, device, make_linear)
     agreements = _agreements(model, decoder, settings, sizes)
     gc.collect()  # the crowd's keys and values
     return Run(
-        device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        device=name_of(device),
         ceiling=ceiling,
         agreements=agreements,
         steps=list(step.measure(model, decoder, ceiling, timed, sizes.context)),

@@ -170,11 +170,10 @@ def compare(setup: Setup, requests: Sequence[Request], ours: Result) -> Result |
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     device = here(is_tiny=chosen.tiny)
-    sizes = roofline.TINY if chosen.tiny else roofline.Sizes()
     setup = Setup(
         model=TINY if chosen.tiny else MODELS[chosen.model],
         device=device,
-        ceiling=roofline.measured(device, sizes),
+        ceiling=roofline.measured(device, roofline.sizes(is_tiny=chosen.tiny)),
         max_num_seqs=3 if chosen.tiny else chosen.max_num_seqs,
         max_num_batched_tokens=64 if chosen.tiny else chosen.max_num_batched_tokens,
         depth=chosen.depth,

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     loaded = load_all(chosen.variants, device, max_variants=1 if chosen.tiny else None)
     rows = [
         *machine(device),
-        *ceilings(device, roofline.TINY if chosen.tiny else roofline.Sizes()),
+        *ceilings(device, roofline.sizes(is_tiny=chosen.tiny)),
         *latencies(device),
         Finding("kernels loaded that were compiled ahead", loaded.summary, "all"),
     ]

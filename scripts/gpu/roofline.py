@@ -45,7 +45,8 @@ class Sizes:
     matrix_size: int = 8192
 
 
-TINY = Sizes(2**20, 128)
+def sizes(*, is_tiny: bool) -> Sizes:
+    return Sizes(2**20, 128) if is_tiny else Sizes()
 
 
 def measured(device: torch.device, sizes: Sizes) -> Roofline:

@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     device = here(is_tiny=chosen.tiny)
     model = TINY_SERVED if chosen.tiny else MODELS[chosen.model]
-    sizes = roofline.TINY if chosen.tiny else roofline.Sizes()
+    sizes = roofline.sizes(is_tiny=chosen.tiny)
     setup = Setup(model, dtype_for(device), roofline.measured(device, sizes))
     copied_per_s = roofline.host_copy_bytes_per_s(device, sizes)
     with tempfile.TemporaryDirectory(prefix="chairlift-serve-", dir=chosen.folder) as name:

@@ -135,13 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = TINY if chosen.tiny else MODELS[chosen.model]
     batches, length = ([1, 3], 70) if chosen.tiny else (chosen.batches, chosen.context)
     dtype = dtype_for(device)
-    ceiling = roofline.measured(device, roofline.TINY if chosen.tiny else roofline.Sizes())
+    ceiling = roofline.measured(device, roofline.sizes(is_tiny=chosen.tiny))
     started = time.perf_counter()
     decoder = random_decoder(model, max_model_len(batches, length, device), dtype, device)
     rows = list(measure(model, decoder, ceiling, all_settings_of(batches, device), length))
     seconds = time.perf_counter() - started
-    speed = f"{ceiling.bytes_per_s / 1e9:,.0f} GB/s"
-    print(f"{model.name}, {dtype}: {seconds:.1f} s in all; ceiling {speed}\n")
+    print(f"{model.name}, {dtype}: {seconds:.1f} s in all; ceilings {ceiling}\n")
     head = ["sequences", "context", "roofline, ms", "step, ms", "times roofline", "tokens/s"]
     print(aligned([head, *(row.cells for row in rows)]))
     return 0

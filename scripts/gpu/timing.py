@@ -32,6 +32,10 @@ def here(*, is_tiny: bool) -> torch.device:
     return torch.device("cpu")
 
 
+def name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def seconds_per_call(calls: Sequence[Call], device: torch.device) -> float:
     """The median of some rounds, each of which makes all the calls after one another.
 
