@@ -18,6 +18,7 @@ from chairlift.worker.attention.native import NativeCpuAttention
 from chairlift.worker.attention.reference import ReferenceAttention
 from chairlift.worker.batch import Batch, Segment
 from chairlift.worker.models.rope import Rope, RotaryTable
+from tests.worker.attention_shape import shape_of
 
 NUM_BLOCKS = 40
 MakeBackend = Callable[[AttentionShape, int, torch.dtype], AttentionBackend[Any]]
@@ -33,19 +34,6 @@ class Case:
     dtype: torch.dtype
     segments: tuple[Segment, ...]
     seed: int
-
-
-def shape_of(
-    num_kv_heads: int = 2, group: int = 2, head_dim: int = 16, window: int | None = None
-) -> AttentionShape:
-    return AttentionShape(
-        num_layers=2,
-        num_heads=num_kv_heads * group,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        scale=head_dim**-0.5,
-        sliding_windows=(None, window),
-    )
 
 
 def segments_of(lengths: list[tuple[int, int]], blocks: list[int]) -> tuple[Segment, ...]:

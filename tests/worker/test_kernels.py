@@ -20,7 +20,7 @@ from chairlift.worker.models.linear import Linear
 from chairlift.worker.models.linear_choice import linear_factory, row_quantizer
 from chairlift.worker.models.native_linear import Unit, abilities
 from chairlift.worker.models.native_row_quantizer import NativeRowQuantizer
-from tests.worker.test_attention import shape_of
+from tests.worker.attention_shape import shape_of
 
 SHAPE, DTYPE = shape_of(), torch.float32
 

@@ -12,7 +12,7 @@ from triton.runtime import JITFunction
 from ..attention.backend import AttentionShape
 from . import attention_kernels as kernels
 from .pointers import pointer
-from .variant import Variant
+from .variant import Variant, next_power_of_2
 from .work_list_kernels import plan
 
 TILE = 64  # keys: a block of the pool
@@ -86,7 +86,7 @@ def choose_variants(
     chunk_capacity = max_rows // chunk_rows + min(max_seqs, max_rows)
     merge_capacity = min(max_seqs * decode_rows, max_rows)
     plan_constants = {
-        "PADDED_SEQUENCES": _power_of_two(max_seqs),
+        "PADDED_SEQUENCES": next_power_of_2(max_seqs),
         "DECODE_CAPACITY": decode_capacity,
         "CHUNK_CAPACITY": chunk_capacity,
         "MERGE_CAPACITY": merge_capacity,
@@ -126,13 +126,13 @@ class _Tiles:
         """Three programs that decode fit a multiprocessor of Hopper, in registers and in shared
         memory. Tiles of chunks are the largest, and their stages the most, that neither spill nor
         take more shared memory than there is."""
-        group = _power_of_two(shape.num_heads // shape.num_kv_heads)
+        group = next_power_of_2(shape.num_heads // shape.num_kv_heads)
         decode_lanes = max(16, group)
         if dtype == torch.float32:  # no tensor cores: an operand's rows all lie in registers
             is_small = 80 < capability < HOPPER and shape.head_dim > 128  # 99 KiB of shared memory
             stages = 1 if is_small else 2
             return cls(decode_lanes, stages, decode_lanes, chunk_warps=4, chunk_stages=stages)
-        if _power_of_two(shape.head_dim) <= 128:
+        if next_power_of_2(shape.head_dim) <= 128:
             is_tight = capability < HOPPER and shape.head_dim > 64
             lanes = max(64 if is_tight else 128, group)
             return cls(decode_lanes, 3, lanes, chunk_warps=8, chunk_stages=3)
@@ -142,9 +142,9 @@ class _Tiles:
 
 def _max_splits(shape: AttentionShape, limits: BatchLimits) -> int:
     """Of one row's keys, a power of two."""
-    most = _power_of_two(NUM_SPLIT_ITEMS // shape.num_kv_heads)
+    most = next_power_of_2(NUM_SPLIT_ITEMS // shape.num_kv_heads)
     num_tiles = -(-limits.max_model_len // TILE)
-    return max(2, min(most, _power_of_two(-(-num_tiles // SPLIT_TILES) + 1)))
+    return max(2, min(most, next_power_of_2(-(-num_tiles // SPLIT_TILES) + 1)))
 
 
 def _decode(shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles) -> Variant:
@@ -182,7 +182,7 @@ def _merge(shape: AttentionShape, dtype: torch.dtype, max_splits: int) -> Varian
         **dict.fromkeys(("partials", "states"), "*fp32"),
         "out": pointer(dtype),
     }
-    padded_dim = _power_of_two(shape.head_dim)
+    padded_dim = next_power_of_2(shape.head_dim)
     constants = {
         "NUM_HEADS": shape.num_heads,
         "HEAD_DIM": shape.head_dim,
@@ -198,7 +198,7 @@ def _constants(shape: AttentionShape, lanes: int) -> dict[str, int | float | boo
         "NUM_KV_HEADS": shape.num_kv_heads,
         "GROUP": shape.num_heads // shape.num_kv_heads,
         "HEAD_DIM": shape.head_dim,
-        "PADDED_DIM": max(16, _power_of_two(shape.head_dim)),
+        "PADDED_DIM": max(16, next_power_of_2(shape.head_dim)),
         "BLOCK_M": lanes,
         "TILE": TILE,
         "SCALE": shape.scale * math.log2(math.e),
@@ -220,8 +220,3 @@ _PLAN_SIGNATURE: dict[str, str] = dict.fromkeys(
     ),
     "*i32",
 )
-
-
-def _power_of_two(count: int) -> int:
-    """The first that is no less."""
-    return 1 << max(0, count - 1).bit_length()

@@ -12,6 +12,7 @@ from chairlift.worker.attention.reference import ReferenceAttention
 from chairlift.worker.batch import Batch, Segment
 from chairlift.worker.cuda.attention import PagedStep, TritonAttention, paged_batch_of
 from chairlift.worker.cuda.attention_variants import TILE, BatchLimits
+from tests.worker.attention_shape import shape_of
 from tests.worker.cuda.device import DEVICE
 
 NUM_BLOCKS = 32
@@ -62,19 +63,6 @@ class Case:
     @property
     def limits(self) -> BatchLimits:
         return replace(LIMITS, max_decode_rows=self.max_decode_rows)
-
-
-def shape_of(
-    num_kv_heads: int = 2, group: int = 2, head_dim: int = 16, window: int | None = None
-) -> AttentionShape:
-    return AttentionShape(
-        num_layers=2,
-        num_heads=num_kv_heads * group,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        scale=head_dim**-0.5,
-        sliding_windows=(None, window),
-    )
 
 
 LENGTHS = st.one_of(

@@ -14,6 +14,7 @@ from chairlift.worker.cuda import attention, attention_variants
 from chairlift.worker.cuda.attention import TritonAttention, paged_batch_of
 from chairlift.worker.cuda.attention_variants import TILE
 from chairlift.worker.cuda.paged_batch import PagedBatch
+from tests.worker.attention_shape import shape_of
 from tests.worker.cuda.attention_cases import (
     NUM_BLOCKS,
     SPLIT,
@@ -27,7 +28,6 @@ from tests.worker.cuda.attention_cases import (
     on_cpu,
     poisoned,
     queries_of,
-    shape_of,
     slots_of,
     store,
 )

@@ -84,33 +84,39 @@ def test_what_the_environment_says_of_cublas_stays(monkeypatch: pytest.MonkeyPat
     assert os.environ["CUBLASLT_WORKSPACE_SIZE"] == "1"
 
 
+def platform_with(
+    sizes: StepSizes, monkeypatch: pytest.MonkeyPatch, *, deterministic: bool = True
+) -> CudaPlatform:
+    """Of a GPU that isn't there, whose executor has steps of these sizes."""
+    monkeypatch.setattr(platform, "leave_sums_undivided", Mock())
+    monkeypatch.setattr(platform, "GpuExecutor", lambda *_: Mock(sizes=sizes))
+    settings = WorkerSettings(
+        deterministic=deterministic, max_num_batched_tokens=sizes.max_num_rows
+    )
+    return CudaPlatform(settings, torch.device("cuda"))
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_worker_that_is_to_be_deterministic_checks_its_products(
     deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU, at the sizes that its steps have: before it takes a request."""
-    monkeypatch.setattr(platform, "leave_sums_undivided", Mock())
-    settings = WorkerSettings(deterministic=deterministic, max_num_batched_tokens=200)
-    cuda = CudaPlatform(settings, torch.device("cuda"))
-    made = Mock(sizes=StepSizes(4, 200, LEAST_ROWS))
-    monkeypatch.setattr(platform, "GpuExecutor", lambda *_: made)
+    sizes = StepSizes(4, 200, LEAST_ROWS)
+    cuda = platform_with(sizes, monkeypatch, deterministic=deterministic)
     decoder = Mock(products=[Divided(whole_numbers(5, 33), 200, 7)])
     if deterministic:
         with pytest.raises(ModelError, match="with 224 rows"):
             cuda.executor(decoder, Mock(), Mock())
     else:
-        assert cuda.executor(decoder, Mock(), Mock()) is made
+        made = cuda.executor(decoder, Mock(), Mock())
+        assert isinstance(made, Mock) and made.sizes is sizes
 
 
 def test_the_output_matrix_is_checked_at_numbers_of_rows_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sequences that sample are fewer than a step's rows, and scores of a prompt come in slices."""
-    monkeypatch.setattr(platform, "leave_sums_undivided", Mock())
-    settings = WorkerSettings(deterministic=True, max_num_batched_tokens=200)
-    cuda = CudaPlatform(settings, torch.device("cuda"))
-    made = Mock(sizes=StepSizes(67, 200, LEAST_ROWS))
-    monkeypatch.setattr(platform, "GpuExecutor", lambda *_: made)
+    cuda = platform_with(StepSizes(67, 200, LEAST_ROWS), monkeypatch)
     for size in (33, 67):
         head = Divided(whole_numbers(5, 33), size, size - 1)
         with pytest.raises(ModelError, match=f"with {size} rows"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from chairlift.worker.batch import Batch, Segment
 from chairlift.worker.cuda.attention_variants import TILE, BatchLimits
+from tests.worker.attention_shape import shape_of
 from tests.worker.cuda.attention_cases import (
     SPLIT,
     SPLIT_TILES,
@@ -21,7 +22,6 @@ from tests.worker.cuda.attention_cases import (
     cases,
     contents_of,
     poisoned,
-    shape_of,
 )
 from tests.worker.cuda.device import DEVICE
 
