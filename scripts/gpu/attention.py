@@ -1,6 +1,7 @@
-"""Attention alone: rows that decode, held against a copy, and chunks of prompts, against a product.
+"""Attention alone: rows that decode, held against a copy, and chunks of prompts, against a product;
+beside them, where asked for, what other libraries take for the same.
 
-PYTHONPATH=scripts .venv/bin/python -m gpu.attention --model Llama-3.1-8B
+PYTHONPATH=scripts .venv/bin/python -m gpu.attention --model Llama-3.1-8B --peers flashinfer cudnn
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from chairlift.worker.batch import Batch, Segment
 from chairlift.worker.cuda.attention import TritonAttention
 from chairlift.worker.cuda.attention_variants import TILE, BatchLimits
 
-from . import roofline
+from . import attention_peers, roofline
+from .attention_peers import PEERS, Task
 from .engines import dtype_for
 from .roofline import Roofline
 from .shapes import MODELS, TINY, ModelShape
-from .timing import here, seconds_per_call
+from .timing import Call, here, seconds_per_call
 
 NUM_LAYERS = 8  # by turns, so that caches hold none of what the next reads
 
@@ -72,19 +74,37 @@ MAX_POOL_BYTES = 100 << 30
 TINY_CASES = [Case(1, 1, 100), Case(3, 1, 70), Case(2, 20, 70)]
 
 
-def seconds_of(
-    case: Case, shape: AttentionShape, dtype: torch.dtype, device: torch.device
-) -> float:
-    """Of one layer."""
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """A call for each layer, and what a peer has to compute beside them."""
+
+    calls: list[Call]
+    task: Task
+
+
+def ours_of(case: Case, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> Ours:
+    """Over a pool of random keys and values."""
     num_blocks = case.num_seqs * -(-case.context_len // TILE)
     num_rows = case.num_seqs * case.num_rows
     limits = BatchLimits(case.num_seqs, num_rows, case.context_len)
     attention = TritonAttention(shape, num_blocks, dtype, limits, device)
     attention.pool.normal_()
-    prepared = attention.prepare(case.batch(device))
+    batch = case.batch(device)
+    prepared = attention.prepare(batch)
     q = torch.randn(num_rows, shape.num_heads, shape.head_dim, dtype=dtype, device=device)
     layers = range(shape.num_layers)
-    return seconds_per_call([lambda i=i: attention.attend(i, q, prepared) for i in layers], device)
+    tables = [segment.block_table for segment in batch.segments]
+    task = Task(
+        shape=shape,
+        q=q,
+        pools=[attention.layer_pool(i) for i in layers],
+        tables=torch.tensor(tables, dtype=torch.int32, device=device),
+        num_rows=case.num_rows,
+        context_len=case.context_len,
+        num_flops=case.num_flops(shape),
+        ours=attention.attend(0, q, prepared),
+    )
+    return Ours([lambda i=i: attention.attend(i, q, prepared) for i in layers], task)
 
 
 def row_of(
@@ -111,20 +131,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m gpu.attention", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="to see that it runs, on any machine")
     parser.add_argument("--model", choices=MODELS, default="Llama-3.1-8B")
+    parser.add_argument("--peers", choices=PEERS, nargs="+", default=[], help="timed beside ours")
     chosen = parser.parse_args(arguments)
     device = here(is_tiny=chosen.tiny)
     dtype = dtype_for(device)
     ceiling = roofline.measured(device, roofline.sizes(is_tiny=chosen.tiny))
     model = TINY if chosen.tiny else MODELS[chosen.model]
+    attention_peers.prepare(chosen.peers, model.head_dim, dtype, device)
     rows = []
     for case in TINY_CASES if chosen.tiny else CASES:
         layer_bytes = case.num_bytes(shape_of(model, 1), dtype.itemsize)
         num_layers = max(1, min(2 if chosen.tiny else NUM_LAYERS, MAX_POOL_BYTES // layer_bytes))
         shape = shape_of(model, num_layers)
-        seconds = seconds_of(case, shape, dtype, device)
-        rows.append(row_of(case, shape, dtype.itemsize, seconds, ceiling))
-    print(f"{model.name}, one layer, {dtype}; ceilings {ceiling}\n")
-    print(aligned([["sequences", "bound by", "floor, µs", "µs", "attained", "of floor"], *rows]))
+        ours = ours_of(case, shape, dtype, device)
+        seconds = seconds_per_call(ours.calls, device)
+        row = row_of(case, shape, dtype.itemsize, seconds, ceiling)
+        for peer in chosen.peers:
+            row += attention_peers.cells(peer, ours.task, seconds)
+        del ours  # its memory is the next one's
+        print(*row, sep=", ", flush=True)  # as they come: some of them are better than none
+        rows.append(row)
+    print(f"{model.name}, one layer, {dtype}; ceilings {ceiling}")
+    if chosen.peers:
+        print(attention_peers.LEGEND)
+    peers = [text for peer in chosen.peers for text in (f"{peer}, µs", f"ours / {peer}")]
+    head = ["sequences", "bound by", "floor, µs", "µs", "attained", "of floor", *peers]
+    print("", aligned([head, *rows]), sep="\n")
     return 0
 
 

@@ -57,6 +57,17 @@ def test_attention_runs() -> None:
     assert all(float(row[3]) > 0 and row[5].endswith("%") for row in rows)
 
 
+def test_attention_has_columns_of_peers_where_asked() -> None:
+    """Two for each, and a cell says why there is no time in it."""
+    done = gpu_script("attention", "--tiny", "--peers", "flashinfer", "cudnn")
+    assert done.returncode == 0
+    head, *rows = last_table(done.stdout)
+    assert head[6:] == ["flashinfer, µs", "ours / flashinfer", "cudnn, µs", "ours / cudnn"]
+    assert len(rows) == 3
+    if not torch.cuda.is_available():
+        assert all(row[6:] == ["no device", "", "no device", ""] for row in rows)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 @pytest.mark.parametrize("script", ["gemm", "invariance", "probe", "step"])
 def test_without_a_device_only_tiny_runs(script: str) -> None:
