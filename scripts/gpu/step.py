@@ -17,12 +17,12 @@ from benchmark.report import aligned
 
 from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import WorkerSettings
-from chairlift.worker.engine import Engine
 from chairlift.worker.models.decoder import Decoder
 from chairlift.worker.sequence import Sequence as EngineSequence
 
-from . import roofline
+from . import profile, roofline
 from .engines import dtype_for, engine_of, num_blocks_of, sequence_of, settings_of, warm_up_s
+from .profile import Kernel
 from .random_model import random_decoder
 from .roofline import Roofline
 from .shapes import MODELS, TINY, ModelShape
@@ -30,6 +30,7 @@ from .timing import here
 from .work import total_seconds
 
 SETTLING_STEPS = 8
+PROFILES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,62 @@ class Measured:
         ]
 
 
+class Decoding:
+    """One engine's sequences, which all decode after prompts of `length` have been read."""
+
+    def __init__(
+        self, model: ModelShape, decoder: Decoder, settings: WorkerSettings, length: int
+    ) -> None:
+        self.num_seqs, self.device = settings.max_num_seqs, decoder.device
+        self._model, self._dtype = model, decoder.weights.norm.dtype
+        self._num_steps = 64 if self.device.type == "cuda" else 2
+        # The first go on while the prompts of the last are read, and nobody may end meanwhile.
+        others = 2 * SETTLING_STEPS + _prompt_steps(self.num_seqs, length, self.device)
+        max_tokens = self._num_steps + PROFILES * profile.NUM_STEPS + others
+        num_blocks = num_blocks_of([length + max_tokens] * self.num_seqs)
+        self._engine, self._executor = engine_of(decoder, settings, num_blocks)
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, seed=1)
+        self._sequences = [
+            sequence_of(number, _prompt(model, number, length), params)
+            for number in range(self.num_seqs)
+        ]
+        started = time.perf_counter()
+        self._engine.warm_up(warm_up_s(self.device))
+        seconds = time.perf_counter() - started
+        print(f"{self.num_seqs} sequences: ready in {seconds:.1f} s", flush=True)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Until all decode, and have done so for some steps."""
+        for sequence in self._sequences:
+            self._engine.add(sequence)
+        while min(sequence.num_output_tokens for sequence in self._sequences) < SETTLING_STEPS:
+            self._engine.step()
+
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self._engine.step()
+        assert not any(sequence.finish for sequence in self._sequences)
+
+    def measured(self, ceiling: Roofline) -> Measured:
+        num_steps, first = self._num_steps, _mean_length(self._sequences)
+        started = time.perf_counter()
+        self.step(num_steps)
+        step_s = (time.perf_counter() - started) / num_steps
+        mean_length = (first + _mean_length(self._sequences)) / 2
+        works = self._executor.works[-num_steps:]
+        floor_s = total_seconds(works, self._model, self._dtype, ceiling) / num_steps
+        return Measured(self.num_seqs, round(mean_length), floor_s, step_s)
+
+    def profiled(self) -> list[Kernel]:
+        """What `profile.NUM_STEPS` steps run. The first profile of a process waits for the
+        profiler itself, and is thrown away."""
+        *_, last = [
+            profile.kernels_of(lambda: self.step(profile.NUM_STEPS)) for _ in range(PROFILES)
+        ]
+        return last
+
+
 def measure(
     model: ModelShape,
     decoder: Decoder,
@@ -61,39 +118,26 @@ def measure(
     length: int,
 ) -> Iterator[Measured]:
     """Steps in which every sequence decodes, after prompts of `length` have been read."""
-    dtype, device = decoder.weights.norm.dtype, decoder.device
     for settings in all_settings:
-        num_seqs, num_steps = settings.max_num_seqs, 64 if device.type == "cuda" else 2
-        # The first go on while the prompts of the last are read, and nobody may end meanwhile.
-        max_tokens = num_steps + 2 * SETTLING_STEPS + _prompt_steps(num_seqs, length, device)
-        num_blocks = num_blocks_of([length + max_tokens] * num_seqs)
-        engine, executor = engine_of(decoder, settings, num_blocks)
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, seed=1)
-        sequences = [
-            sequence_of(number, _prompt(model, number, length), params)
-            for number in range(num_seqs)
-        ]
-        started = time.perf_counter()
-        engine.warm_up(warm_up_s(device))
-        print(f"{num_seqs} sequences: ready in {time.perf_counter() - started:.1f} s", flush=True)
-        _settle(engine, sequences)
-        started, first = time.perf_counter(), _mean_length(sequences)
-        for _ in range(num_steps):
-            engine.step()
-        step_s = (time.perf_counter() - started) / num_steps
-        assert not any(sequence.finish for sequence in sequences)
-        mean_length = (first + _mean_length(sequences)) / 2
-        works = executor.works[-num_steps:]
-        floor_s = total_seconds(works, model, dtype, ceiling) / num_steps
-        yield Measured(num_seqs, round(mean_length), floor_s, step_s)
+        yield Decoding(model, decoder, settings, length).measured(ceiling)
 
 
-def _settle(engine: Engine, sequences: Sequence[EngineSequence]) -> None:
-    """Until all decode, and have done so for some steps."""
-    for sequence in sequences:
-        engine.add(sequence)
-    while min(sequence.num_output_tokens for sequence in sequences) < SETTLING_STEPS:
-        engine.step()
+def report(decoding: Decoding, unprofiled: Measured) -> None:
+    """Which kernels the time of a step goes to."""
+    if decoding.device.type != "cuda":
+        print("there is no device to profile")
+        return
+    kernels = decoding.profiled()
+    if not kernels:
+        print("the profiler has seen no kernel: this machine may not let it")
+        return
+    step_ms = profile.step_ms(kernels, profile.NUM_STEPS)
+    print(
+        f"{decoding.num_seqs} sequences: {step_ms:.2f} ms a step under the profiler, "
+        f"{1e3 * unprofiled.step_s:.2f} ms without\n"
+    )
+    print(aligned([profile.HEAD, *profile.rows_of(kernels, profile.NUM_STEPS)]), flush=True)
+    print()
 
 
 def _mean_length(sequences: Sequence[EngineSequence]) -> float:
@@ -130,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", choices=MODELS, default="Qwen3-0.6B")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32, 256])
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--profile", action="store_true", help="a step's time, kernel by kernel")
     chosen = parser.parse_args(arguments)
     device = here(is_tiny=chosen.tiny)
     model = TINY if chosen.tiny else MODELS[chosen.model]
@@ -138,7 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ceiling = roofline.measured(device, roofline.sizes(is_tiny=chosen.tiny))
     started = time.perf_counter()
     decoder = random_decoder(model, max_model_len(batches, length, device), dtype, device)
-    rows = list(measure(model, decoder, ceiling, all_settings_of(batches, device), length))
+    rows = []
+    for settings in all_settings_of(batches, device):
+        decoding = Decoding(model, decoder, settings, length)
+        rows.append(decoding.measured(ceiling))
+        if chosen.profile:
+            report(decoding, rows[-1])
     seconds = time.perf_counter() - started
     print(f"{model.name}, {dtype}: {seconds:.1f} s in all; ceilings {ceiling}\n")
     head = ["sequences", "context", "roofline, ms", "step, ms", "times roofline", "tokens/s"]
