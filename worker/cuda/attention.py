@@ -20,7 +20,8 @@ from .paged_batch import PagedBatch
 from .rotation import RotateAndWrite
 from .work_list import WorkLists
 
-PROGRAMS_PER_PROCESSOR = 3  # that decode: their registers and stages fit a multiprocessor at once
+DECODE_PROGRAMS = 4  # on a multiprocessor: what registers and shared memory have room for
+MERGE_PROGRAMS = 32  # each is one warp, that waits for memory most of its time
 NUM_INTERPRETED = 2  # processors, where kernels are interpreted
 
 
@@ -115,17 +116,24 @@ class TritonAttention(AttentionBackend[PagedStep]):
         work, tables = self._work.of(window), prepared.paged.block_tables
         strides = (self._heads_per_row(q), tables.stride(0))
         partials = (self._partials, self._states)
-        many = (self._num_processors * PROGRAMS_PER_PROCESSOR,)
+        shape, variants = self.shape, self.variants
         reads = (q, self.pool[layer], tables)
         lists = (work.decode_items, work.counts)
-        self.variants.decode[many](*reads, *lists, out, *partials, *strides, len(q), work.window)
+        grid = self._grid(DECODE_PROGRAMS, len(q) * variants.max_splits * shape.num_kv_heads)
+        variants.decode[grid](*reads, *lists, out, *partials, *strides, len(q), work.window)
         if prepared.has_chunks:
             lists = (work.chunk_items, work.counts)
-            chunk = self.variants.chunk_of(window)
-            chunk[(self._num_processors,)](*reads, *lists, out, *strides, work.window)
+            chunk = variants.chunk_of(window)
+            chunk[self._grid(1)](*reads, *lists, out, *strides, work.window)
         if prepared.has_splits:
-            self.variants.merge[many](work.merge_items, work.counts, *partials, out)
+            grid = self._grid(MERGE_PROGRAMS, len(q) * shape.num_heads)
+            variants.merge[grid](work.merge_items, work.counts, *partials, out)
         return out
+
+    def _grid(self, per_processor: int, most: int | None = None) -> tuple[int]:
+        """Of programs that stay until all is done, but no more than there can be work for."""
+        num_programs = per_processor * self._num_processors
+        return (num_programs if most is None else min(num_programs, most),)
 
     def _heads_per_row(self, q: torch.Tensor) -> int:
         """How far apart rows are; heads follow each other."""

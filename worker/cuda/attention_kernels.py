@@ -11,6 +11,7 @@ import triton.language as tl
 from .work_list_kernels import CHUNK_FIELDS, DECODE_FIELDS, MERGE_FIELDS
 
 ZEROS = tl.constexpr(1024)  # stored at once into a row of padding
+SPLITS_AT_ONCE = tl.constexpr(8)  # that are merged: loads that wait for each other's like
 
 
 @triton.jit
@@ -22,13 +23,20 @@ def _no_keys(BLOCK_M: tl.constexpr, PADDED_DIM: tl.constexpr):
 
 
 @triton.jit
-def _attend_tiles(
+def _masked(scores, key, positions, window):
+    """What a row does not see can't weigh anything."""
+    is_seen = key[None, :] <= positions[:, None]
+    is_seen &= key[None, :] > positions[:, None] - window
+    return tl.where(is_seen, scores, float("-inf"))
+
+
+@triton.jit
+def _attend(
     state,  # of the softmax, as _no_keys begins it
     queries,  # [BLOCK_M, PADDED_DIM], and their positions [BLOCK_M]
     keys,  # those of the layer's head, and the sequence's table of blocks
     span,  # first and last key that any row sees, and the window of each
-    first,  # tile
-    end,
+    tiles,  # the first, the first that some row does not see all of, and the last
     IS_MASKED: tl.constexpr,
     CONSTANTS: tl.constexpr,  # NUM_KV_HEADS, HEAD_DIM, TILE, SCALE, IS_INTERPRETED
 ):
@@ -41,6 +49,7 @@ def _attend_tiles(
     q, positions = queries
     pool, table = keys
     first_key, last_key, window = span
+    first, first_masked, last = tiles
     NUM_KV_HEADS: tl.constexpr = CONSTANTS[0]
     HEAD_DIM: tl.constexpr = CONSTANTS[1]
     TILE: tl.constexpr = CONSTANTS[2]
@@ -51,14 +60,13 @@ def _attend_tiles(
     is_dim = dims[None, :] < HEAD_DIM
     places = offsets[:, None] * HEAD_DIM + dims[None, :]
     to_values: tl.constexpr = NUM_KV_HEADS * TILE * HEAD_DIM
-    last_tile = last_key // TILE
     if IS_INTERPRETED:  # which can't multiply bfloat16
         q = q.to(tl.float32)
-    block = tl.load(table + tl.minimum(first, last_tile))
-    for tile in range(first, end):
+    block = tl.load(table + first)
+    for tile in range(first, last + 1):
         tile_keys = pool + block.to(tl.int64) * (2 * to_values) + places
         # One tile ahead: a load that waits for a load of its own round halves the pipeline's depth.
-        block = tl.load(table + tl.minimum(tile + 1, last_tile))
+        block = tl.load(table + tl.minimum(tile + 1, last))
         if HEAD_DIM == PADDED_DIM:
             k = tl.load(tile_keys)
         else:
@@ -67,22 +75,18 @@ def _attend_tiles(
             k = k.to(tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         key = tile * TILE + offsets
-        if IS_MASKED:
-            is_seen = key[None, :] <= positions[:, None]
-            is_seen &= key[None, :] > positions[:, None] - window
-            scores = tl.where(is_seen, scores, float("-inf"))
+        if IS_MASKED:  # noqa: SIM114  # what is not known before costs registers
+            scores = _masked(scores, key, positions, window)
+        elif tile >= first_masked:
+            scores = _masked(scores, key, positions, window)
         new_maximum = tl.maximum(maximum, tl.max(scores, 1) * SCALE)
         shift = tl.where(new_maximum == float("-inf"), 0.0, -new_maximum)
         decay = tl.exp2(maximum + shift)  # 1, not nearly, where the maximum stays
         weights = tl.exp2(tl.fma(scores, SCALE, shift[:, None]))
         total = tl.fma(total, decay, tl.sum(weights, 1))
-        if IS_MASKED:  # what no sequence has written may be no number, and zero times it neither
-            is_written = (key >= first_key) & (key <= last_key)
-            v = tl.load(tile_keys + to_values, mask=is_written[:, None] & is_dim, other=0.0)
-        elif HEAD_DIM == PADDED_DIM:
-            v = tl.load(tile_keys + to_values)
-        else:
-            v = tl.load(tile_keys + to_values, mask=is_dim, other=0.0)
+        # What no sequence has written may be no number, and zero times it neither.
+        is_written = (key >= first_key) & (key <= last_key)
+        v = tl.load(tile_keys + to_values, mask=is_written[:, None] & is_dim, other=0.0)
         weights = weights.to(v.dtype)
         if IS_INTERPRETED:
             weights, v = weights.to(tl.float32), v.to(tl.float32)
@@ -137,7 +141,6 @@ def decode(
         row, num_own = tl.load(item), tl.load(item + 1)
         position, table_row = tl.load(item + 2), tl.load(item + 3)
         first, end = tl.load(item + 4), tl.load(item + 5)
-        partial, num_splits = tl.load(item + 6), tl.load(item + 7)
         last_key = position + num_own - 1
         is_own = (token < num_own)[:, None] & (dims < HEAD_DIM)[None, :]
         head = kv_head * GROUP + lanes % GROUP
@@ -147,11 +150,15 @@ def decode(
         queries = (tl.load(q + places, mask=is_own, other=0.0), positions)
         table = block_tables + table_row.to(tl.int64) * table_stride
         keys = (pool + kv_head * (TILE * HEAD_DIM), table)
-        state = _no_keys(BLOCK_M, PADDED_DIM)
         span = (tl.maximum(position - window + 1, 0), last_key, window)
-        accumulator, maximum, total = _attend_tiles(
-            state, queries, keys, span, first, end, True, CONSTANTS
-        )
+        tiles = (first, first, end - 1)
+        state = _no_keys(BLOCK_M, PADDED_DIM)
+        accumulator, maximum, total = _attend(state, queries, keys, span, tiles, True, CONSTANTS)
+        # Read again, and volatile so that nothing is kept: the loop needs the registers.
+        rows = (tl.load(item, volatile=True) + token).to(tl.int64)
+        is_row = token < tl.load(item + 1, volatile=True)
+        is_own = is_row[:, None] & (dims < HEAD_DIM)[None, :]
+        partial, num_splits = tl.load(item + 6), tl.load(item + 7)
         if num_splits == 1:
             result = (accumulator / total[:, None]).to(out.dtype.element_ty)
             places = (rows * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
@@ -159,8 +166,8 @@ def decode(
         else:
             place = (partial + token * num_splits).to(tl.int64) * num_heads + head
             tl.store(partials + place[:, None] * HEAD_DIM + dims[None, :], accumulator, mask=is_own)
-            tl.store(states + place * 2, maximum, mask=token < num_own)
-            tl.store(states + place * 2 + 1, total, mask=token < num_own)
+            tl.store(states + place * 2, maximum, mask=is_row)
+            tl.store(states + place * 2 + 1, total, mask=is_row)
 
 
 @triton.jit(
@@ -187,13 +194,18 @@ def chunk(
     SCALE: tl.constexpr,
     IS_INTERPRETED: tl.constexpr,
 ):
-    """Each item is up to BLOCK_M // GROUP rows of one sequence, with all keys that they see."""
+    """Each item is up to BLOCK_M // GROUP rows of one sequence, with all keys that they see.
+
+    They differ too much to be dealt out: a program takes the next one when it has done one.
+    """
     num_heads: tl.constexpr = NUM_KV_HEADS * GROUP
     CONSTANTS: tl.constexpr = (NUM_KV_HEADS, HEAD_DIM, TILE, SCALE, IS_INTERPRETED)
-    program, num_programs = tl.program_id(0), tl.num_programs(0)
+    num_programs, num_items = tl.num_programs(0), tl.load(counts + 1) * NUM_KV_HEADS
     dims, lanes = tl.arange(0, PADDED_DIM), tl.arange(0, BLOCK_M)
     token = lanes // GROUP
-    for index in range(program, tl.load(counts + 1) * NUM_KV_HEADS, num_programs):
+    index = tl.atomic_add(counts + 4, 1, sem="relaxed")
+    while index < num_items:
+        claimed = tl.atomic_add(counts + 4, 1, sem="relaxed")  # while this one is computed
         kv_head = index % NUM_KV_HEADS
         item = items + (index // NUM_KV_HEADS) * CHUNK_FIELDS
         row, num_own = tl.load(item), tl.load(item + 1)
@@ -207,22 +219,20 @@ def chunk(
         queries = (tl.load(q + places, mask=is_own, other=0.0), positions)
         table = block_tables + table_row.to(tl.int64) * table_stride
         keys = (pool + kv_head * (TILE * HEAD_DIM), table)
-        state = _no_keys(BLOCK_M, PADDED_DIM)
         first_key = tl.maximum(position - window + 1, 0)
-        first, span = first_key // TILE, (first_key, last_key, window)
-        if not HAS_WINDOW:
-            end = (position + 1) // TILE  # all rows see all of the tiles before
-            state = _attend_tiles(state, queries, keys, span, first, end, False, CONSTANTS)
-            first = end
-        accumulator, _, total = _attend_tiles(
-            state, queries, keys, span, first, last_key // TILE + 1, True, CONSTANTS
-        )
+        span, first = (first_key, last_key, window), first_key // TILE
+        tiles = (first, (position + 1) // TILE, last_key // TILE)  # without a window
+        state = _no_keys(BLOCK_M, PADDED_DIM)
+        accumulator, _, total = _attend(state, queries, keys, span, tiles, HAS_WINDOW, CONSTANTS)
         result = (accumulator / total[:, None]).to(out.dtype.element_ty)
-        # Read again, and volatile so that nothing is kept: the loops need the registers.
+        # Read again, and volatile so that nothing is kept: the loop needs the registers.
         rows = (tl.load(item, volatile=True) + token).to(tl.int64)
         is_own = (token < tl.load(item + 1, volatile=True))[:, None] & (dims < HEAD_DIM)[None, :]
         places = (rows * num_heads + head)[:, None] * HEAD_DIM + dims[None, :]
         tl.store(out + places, result, mask=is_own)
+        index = claimed
+    if index == num_items + num_programs - 1:  # every program has found that none is left
+        tl.store(counts + 4, 0)
 
 
 @triton.jit
@@ -235,25 +245,31 @@ def merge(
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
 ):
     """Each item is one row whose keys were split; a program does one head at a time."""
     program, num_programs = tl.program_id(0), tl.num_programs(0)
-    split, dims = tl.arange(0, MAX_SPLITS), tl.arange(0, PADDED_DIM)
+    split, dims = tl.arange(0, SPLITS_AT_ONCE), tl.arange(0, PADDED_DIM)
     for index in range(program, tl.load(counts + 2) * NUM_HEADS, num_programs):
         head = index % NUM_HEADS
         item = items + (index // NUM_HEADS) * MERGE_FIELDS
         row, partial, num_splits = tl.load(item), tl.load(item + 1), tl.load(item + 2)
-        is_split = split < num_splits
-        state = (partial + split).to(tl.int64) * NUM_HEADS + head
-        maxima = tl.load(states + state * 2, mask=is_split, other=float("-inf"))
-        totals = tl.load(states + state * 2 + 1, mask=is_split, other=0.0)
-        results = tl.load(
-            partials + state[:, None] * HEAD_DIM + dims[None, :],
-            mask=is_split[:, None] & (dims < HEAD_DIM)[None, :],
-            other=0.0,
-        )
-        factors = tl.exp2(maxima - tl.max(maxima, 0))
-        result = tl.sum(results * factors[:, None], 0) / tl.sum(totals * factors, 0)
+        result = tl.zeros([PADDED_DIM], dtype=tl.float32)
+        maximum, total = float("-inf"), 0.0
+        for first in range(0, num_splits, SPLITS_AT_ONCE):
+            is_split = first + split < num_splits
+            state = (partial + first + split).to(tl.int64) * NUM_HEADS + head
+            maxima = tl.load(states + state * 2, mask=is_split, other=float("-inf"))
+            totals = tl.load(states + state * 2 + 1, mask=is_split, other=0.0)
+            results = tl.load(
+                partials + state[:, None] * HEAD_DIM + dims[None, :],
+                mask=is_split[:, None] & (dims < HEAD_DIM)[None, :],
+                other=0.0,
+            )
+            new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
+            shift = tl.where(new_maximum == float("-inf"), 0.0, -new_maximum)
+            decay, factors = tl.exp2(maximum + shift), tl.exp2(maxima + shift)
+            result = result * decay + tl.sum(results * factors[:, None], 0)
+            total = total * decay + tl.sum(totals * factors, 0)
+            maximum = new_maximum
         place = out + (row.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + dims
-        tl.store(place, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+        tl.store(place, (result / total).to(out.dtype.element_ty), mask=dims < HEAD_DIM)

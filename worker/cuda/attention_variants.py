@@ -16,7 +16,7 @@ from .variant import Variant, next_power_of_2
 from .work_list_kernels import plan
 
 TILE = 64  # keys: a block of the pool
-SPLIT_TILES = 8  # of the keys that one program goes through when a row decodes, at least
+SPLIT_TILES = 8  # of keys, that one program goes through when a row decodes, or half as many
 NUM_SPLIT_ITEMS = 256  # that one long sequence may be split into: about two a multiprocessor
 HOPPER = 90
 
@@ -101,7 +101,7 @@ def choose_variants(
         decode=_decode(shape, dtype, tiles),
         chunk=_chunk(shape, dtype, tiles, has_window=False),
         windowed_chunk=_chunk(shape, dtype, tiles, has_window=True),
-        merge=_merge(shape, dtype, max_splits),
+        merge=_merge(shape, dtype),
         decode_rows=decode_rows,
         split_tiles=SPLIT_TILES,
         max_splits=max_splits,
@@ -117,34 +117,35 @@ class _Tiles:
 
     decode_lanes: int
     decode_stages: int
+    decode_registers: int | None  # of a thread, at most
     chunk_lanes: int
     chunk_warps: int
     chunk_stages: int
 
     @classmethod
     def of(cls, shape: AttentionShape, dtype: torch.dtype, capability: int) -> _Tiles:
-        """Three programs that decode fit a multiprocessor of Hopper, in registers and in shared
-        memory. Tiles of chunks are the largest, and their stages the most, that neither spill nor
-        take more shared memory than there is."""
+        """Four programs that decode fit a multiprocessor of Hopper, in registers and in shared
+        memory, which was faster than three with a stage more. Tiles of chunks are the largest, and
+        their stages the most, that neither spill nor take more shared memory than there is."""
         group = next_power_of_2(shape.num_heads // shape.num_kv_heads)
         decode_lanes = max(16, group)
         if dtype == torch.float32:  # no tensor cores: an operand's rows all lie in registers
             is_small = 80 < capability < HOPPER and shape.head_dim > 128  # 99 KiB of shared memory
             stages = 1 if is_small else 2
-            return cls(decode_lanes, stages, decode_lanes, chunk_warps=4, chunk_stages=stages)
+            return cls(decode_lanes, stages, None, decode_lanes, 4, stages)
         if next_power_of_2(shape.head_dim) <= 128:
             is_tight = capability < HOPPER and shape.head_dim > 64
             lanes = max(64 if is_tight else 128, group)
-            return cls(decode_lanes, 3, lanes, chunk_warps=8, chunk_stages=3)
+            return cls(decode_lanes, 2, 128, lanes, chunk_warps=8, chunk_stages=3)
         stages = 2 if capability == HOPPER else 1
-        return cls(decode_lanes, 2, max(64, group), chunk_warps=8, chunk_stages=stages)
+        return cls(decode_lanes, 2, 255, max(64, group), chunk_warps=8, chunk_stages=stages)
 
 
 def _max_splits(shape: AttentionShape, limits: BatchLimits) -> int:
     """Of one row's keys, a power of two."""
     most = next_power_of_2(NUM_SPLIT_ITEMS // shape.num_kv_heads)
     num_tiles = -(-limits.max_model_len // TILE)
-    return max(2, min(most, next_power_of_2(-(-num_tiles // SPLIT_TILES) + 1)))
+    return max(2, min(most, next_power_of_2(-(-num_tiles // ((SPLIT_TILES + 1) // 2)) + 1)))
 
 
 def _decode(shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles) -> Variant:
@@ -157,7 +158,8 @@ def _decode(shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles) -> Variant
         **dict.fromkeys(("q_stride", "table_stride", "num_rows", "window"), "i32"),
     }
     constants = _constants(shape, tiles.decode_lanes)
-    return Variant("attention_decode", kernels.decode, signature, constants, 4, tiles.decode_stages)
+    stages, registers = tiles.decode_stages, tiles.decode_registers
+    return Variant("attention_decode", kernels.decode, signature, constants, 4, stages, registers)
 
 
 def _chunk(
@@ -176,21 +178,18 @@ def _chunk(
     return Variant(name, kernels.chunk, signature, constants, warps, stages)
 
 
-def _merge(shape: AttentionShape, dtype: torch.dtype, max_splits: int) -> Variant:
+def _merge(shape: AttentionShape, dtype: torch.dtype) -> Variant:
     signature = {
         **dict.fromkeys(("items", "counts"), "*i32"),
         **dict.fromkeys(("partials", "states"), "*fp32"),
         "out": pointer(dtype),
     }
-    padded_dim = next_power_of_2(shape.head_dim)
     constants = {
         "NUM_HEADS": shape.num_heads,
         "HEAD_DIM": shape.head_dim,
-        "PADDED_DIM": padded_dim,
-        "MAX_SPLITS": max_splits,
+        "PADDED_DIM": next_power_of_2(shape.head_dim),
     }
-    num_warps = 8 if max_splits * padded_dim > 4096 else 4
-    return Variant("attention_merge", kernels.merge, signature, constants, num_warps)
+    return Variant("attention_merge", kernels.merge, signature, constants, num_warps=1)
 
 
 def _constants(shape: AttentionShape, lanes: int) -> dict[str, int | float | bool]:

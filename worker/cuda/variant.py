@@ -17,6 +17,7 @@ class Variant:
     constants: Mapping[str, int | float | bool]  # its constexprs
     num_warps: int
     num_stages: int = 1
+    max_registers: int | None = None  # of a thread, so that more programs fit a multiprocessor
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         """What launches it with the arguments of `signature`."""
@@ -26,11 +27,14 @@ class Variant:
     @property
     def options(self) -> dict[str, int | bool]:
         """The compiler's. Products are fused with sums whatever its version takes for granted."""
-        return {
+        options: dict[str, int | bool] = {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": True,
         }
+        if self.max_registers is not None:
+            options["maxnreg"] = self.max_registers
+        return options
 
 
 def next_power_of_2(number: int) -> int:

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-NUM_COUNTS = tl.constexpr(4)  # items of decode, chunk and merge; rows that belong to a sequence
+# Items of decode, chunk and merge; rows that belong to a sequence; chunks that were claimed.
+NUM_COUNTS = tl.constexpr(8)  # a multiple of 16 bytes
 DECODE_FIELDS = tl.constexpr(8)
 CHUNK_FIELDS = tl.constexpr(4)
 MERGE_FIELDS = tl.constexpr(4)
@@ -20,12 +21,16 @@ def _split(
 ):
     """Of sequences or one: the tiles that its rows see, how many make a split, and the splits.
 
-    They begin at multiples of their size, which depends on the sequence's length alone.
+    They begin at multiples of their size, which depends on the first row's length alone. One that
+    is just too long for a single split is cut finer, or few of them would keep few processors busy.
     """
     first_tile = tl.maximum(context_len - rows - window + 1, 0) // TILE
     end_tile = (context_len + TILE - 1) // TILE
     fewest = (end_tile - first_tile + MAX_SPLITS - 2) // (MAX_SPLITS - 1)
-    split_tiles = tl.maximum(fewest, SPLIT_TILES)
+    num_tiles = (context_len - rows + TILE) // TILE - first_tile  # that the first row sees
+    least = (SPLIT_TILES + 1) // 2
+    finer = tl.minimum(tl.maximum(num_tiles // (2 * SPLIT_TILES), least), SPLIT_TILES)
+    split_tiles = tl.maximum(fewest, tl.where(num_tiles > SPLIT_TILES, finer, SPLIT_TILES))
     first_split = first_tile // split_tiles
     end_split = (end_tile + split_tiles - 1) // split_tiles
     return first_tile, end_tile, split_tiles, first_split, end_split - first_split
@@ -106,8 +111,12 @@ def plan(
             is_split = split < num_splits
             split_start = (first_split + split) * split_tiles
             partial = tl.sum(tl.where(is_before, merges * splits, 0))
-            item = decode_items + tl.sum(tl.where(is_before, splits, 0)) * DECODE_FIELDS
-            item += split * DECODE_FIELDS
+            # The last of a sequence may be short: those of all sequences are begun last.
+            others = tl.maximum(splits - 1, 0)
+            place = tl.sum(tl.where(is_before, others, 0)) + split
+            last = tl.sum(others) + tl.sum(tl.where(is_before, splits - others, 0))
+            place = tl.where(split < num_splits - 1, place, last)
+            item = decode_items + place * DECODE_FIELDS
             tl.store(item, row, mask=is_split)
             tl.store(item + 1, num_rows, mask=is_split)
             tl.store(item + 2, position, mask=is_split)
