@@ -10,6 +10,7 @@ import torch
 from chairlift.worker.attention.backend import AttentionShape
 from chairlift.worker.cuda.attention_variants import TILE, attention_variants
 from chairlift.worker.cuda.inputs import input_variants
+from chairlift.worker.cuda.linear import linear_variants
 from chairlift.worker.cuda.operations import operation_variants
 from chairlift.worker.cuda.rotation import rotation_variants
 from chairlift.worker.cuda.sampling_variants import SamplingShape, sampling_variants
@@ -27,6 +28,9 @@ def all_variants(model: ModelShape, dtype: torch.dtype, capability: int) -> Iter
     yield from attention_variants(shape, dtype, capability=capability)
     yield from rotation_variants(shape, TILE, dtype)
     yield from operation_variants(model.hidden_size, model.intermediate_size, dtype)
+    columns = (model.hidden_size, model.num_heads * model.head_dim, model.intermediate_size)
+    yield from linear_variants(columns, dtype)
+    yield from linear_variants(columns[:1], dtype, has_bias=True)  # of Qwen2's qkv
     yield from input_variants(TILE, MAX_NUM_SEQS)
     yield from sampling_variants(SamplingShape(model.vocab_size), dtype)
 

@@ -1,23 +1,31 @@
-"""Linear layers of cuBLAS: the fastest it has, and with the same bits in any company."""
+"""Linear layers: cuBLAS's, the fastest or with the same bits in any company; of one row, ours."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 
 from ...shared.errors import ModelError
 from ..models.linear import LinearLayer
+from .pointers import pointer
+from .row_kernels import multiply_row_kernel
+from .variant import Variant, next_power_of_2
 
+MAX_BLOCK = 2048  # numbers of a row that a program multiplies at once
+OUTPUTS = 2  # of a program
+LANE_NUMBERS = 8  # that a thread loads at once
 LEAST_ROWS = 16  # fewer are padded: one matrix of ours had other bits with 4 or 8 (docs/gpu.md)
 UNDIVIDED = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "CUBLASLT_WORKSPACE_SIZE": "1"}
 
 
 class CudaLinear:
-    """x [num_tokens, in_features] to [num_tokens, out_features]. cuBLAS takes another algorithm for
-    few rows than for many, so a row's last bits depend on how many there are."""
+    """x [num_tokens, in_features] to [num_tokens, out_features]. A row alone is multiplied by a
+    kernel that reads the matrix as fast as it can; cuBLAS takes another algorithm for few rows than
+    for many. So a row's last bits depend on how many there are."""
 
     native = None
     is_row_independent = False
@@ -34,6 +42,8 @@ class CudaLinear:
         return self.weight.shape, self._bias is not None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1 and x.is_cuda:
+            return multiply_row(x, self.weight, self._bias)
         return F.linear(x, self.weight, self._bias)
 
 
@@ -48,6 +58,41 @@ class UndividedLinear(CudaLinear):
         if num_missing <= 0:
             return super().__call__(x)
         return super().__call__(F.pad(x, (0, 0, 0, num_missing)))[: len(x)]
+
+
+def multiply_row(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [1, in_features] to [1, out_features], as F.linear; sums in float32."""
+    assert x.is_contiguous() and weight.is_contiguous()
+    num_outputs, size = weight.shape
+    out = x.new_empty(1, num_outputs)
+    variant = multiply_row_variant(size, x.dtype, bias is not None)
+    grid = (-(-num_outputs // OUTPUTS),)
+    variant[grid](x, weight, x if bias is None else bias, out, num_outputs)
+    return out
+
+
+def linear_variants(
+    sizes: Iterable[int], dtype: torch.dtype, *, has_bias: bool = False
+) -> Iterator[Variant]:
+    """All that is launched for matrices of so many columns."""
+    for size in dict.fromkeys(sizes):
+        yield multiply_row_variant(size, dtype, has_bias)
+
+
+@cache
+def multiply_row_variant(size: int, dtype: torch.dtype, has_bias: bool) -> Variant:
+    """For matrices of `size` columns and any number of rows."""
+    block = min(MAX_BLOCK, next_power_of_2(size))
+    return Variant(
+        name=f"multiply_row[{size}{', bias' * has_bias}]",
+        kernel=multiply_row_kernel,
+        signature={
+            **dict.fromkeys(("row", "weight", "bias", "out"), pointer(dtype)),
+            "num_outputs": "i32",
+        },
+        constants={"SIZE": size, "BLOCK": block, "OUTPUTS": OUTPUTS, "HAS_BIAS": has_bias},
+        num_warps=max(1, block // (32 * LANE_NUMBERS)),
+    )
 
 
 def leave_sums_undivided() -> None:

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from chairlift.shared.errors import ModelError
 from chairlift.shared.settings import WorkerSettings
@@ -20,6 +21,7 @@ from chairlift.worker.cuda.linear import (
     UndividedLinear,
     check_rows,
     leave_sums_undivided,
+    multiply_row,
 )
 from chairlift.worker.cuda.platform import CudaPlatform
 from tests.worker.cuda.device import DEVICE
@@ -73,6 +75,23 @@ def test_few_rows_are_padded(num_rows: int) -> None:
     for bias in (None, whole_numbers(8).to(DEVICE)):
         found = UndividedLinear(weight, bias, DEVICE)(x)
         assert torch.equal(found, CudaLinear(weight, bias, DEVICE)(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(1, 8), (7, 96), (10, 130), (5, 2048), (3, 2056)])
+def test_one_row_times_a_matrix(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Of any size, with a bias or without, rounded once."""
+    generator = torch.Generator().manual_seed(sum(size))
+    weight, x, bias = (
+        torch.randn(shape, generator=generator).to(DEVICE, dtype)
+        for shape in (size, (1, size[1]), size[:1])
+    )
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    for own in (None, bias):
+        exact = F.linear(x.double(), weight.double(), None if own is None else own.double())
+        found = multiply_row(x, weight, own)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=1e-5)
 
 
 def test_what_the_environment_says_of_cublas_stays(monkeypatch: pytest.MonkeyPatch) -> None:
