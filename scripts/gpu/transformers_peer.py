@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
 
@@ -66,8 +66,8 @@ def _model(
     model: ModelShape, requests: Sequence[Request], dtype: torch.dtype, device: torch.device
 ) -> Any:
     transformers: Any = import_module("transformers")
-    fields = config_fields(model, max(request.num_tokens for request in requests))
-    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    given = config_fields(model, max(request.num_tokens for request in requests))
+    config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
     with torch.device(device):
         make = transformers.AutoModelForCausalLM.from_config
         return make(config, dtype=dtype, attn_implementation="sdpa").eval()
@@ -77,15 +77,18 @@ def _manager(model: Any, requests: Sequence[Request]) -> Any:
     from benchmark.transformers_batching import MAX_BATCH_TOKENS, NO_END, PAGE_SIZE
 
     transformers: Any = import_module("transformers")
-    num_pages = sum(-(-request.num_tokens // PAGE_SIZE) + 1 for request in requests)
+    config = transformers.ContinuousBatchingConfig
+    known = {field.name for field in fields(config)}
+    wanted = {
+        "page_size" if "page_size" in known else "block_size": PAGE_SIZE,  # until 5.17
+        "num_blocks": sum(-(-request.num_tokens // PAGE_SIZE) + 1 for request in requests),
+        "max_batch_tokens": MAX_BATCH_TOKENS,
+        "max_requests_per_batch": len(requests),
+        "allow_block_sharing": False,
+    }
+    if "auto_switch_to_flash" in known:  # before, nothing switched
+        wanted["auto_switch_to_flash"] = False
     return model.continuous_batching_context_manager(
         generation_config=transformers.GenerationConfig(do_sample=False, eos_token_id=NO_END),
-        continuous_batching_config=transformers.ContinuousBatchingConfig(
-            page_size=PAGE_SIZE,
-            num_blocks=num_pages,
-            max_batch_tokens=MAX_BATCH_TOKENS,
-            max_requests_per_batch=len(requests),
-            allow_block_sharing=False,
-            auto_switch_to_flash=False,
-        ),
+        continuous_batching_config=config(**wanted),
     )

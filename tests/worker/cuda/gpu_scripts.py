@@ -1,4 +1,5 @@
-"""scripts/gpu as the tests call it: in a process of its own, where Triton compiles."""
+"""scripts/gpu as the tests call it: in a process of its own that sees no device, and where Triton
+compiles."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def gpu_script(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, "-m", f"gpu.{module}", *arguments],
-        env=environment | {"PYTHONPATH": path},
+        env=environment | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=110,

@@ -27,8 +27,7 @@ def test_probe_runs() -> None:
     assert found["torch"] == torch.__version__
     assert float(found["copy of 1 MiB, GB/s"]) > 0
     assert float(found["a kernel of a chain in a graph, µs"]) > 0
-    if not torch.cuda.is_available():
-        assert found["kernels loaded that were compiled ahead"] == "no device of 1"
+    assert found["kernels loaded that were compiled ahead"] == "no device of 1"
 
 
 def test_gemm_runs() -> None:
@@ -64,11 +63,9 @@ def test_attention_has_columns_of_peers_where_asked() -> None:
     head, *rows = last_table(done.stdout)
     assert head[6:] == ["flashinfer, µs", "ours / flashinfer", "cudnn, µs", "ours / cudnn"]
     assert len(rows) == 3
-    if not torch.cuda.is_available():
-        assert all(row[6:] == ["no device", "", "no device", ""] for row in rows)
+    assert all(row[6:] == ["no device", "", "no device", ""] for row in rows)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 @pytest.mark.parametrize("script", ["gemm", "invariance", "probe", "step"])
 def test_without_a_device_only_tiny_runs(script: str) -> None:
     """Said at once, with what to do, and by one process."""
