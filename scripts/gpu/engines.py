@@ -10,6 +10,7 @@ from chairlift.shared.sampling_params import SamplingParams
 from chairlift.shared.settings import MIN_CHUNK_TOKENS, WorkerSettings
 from chairlift.worker.block_manager import BlockManager
 from chairlift.worker.cuda.attention_variants import TILE
+from chairlift.worker.cuda.executor import GpuExecutor
 from chairlift.worker.cuda.platform import CudaPlatform
 from chairlift.worker.engine import Engine
 from chairlift.worker.executor import Executor, Flight
@@ -28,11 +29,16 @@ EOS = frozenset({0})
 class MeteredExecutor(Executor):
     """Notes the work of each plan that it hands on."""
 
-    def __init__(self, inner: Executor, depth: int | None = None) -> None:
+    def __init__(self, inner: GpuExecutor, depth: int | None = None) -> None:
         """`depth`: of fewer steps in flight than `inner` can have."""
         self.depth = inner.depth if depth is None else depth
         self.works: list[StepWork] = []
         self._inner = inner
+
+    @property
+    def num_sizes(self) -> int:
+        """Of steps, each of which is captured."""
+        return len(self._inner.sizes.all())
 
     def launch(self, plan: Plan, times: StepTimes) -> Flight:
         self.works.append(StepWork.of(plan))
@@ -65,7 +71,9 @@ def engine_of(
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
     )
-    executor = MeteredExecutor(platform.executor(decoder, kernels, Sampler(EOS)), depth)
+    inner = platform.executor(decoder, kernels, Sampler(EOS))
+    assert isinstance(inner, GpuExecutor)
+    executor = MeteredExecutor(inner, depth)
     return Engine(scheduler, executor, EOS), executor
 
 

@@ -136,7 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = (
         Sizes(1, 3, (1, 3), (1,), 8)
         if chosen.tiny
-        else Sizes(chosen.requests, chosen.tokens, chosen.neighbours, (1, 32, 256), 1024)
+        else Sizes(
+            chosen.requests, chosen.tokens, chosen.neighbours, chosen.batches, chosen.context
+        )
     )
     if len(KINDS) * sizes.num_requests > max(sizes.neighbours) + 1:
         parser.error("--requests: each comes greedily and sampled, and --neighbours have no place")
@@ -166,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--requests", type=int, default=16, help="each of them greedily, and sampled")
     add("--tokens", type=int, default=128, help="of the longest answer")
     add("--neighbours", type=int, nargs="+", default=[1, 3, 31, 255])
+    add("--batches", type=int, nargs="+", default=[1, 32, 256], help="whose steps are timed")
+    add("--context", type=int, default=1024, help="of the prompts before those steps")
     add("--mode", choices=MODES, help="only this one, in this process")
     add("--result", type=Path, metavar="FILE", help="with --mode: for the process that asks")
     return parser

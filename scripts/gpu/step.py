@@ -76,7 +76,8 @@ class Decoding:
         started = time.perf_counter()
         self._engine.warm_up(warm_up_s(self.device))
         seconds = time.perf_counter() - started
-        print(f"{self.num_seqs} sequences: ready in {seconds:.1f} s", flush=True)
+        sizes = f"{self._executor.num_sizes} sizes of steps"
+        print(f"{self.num_seqs} sequences: {sizes} ready in {seconds:.1f} s", flush=True)
         self._settle()
 
     def _settle(self) -> None:
