@@ -127,11 +127,16 @@ def shape_of(model: ModelShape, num_layers: int) -> AttentionShape:
     return AttentionShape(num_layers, *heads, model.head_dim**-0.5, (None,) * num_layers)
 
 
+def _cases(only: str | None, cases: Sequence[Case]) -> list[Case]:
+    return [case for case in cases if only in (None, "decode" if case.num_rows == 1 else "chunks")]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m gpu.attention", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="to see that it runs, on any machine")
     parser.add_argument("--model", choices=MODELS, default="Llama-3.1-8B")
     parser.add_argument("--peers", choices=PEERS, nargs="+", default=[], help="timed beside ours")
+    parser.add_argument("--only", choices=("decode", "chunks"), help="of the cases")
     chosen = parser.parse_args(arguments)
     device = here(is_tiny=chosen.tiny)
     dtype = dtype_for(device)
@@ -139,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = TINY if chosen.tiny else MODELS[chosen.model]
     attention_peers.prepare(chosen.peers, model.head_dim, dtype, device)
     rows = []
-    for case in TINY_CASES if chosen.tiny else CASES:
+    for case in _cases(chosen.only, TINY_CASES if chosen.tiny else CASES):
         layer_bytes = case.num_bytes(shape_of(model, 1), dtype.itemsize)
         num_layers = max(1, min(2 if chosen.tiny else NUM_LAYERS, MAX_POOL_BYTES // layer_bytes))
         shape = shape_of(model, num_layers)

@@ -58,11 +58,12 @@ def test_attention_runs() -> None:
 
 def test_attention_has_columns_of_peers_where_asked() -> None:
     """Two for each, and a cell says why there is no time in it."""
-    done = gpu_script("attention", "--tiny", "--peers", "flashinfer", "cudnn")
+    asked = ("--only", "decode", "--peers", "flashinfer", "cudnn")
+    done = gpu_script("attention", "--tiny", *asked)
     assert done.returncode == 0
     head, *rows = last_table(done.stdout)
     assert head[6:] == ["flashinfer, µs", "ours / flashinfer", "cudnn, µs", "ours / cudnn"]
-    assert len(rows) == 3
+    assert [row[0] for row in rows] == ["1 x decode at 100", "3 x decode at 70"]
     assert all(row[6:] == ["no device", "", "no device", ""] for row in rows)
 
 
