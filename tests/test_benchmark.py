@@ -6,6 +6,8 @@ import asyncio
 import importlib
 import json
 import shlex
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +277,29 @@ def test_all_measures_what_the_documentation_shows(monkeypatch: pytest.MonkeyPat
     for line in cli.ALL:
         assert cli.parser().parse_args(shlex.split(line)).measure
         assert f"scripts/bench {line}" in documented
+
+
+def test_a_measurement_waits_for_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frontend is healthy while its worker still loads a model, and would refuse requests."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    processes = importlib.import_module("benchmark.processes")
+    monkeypatch.setattr(processes, "POLL_S", 0.001)
+    asked = []
+
+    class Frontend(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            is_ready = self.path == "/health" or len(asked) == 3
+            self.send_response(200 if is_ready else 503)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Frontend) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            processes.wait_until_healthy(server.server_port, {}, 20.0, "/ready")
+        finally:
+            server.shutdown()
+    assert asked == ["/ready"] * 3

@@ -68,7 +68,7 @@ class Servers:
 
 @contextmanager
 def servers(job: Job, worker_program: Sequence[str] = PROGRAM) -> Iterator[Servers]:
-    """Starts both, waits until /health is fine, and stops both when the block is left. Another
+    """Starts both, waits until /ready is fine, and stops both when the block is left. Another
     program has to be a `chairlift` to its further arguments."""
     with ExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory(prefix="chairlift-bench-"))
@@ -81,16 +81,19 @@ def servers(job: Job, worker_program: Sequence[str] = PROGRAM) -> Iterator[Serve
         )
         frontend = stack.enter_context(running([*PROGRAM, "serve", *serve_flags], logs["serve"]))
         processes = {worker: logs["worker"], frontend: logs["serve"]}
-        wait_until_healthy(port, processes, job.timeout_s)
+        wait_until_healthy(port, processes, job.timeout_s, "/ready")  # /health is before a worker
         yield Servers(port, worker.pid, _child_of(worker.pid), frontend.pid)
 
 
 def wait_until_healthy(
-    port: int, logs: Mapping[subprocess.Popen[bytes], Path], timeout_s: float
+    port: int,
+    logs: Mapping[subprocess.Popen[bytes], Path],
+    timeout_s: float,
+    path: str = "/health",
 ) -> None:
     """Raises BenchmarkError when one of the processes has ended, or they take too long."""
     deadline = time.monotonic() + timeout_s
-    while not _is_healthy(port):
+    while not _is_fine(port, path):
         if any(process.poll() is not None for process in logs):
             raise _failure("the server can't start", logs.values())
         if time.monotonic() > deadline:
@@ -114,9 +117,9 @@ def fetch(port: int, path: str) -> str:
     return body.decode()
 
 
-def _is_healthy(port: int) -> bool:
+def _is_fine(port: int, path: str) -> bool:
     try:
-        fetch(port, "/health")
+        fetch(port, path)
     except OSError:  # refused, or a status of 503
         return False
     return True
