@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--depth", type=int, choices=(0, 1), default=1, help="0: each step waits for the last")
     add("--repeats", type=int, default=2, help="runs of the same engine")
     add("--peer", choices=("transformers",), help="its continuous batching, afterwards")
-    add("--peer-requests", type=int, default=64, help="the first so many")
+    add("--peer-requests", type=int, default=16, help="the first so many")
     return parser
 
 

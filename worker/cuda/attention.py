@@ -15,13 +15,12 @@ import torch
 from ..attention.backend import AttentionBackend, AttentionShape, HeadNorm
 from ..batch import Batch, Segment
 from ..models.rope import Rotation
-from .attention_variants import HOPPER, TILE, BatchLimits, choose_variants
+from .attention_variants import HOPPER, TILE, AttentionVariants, BatchLimits, choose_variants
 from .paged_batch import PagedBatch
 from .rotation import RotateAndWrite
 from .work_list import WorkLists
 
-DECODE_PROGRAMS = 4  # on a multiprocessor: what registers and shared memory have room for
-MERGE_PROGRAMS = 32  # each is one warp, that waits for memory most of its time
+MERGE_PROGRAMS = 32  # on a multiprocessor, each a warp that waits for memory most of its time
 NUM_INTERPRETED = 2  # processors, where kernels are interpreted
 
 
@@ -54,11 +53,14 @@ class TritonAttention(AttentionBackend[PagedStep]):
         self.pool = torch.zeros(size, dtype=dtype, device=device)
         self.variants = choose_variants(shape, dtype, limits, _capability(device))
         self.split_len = self.variants.split_tiles * TILE  # keys, more than which are split
-        self._work = WorkLists(shape.sliding_windows, self.variants, limits.max_num_seqs, device)
+        self._num_processors = _num_processors(device)
+        self._num_programs = _num_programs(self._num_processors, self.variants)
+        self._work = WorkLists(
+            shape.sliding_windows, self.variants, limits.max_num_seqs, self._num_programs, device
+        )
         heads = (self.variants.num_partials, shape.num_heads)
         self._partials = torch.empty(*heads, shape.head_dim, device=device)
         self._states = torch.empty(*heads, 2, device=device)
-        self._num_processors = _num_processors(device)
         self._rotate_and_write = RotateAndWrite(shape, TILE, dtype)
         self._device = device
 
@@ -116,24 +118,21 @@ class TritonAttention(AttentionBackend[PagedStep]):
         work, tables = self._work.of(window), prepared.paged.block_tables
         strides = (self._heads_per_row(q), tables.stride(0))
         partials = (self._partials, self._states)
-        shape, variants = self.shape, self.variants
+        variants, num_rows = self.variants, len(q)
         reads = (q, self.pool[layer], tables)
         lists = (work.decode_items, work.counts)
-        grid = self._grid(DECODE_PROGRAMS, len(q) * variants.max_splits * shape.num_kv_heads)
-        variants.decode[grid](*reads, *lists, out, *partials, *strides, len(q), work.window)
+        most = num_rows * variants.max_splits * self.shape.num_kv_heads
+        decode = variants.decode[(min(self._num_programs, most),)]
+        decode(*reads, *lists, out, *partials, *strides, num_rows, work.window)
         if prepared.has_chunks:
             lists = (work.chunk_items, work.counts)
-            chunk = variants.chunk_of(window)
-            chunk[self._grid(1)](*reads, *lists, out, *strides, work.window)
+            chunk = variants.chunk_of(window)[(self._num_processors,)]
+            chunk(*reads, *lists, out, *strides, work.window)
         if prepared.has_splits:
-            grid = self._grid(MERGE_PROGRAMS, len(q) * shape.num_heads)
-            variants.merge[grid](work.merge_items, work.counts, *partials, out)
+            most = num_rows * self.shape.num_heads
+            merge = variants.merge[(min(MERGE_PROGRAMS * self._num_processors, most),)]
+            merge(work.merge_items, work.counts, *partials, out)
         return out
-
-    def _grid(self, per_processor: int, most: int | None = None) -> tuple[int]:
-        """Of programs that stay until all is done, but no more than there can be work for."""
-        num_programs = per_processor * self._num_processors
-        return (num_programs if most is None else min(num_programs, most),)
 
     def _heads_per_row(self, q: torch.Tensor) -> int:
         """How far apart rows are; heads follow each other."""
@@ -176,6 +175,11 @@ def _num_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return NUM_INTERPRETED
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _num_programs(num_processors: int, variants: AttentionVariants) -> int:
+    """That decode."""
+    return num_processors * variants.decode_programs
 
 
 def _capability(device: torch.device) -> int:

@@ -11,7 +11,7 @@ import triton.language as tl
 from .work_list_kernels import CHUNK_FIELDS, DECODE_FIELDS, MERGE_FIELDS
 
 ZEROS = tl.constexpr(1024)  # stored at once into a row of padding
-SPLITS_AT_ONCE = tl.constexpr(8)  # that are merged: loads that wait for each other's like
+SPLITS_AT_ONCE = tl.constexpr(8)  # that are loaded before the first of them is joined
 
 
 @triton.jit
@@ -20,6 +20,20 @@ def _no_keys(BLOCK_M: tl.constexpr, PADDED_DIM: tl.constexpr):
     accumulator = tl.zeros([BLOCK_M, PADDED_DIM], dtype=tl.float32)
     maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     return accumulator, maximum, tl.zeros([BLOCK_M], dtype=tl.float32)
+
+
+@triton.jit
+def _joined(one, other):
+    """The state over the keys of both, each of which was begun anew; `one` may be over nothing.
+
+    Written out, for a program that joins in registers and one that joins what others have stored
+    have to round alike.
+    """
+    maximum = tl.maximum(one[1], other[1])
+    shift = tl.where(maximum == float("-inf"), 0.0, -maximum)
+    decay, factor = tl.exp2(one[1] + shift), tl.exp2(other[1] + shift)
+    accumulator = tl.fma(one[0], decay[:, None], other[0] * factor[:, None])
+    return accumulator, maximum, tl.fma(one[2], decay, other[2] * factor)
 
 
 @triton.jit
@@ -37,6 +51,8 @@ def _attend(
     keys,  # those of the layer's head, and the sequence's table of blocks
     span,  # first and last key that any row sees, and the window of each
     tiles,  # the first, the first that some row does not see all of, and the last
+    split_tiles,  # where splits begin, at multiples of it
+    IS_DECODE: tl.constexpr,
     IS_MASKED: tl.constexpr,
     CONSTANTS: tl.constexpr,  # NUM_KV_HEADS, HEAD_DIM, TILE, SCALE, IS_INTERPRETED
 ):
@@ -62,6 +78,8 @@ def _attend(
     to_values: tl.constexpr = NUM_KV_HEADS * TILE * HEAD_DIM
     if IS_INTERPRETED:  # which can't multiply bfloat16
         q = q.to(tl.float32)
+    joined = state
+    split_end = (first // split_tiles + 1) * split_tiles
     block = tl.load(table + first)
     for tile in range(first, last + 1):
         tile_keys = pool + block.to(tl.int64) * (2 * to_values) + places
@@ -92,7 +110,13 @@ def _attend(
             weights, v = weights.to(tl.float32), v.to(tl.float32)
         accumulator = tl.dot(weights, v, accumulator * decay[:, None], input_precision="ieee")
         maximum = new_maximum
-    return accumulator, maximum, total
+        if IS_DECODE:
+            is_end = (tile + 1 == split_end) | (tile == last)
+            if is_end:
+                joined = _joined(joined, (accumulator, maximum, total))
+                accumulator, maximum, total = _no_keys(q.shape[0], PADDED_DIM)
+                split_end += split_tiles
+    return joined if IS_DECODE else (accumulator, maximum, total)
 
 
 @triton.jit(
@@ -141,6 +165,7 @@ def decode(
         row, num_own = tl.load(item), tl.load(item + 1)
         position, table_row = tl.load(item + 2), tl.load(item + 3)
         first, end = tl.load(item + 4), tl.load(item + 5)
+        split_tiles = tl.load(item + 8)
         last_key = position + num_own - 1
         is_own = (token < num_own)[:, None] & (dims < HEAD_DIM)[None, :]
         head = kv_head * GROUP + lanes % GROUP
@@ -153,7 +178,9 @@ def decode(
         span = (tl.maximum(position - window + 1, 0), last_key, window)
         tiles = (first, first, end - 1)
         state = _no_keys(BLOCK_M, PADDED_DIM)
-        accumulator, maximum, total = _attend(state, queries, keys, span, tiles, True, CONSTANTS)
+        accumulator, maximum, total = _attend(
+            state, queries, keys, span, tiles, split_tiles, True, True, CONSTANTS
+        )
         # Read again, and volatile so that nothing is kept: the loop needs the registers.
         rows = (tl.load(item, volatile=True) + token).to(tl.int64)
         is_row = token < tl.load(item + 1, volatile=True)
@@ -223,7 +250,9 @@ def chunk(
         span, first = (first_key, last_key, window), first_key // TILE
         tiles = (first, (position + 1) // TILE, last_key // TILE)  # without a window
         state = _no_keys(BLOCK_M, PADDED_DIM)
-        accumulator, _, total = _attend(state, queries, keys, span, tiles, HAS_WINDOW, CONSTANTS)
+        accumulator, _, total = _attend(
+            state, queries, keys, span, tiles, 1, False, HAS_WINDOW, CONSTANTS
+        )
         result = (accumulator / total[:, None]).to(out.dtype.element_ty)
         # Read again, and volatile so that nothing is kept: the loop needs the registers.
         rows = (tl.load(item, volatile=True) + token).to(tl.int64)
@@ -246,30 +275,26 @@ def merge(
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
 ):
-    """Each item is one row whose keys were split; a program does one head at a time."""
+    """Each item is one row whose splits several programs did; a program does one head at a time."""
     program, num_programs = tl.program_id(0), tl.num_programs(0)
-    split, dims = tl.arange(0, SPLITS_AT_ONCE), tl.arange(0, PADDED_DIM)
+    dims = tl.arange(0, PADDED_DIM)[None, :]
+    one = tl.arange(0, 1)
     for index in range(program, tl.load(counts + 2) * NUM_HEADS, num_programs):
         head = index % NUM_HEADS
         item = items + (index // NUM_HEADS) * MERGE_FIELDS
         row, partial, num_splits = tl.load(item), tl.load(item + 1), tl.load(item + 2)
-        result = tl.zeros([PADDED_DIM], dtype=tl.float32)
-        maximum, total = float("-inf"), 0.0
+        joined = _no_keys(1, PADDED_DIM)
         for first in range(0, num_splits, SPLITS_AT_ONCE):
-            is_split = first + split < num_splits
-            state = (partial + first + split).to(tl.int64) * NUM_HEADS + head
-            maxima = tl.load(states + state * 2, mask=is_split, other=float("-inf"))
-            totals = tl.load(states + state * 2 + 1, mask=is_split, other=0.0)
-            results = tl.load(
-                partials + state[:, None] * HEAD_DIM + dims[None, :],
-                mask=is_split[:, None] & (dims < HEAD_DIM)[None, :],
-                other=0.0,
-            )
-            new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
-            shift = tl.where(new_maximum == float("-inf"), 0.0, -new_maximum)
-            decay, factors = tl.exp2(maximum + shift), tl.exp2(maxima + shift)
-            result = result * decay + tl.sum(results * factors[:, None], 0)
-            total = total * decay + tl.sum(totals * factors, 0)
-            maximum = new_maximum
+            for offset in tl.static_range(SPLITS_AT_ONCE):
+                split = first + offset + one
+                is_split = split < num_splits  # one that is not there changes nothing
+                state = (partial + split).to(tl.int64) * NUM_HEADS + head
+                is_dim = is_split[:, None] & (dims < HEAD_DIM)
+                place = partials + state[:, None] * HEAD_DIM + dims
+                accumulator = tl.load(place, mask=is_dim, other=0.0)
+                maximum = tl.load(states + state * 2, mask=is_split, other=float("-inf"))
+                total = tl.load(states + state * 2 + 1, mask=is_split, other=0.0)
+                joined = _joined(joined, (accumulator, maximum, total))
+        result = (joined[0] / joined[2][:, None]).to(out.dtype.element_ty)
         place = out + (row.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + dims
-        tl.store(place, (result / total).to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+        tl.store(place, result, mask=dims < HEAD_DIM)

@@ -19,6 +19,8 @@ TILE = 64  # keys: a block of the pool
 SPLIT_TILES = 8  # of keys, that one program goes through when a row decodes, or half as many
 NUM_SPLIT_ITEMS = 256  # that one long sequence may be split into: about two a multiprocessor
 HOPPER = 90
+REGISTERS = 65536  # of a multiprocessor, from sm_80 on
+MAX_REGISTERS = 255  # of a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class AttentionVariants:
     chunk: Variant
     windowed_chunk: Variant
     merge: Variant
+    decode_programs: int  # on a multiprocessor at once
     decode_rows: int  # of one sequence, up to which it is decode's
     split_tiles: int  # of a row's keys, at least
     max_splits: int
@@ -86,6 +89,7 @@ def choose_variants(
     chunk_capacity = max_rows // chunk_rows + min(max_seqs, max_rows)
     merge_capacity = min(max_seqs * decode_rows, max_rows)
     plan_constants = {
+        "NUM_KV_HEADS": shape.num_kv_heads,
         "PADDED_SEQUENCES": next_power_of_2(max_seqs),
         "DECODE_CAPACITY": decode_capacity,
         "CHUNK_CAPACITY": chunk_capacity,
@@ -102,6 +106,7 @@ def choose_variants(
         chunk=_chunk(shape, dtype, tiles, has_window=False),
         windowed_chunk=_chunk(shape, dtype, tiles, has_window=True),
         merge=_merge(shape, dtype),
+        decode_programs=tiles.decode_programs,
         decode_rows=decode_rows,
         split_tiles=SPLIT_TILES,
         max_splits=max_splits,
@@ -117,28 +122,31 @@ class _Tiles:
 
     decode_lanes: int
     decode_stages: int
-    decode_registers: int | None  # of a thread, at most
+    decode_programs: int  # on a multiprocessor at once
     chunk_lanes: int
     chunk_warps: int
     chunk_stages: int
 
     @classmethod
     def of(cls, shape: AttentionShape, dtype: torch.dtype, capability: int) -> _Tiles:
-        """Four programs that decode fit a multiprocessor of Hopper, in registers and in shared
-        memory, which was faster than three with a stage more. Tiles of chunks are the largest, and
-        their stages the most, that neither spill nor take more shared memory than there is."""
+        """As many programs that decode as fit a multiprocessor of Hopper, in registers and in
+        shared memory: four were faster than three with a stage more. Tiles of chunks are the
+        largest, and their stages the most, that neither spill nor take more shared memory than
+        there is."""
         group = next_power_of_2(shape.num_heads // shape.num_kv_heads)
         decode_lanes = max(16, group)
         if dtype == torch.float32:  # no tensor cores: an operand's rows all lie in registers
             is_small = 80 < capability < HOPPER and shape.head_dim > 128  # 99 KiB of shared memory
             stages = 1 if is_small else 2
-            return cls(decode_lanes, stages, None, decode_lanes, 4, stages)
+            return cls(decode_lanes, stages, 2, decode_lanes, 4, stages)
         if next_power_of_2(shape.head_dim) <= 128:
             is_tight = capability < HOPPER and shape.head_dim > 64
             lanes = max(64 if is_tight else 128, group)
-            return cls(decode_lanes, 2, 128, lanes, chunk_warps=8, chunk_stages=3)
+            is_even = group * shape.num_kv_heads == shape.num_heads  # others need more registers
+            programs = 4 if is_even and capability <= HOPPER else 3
+            return cls(decode_lanes, 2, programs, lanes, chunk_warps=8, chunk_stages=3)
         stages = 2 if capability == HOPPER else 1
-        return cls(decode_lanes, 2, 255, max(64, group), chunk_warps=8, chunk_stages=stages)
+        return cls(decode_lanes, 2, 2, max(64, group), chunk_warps=8, chunk_stages=stages)
 
 
 def _max_splits(shape: AttentionShape, limits: BatchLimits) -> int:
@@ -158,8 +166,13 @@ def _decode(shape: AttentionShape, dtype: torch.dtype, tiles: _Tiles) -> Variant
         **dict.fromkeys(("q_stride", "table_stride", "num_rows", "window"), "i32"),
     }
     constants = _constants(shape, tiles.decode_lanes)
-    stages, registers = tiles.decode_stages, tiles.decode_registers
+    stages, registers = tiles.decode_stages, _registers(tiles.decode_programs * 4)
     return Variant("attention_decode", kernels.decode, signature, constants, 4, stages, registers)
+
+
+def _registers(num_warps: int) -> int:
+    """Of a thread, where so many warps share a multiprocessor's. They are handed out by eights."""
+    return min(MAX_REGISTERS, REGISTERS // (32 * num_warps) // 8 * 8)
 
 
 def _chunk(
@@ -205,17 +218,20 @@ def _constants(shape: AttentionShape, lanes: int) -> dict[str, int | float | boo
     }
 
 
-_PLAN_SIGNATURE: dict[str, str] = dict.fromkeys(
-    (
-        "num_sequences",
-        "query_starts",
-        "context_lens",
-        "table_rows",
-        "windows",
-        "counts",
-        "decode_items",
-        "chunk_items",
-        "merge_items",
+_PLAN_SIGNATURE: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "num_sequences",
+            "query_starts",
+            "context_lens",
+            "table_rows",
+            "windows",
+            "counts",
+            "decode_items",
+            "chunk_items",
+            "merge_items",
+        ),
+        "*i32",
     ),
-    "*i32",
-)
+    "num_programs": "i32",
+}

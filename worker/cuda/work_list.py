@@ -33,8 +33,10 @@ class WorkLists:
         windows: Iterable[int | None],
         variants: AttentionVariants,
         max_num_seqs: int,
+        num_programs: int,
         device: torch.device,
     ) -> None:
+        """`num_programs`: that decode, among which splits are dealt out."""
         distinct = list(dict.fromkeys(windows))
         reaches = [NO_WINDOW if window is None else window for window in distinct]
 
@@ -42,6 +44,7 @@ class WorkLists:
             return torch.zeros(len(distinct), *size, dtype=torch.int32, device=device)
 
         self._variants, self._max_num_seqs = variants, max_num_seqs
+        self._num_programs = num_programs
         self._windows = torch.tensor(reaches, dtype=torch.int32, device=device)
         self._counts = lists(NUM_COUNTS.value)
         self._decode_items = lists(variants.decode_capacity, DECODE_FIELDS.value)
@@ -68,4 +71,5 @@ class WorkLists:
             self._decode_items,
             self._chunk_items,
             self._merge_items,
+            self._num_programs,
         )

@@ -5,7 +5,7 @@ import triton.language as tl
 
 # Items of decode, chunk and merge; rows that belong to a sequence; chunks that were claimed.
 NUM_COUNTS = tl.constexpr(8)  # a multiple of 16 bytes
-DECODE_FIELDS = tl.constexpr(8)
+DECODE_FIELDS = tl.constexpr(12)
 CHUNK_FIELDS = tl.constexpr(4)
 MERGE_FIELDS = tl.constexpr(4)
 
@@ -36,8 +36,16 @@ def _split(
     return first_tile, end_tile, split_tiles, first_split, end_split - first_split
 
 
+@triton.jit
+def _is_short(num_tiles, all_tiles, num_programs, NUM_KV_HEADS: tl.constexpr):
+    """Whether a sequence that decodes keeps a program busy for no more than a third of what each
+    has to do: then one program does all of its splits, and nothing is left to be merged."""
+    return 3 * num_tiles * num_programs <= all_tiles * NUM_KV_HEADS
+
+
 @triton.jit(
-    do_not_specialize_on_alignment=["num_sequences", "query_starts", "context_lens", "table_rows"]
+    do_not_specialize=["num_programs"],
+    do_not_specialize_on_alignment=["num_sequences", "query_starts", "context_lens", "table_rows"],
 )
 def plan(
     num_sequences,  # int32 [1]
@@ -49,6 +57,8 @@ def plan(
     decode_items,  # int32 [num_windows, DECODE_CAPACITY, DECODE_FIELDS]
     chunk_items,  # int32 [num_windows, CHUNK_CAPACITY, CHUNK_FIELDS]
     merge_items,  # int32 [num_windows, MERGE_CAPACITY, MERGE_FIELDS]
+    num_programs,  # that decode
+    NUM_KV_HEADS: tl.constexpr,
     PADDED_SEQUENCES: tl.constexpr,
     DECODE_CAPACITY: tl.constexpr,
     CHUNK_CAPACITY: tl.constexpr,
@@ -77,8 +87,12 @@ def plan(
     starts = tl.load(query_starts + index, mask=index < count, other=0)
     rows = tl.load(query_starts + index + 1, mask=index < count, other=0) - starts
     lens = tl.load(context_lens + index, mask=index < count, other=0)
-    _, _, _, _, splits = _split(rows, lens, window, TILE, SPLIT_TILES, MAX_SPLITS)
-    splits = tl.where((rows > 0) & (rows <= DECODE_ROWS), splits, 0)
+    firsts, ends, _, _, splits = _split(rows, lens, window, TILE, SPLIT_TILES, MAX_SPLITS)
+    is_decode = (rows > 0) & (rows <= DECODE_ROWS)
+    tiles = tl.where(is_decode, ends - firsts, 0)
+    all_tiles = tl.sum(tiles)
+    is_short = _is_short(tiles, all_tiles, num_programs, NUM_KV_HEADS)
+    splits = tl.where(is_decode, tl.where(is_short, 1, splits), 0)
     merges = tl.where(splits > 1, rows, 0)
     chunks = tl.where(rows > DECODE_ROWS, (rows + CHUNK_ROWS - 1) // CHUNK_ROWS, 0)
     if sequence == 0:
@@ -107,24 +121,29 @@ def plan(
                 tl.store(chunk_item + 3, table_row)
                 chunk_item += CHUNK_FIELDS
         elif num_rows > 0:
+            if _is_short(end_tile - first_tile, all_tiles, num_programs, NUM_KV_HEADS):
+                first_split, num_splits = 0, 1
             split = tl.arange(0, MAX_SPLITS)
             is_split = split < num_splits
             split_start = (first_split + split) * split_tiles
+            is_last = split == num_splits - 1
+            split_end = tl.where(is_last, end_tile, split_start + split_tiles)
             partial = tl.sum(tl.where(is_before, merges * splits, 0))
             # The last of a sequence may be short: those of all sequences are begun last.
             others = tl.maximum(splits - 1, 0)
             place = tl.sum(tl.where(is_before, others, 0)) + split
             last = tl.sum(others) + tl.sum(tl.where(is_before, splits - others, 0))
-            place = tl.where(split < num_splits - 1, place, last)
+            place = tl.where(is_last, last, place)
             item = decode_items + place * DECODE_FIELDS
             tl.store(item, row, mask=is_split)
             tl.store(item + 1, num_rows, mask=is_split)
             tl.store(item + 2, position, mask=is_split)
             tl.store(item + 3, table_row, mask=is_split)
             tl.store(item + 4, tl.maximum(split_start, first_tile), mask=is_split)
-            tl.store(item + 5, tl.minimum(split_start + split_tiles, end_tile), mask=is_split)
+            tl.store(item + 5, split_end, mask=is_split)
             tl.store(item + 6, partial + split, mask=is_split)
             tl.store(item + 7, num_splits, mask=is_split)
+            tl.store(item + 8, split_tiles, mask=is_split)
             if num_splits > 1:
                 merge_item = merge_items + tl.sum(tl.where(is_before, merges, 0)) * MERGE_FIELDS
                 for own in range(0, num_rows):

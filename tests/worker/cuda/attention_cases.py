@@ -19,6 +19,7 @@ NUM_BLOCKS = 32
 LIMITS = BatchLimits(max_num_seqs=6, max_num_batched_tokens=512, max_model_len=640)
 SPLIT_TILES = 2  # few, so that short sequences have several splits
 SPLIT = SPLIT_TILES * TILE  # tokens
+NUM_PROGRAMS = 2  # that decode
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 

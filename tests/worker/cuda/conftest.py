@@ -11,8 +11,8 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from chairlift.worker.cuda import attention_variants
-from tests.worker.cuda.attention_cases import SPLIT_TILES
+from chairlift.worker.cuda import attention, attention_variants
+from tests.worker.cuda.attention_cases import NUM_PROGRAMS, SPLIT_TILES
 from tests.worker.cuda.device import DEVICE
 
 HERE = Path(__file__).parent
@@ -42,10 +42,12 @@ def rows_of_products_are_independent() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def small_splits() -> Iterator[None]:
-    """Small splits; and tiny tensors, for which a second thread only waits."""
+    """Small splits, and two programs that decode, so that few sequences keep them busy; and tiny
+    tensors, for which a second thread only waits."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_variants, "SPLIT_TILES", SPLIT_TILES)
+        patch.setattr(attention, "_num_programs", lambda *_: NUM_PROGRAMS)
         yield
     torch.set_num_threads(num_threads)

@@ -73,6 +73,29 @@ def test_neighbours_do_not_change_a_bit(case: Case) -> None:
         assert torch.equal(alone, turned[-1 - index])
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("window", "decode_rows"), [(None, 1), (200, 1), (None, 3)])
+def test_who_joins_splits_does_not_change_a_bit(
+    window: int | None, decode_rows: int, dtype: torch.dtype
+) -> None:
+    """The program that did them all, where many decode, or a kernel of its own, where one does."""
+    lengths = tuple(Lengths(decode_rows, 150 + 97 * n) for n in range(4))
+    case = Case(shape_of(num_kv_heads=3, group=4, window=window), dtype, lengths, decode_rows)
+    contents, backend = contents_of(case), poisoned(case)
+    store(backend, contents, 1)
+    together = attended(backend, 1, contents, lengths).split(decode_rows)
+    assert num_decode_items(backend) == len(lengths)
+    for content, own, among in zip(contents, lengths, together, strict=True):
+        alone = attended(backend, 1, [content], (own,))
+        assert num_decode_items(backend) > 1
+        assert torch.equal(alone, among)
+
+
+def num_decode_items(backend: TritonAttention) -> int:
+    """Of layer 1, in the batch that was prepared last."""
+    return int(backend._work.of(backend.shape.sliding_windows[1]).counts[0])
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     group=st.sampled_from((1, 4, 7)),

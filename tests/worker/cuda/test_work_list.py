@@ -14,6 +14,7 @@ from chairlift.worker.batch import Batch, Segment
 from chairlift.worker.cuda.attention_variants import TILE, BatchLimits
 from tests.worker.attention_shape import shape_of
 from tests.worker.cuda.attention_cases import (
+    NUM_PROGRAMS,
     SPLIT,
     SPLIT_TILES,
     Case,
@@ -35,25 +36,34 @@ def split_tiles(num_tiles: int) -> int:
     return min(max(num_tiles // (2 * SPLIT_TILES), SPLIT_TILES // 2), SPLIT_TILES)
 
 
+def tiles_of(x: Lengths, window: int) -> range:
+    """That any row sees."""
+    return range(max(0, x.first + 1 - window) // TILE, x.num_blocks)
+
+
 def work_of(
     lengths: tuple[Lengths, ...], window: int, decode_rows: int, chunk_rows: int
 ) -> tuple[list[list[int]], ...]:
-    """What the plan should list: items of decode, chunks and merges."""
+    """What the plan should list for a model with one head of keys: items of decode, chunks and
+    merges."""
     decode, last, chunks, merges = [], [], [], []
+    num_tiles = sum(len(tiles_of(x, window)) for x in lengths if x.num_rows <= decode_rows)
     start = partial = 0
     for index, x in enumerate(lengths):
-        first, end = max(0, x.first + 1 - window) // TILE, x.num_blocks
+        first, end = tiles_of(x, window).start, x.num_blocks
         size = split_tiles(x.first // TILE + 1 - first)
-        splits = range(first - first % size, end, size)
+        splits = [(i, i + size) for i in range(first - first % size, end, size)]
+        if end - first <= num_tiles / NUM_PROGRAMS / 3:
+            splits = [(first, end)]
         if x.num_rows > decode_rows:
             for i in reversed(range(0, x.num_rows, chunk_rows)):
                 chunks.append([start + i, min(chunk_rows, x.num_rows - i), x.first + i, index])
         else:
             for i, split in enumerate(splits):
-                tiles = [max(first, split), min(end, split + size)]
+                tiles = [max(first, split[0]), min(end, split[1])]
                 places = [partial + i, len(splits)]
                 items = last if i == len(splits) - 1 else decode
-                items.append([start, x.num_rows, x.first, index, *tiles, *places])
+                items.append([start, x.num_rows, x.first, index, *tiles, *places, size])
         if x.num_rows <= decode_rows and len(splits) > 1:
             for row in range(x.num_rows):
                 merges.append([start + row, partial + row * len(splits), len(splits)])
@@ -76,7 +86,7 @@ def test_the_plan_lists_each_piece_of_work_once(case: Case, window: int) -> None
         work = backend._work.of(reach)
         num_decode, num_chunk, num_merge, num_rows = work.counts[:4].tolist()
         found = (
-            work.decode_items[:num_decode].tolist(),
+            work.decode_items[:num_decode, :9].tolist(),
             work.chunk_items[:num_chunk].tolist(),
             work.merge_items[:num_merge, :3].tolist(),
         )
