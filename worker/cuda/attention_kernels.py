@@ -46,7 +46,6 @@ def _masked(scores, key, positions, window):
 
 @triton.jit
 def _attend(
-    state,  # of the softmax, as _no_keys begins it
     queries,  # [BLOCK_M, PADDED_DIM], and their positions [BLOCK_M]
     keys,  # those of the layer's head, and the sequence's table of blocks
     span,  # first and last key that any row sees, and the window of each
@@ -56,12 +55,11 @@ def _attend(
     IS_MASKED: tl.constexpr,
     CONSTANTS: tl.constexpr,  # NUM_KV_HEADS, HEAD_DIM, TILE, SCALE, IS_INTERPRETED
 ):
-    """Goes on with the softmax over these tiles (Milakov and Gimelshein, arXiv 1805.02867).
+    """The state of a softmax over these tiles (Milakov and Gimelshein, arXiv 1805.02867).
 
     In base 2: SCALE has the factor. A tile of which a row sees nothing leaves its state as it is,
     bit for bit, and a masked tile does the same arithmetic as others.
     """
-    accumulator, maximum, total = state
     q, positions = queries
     pool, table = keys
     first_key, last_key, window = span
@@ -78,7 +76,8 @@ def _attend(
     to_values: tl.constexpr = NUM_KV_HEADS * TILE * HEAD_DIM
     if IS_INTERPRETED:  # which can't multiply bfloat16
         q = q.to(tl.float32)
-    joined = state
+    accumulator, maximum, total = _no_keys(q.shape[0], PADDED_DIM)
+    joined = (accumulator, maximum, total)
     split_end = (first // split_tiles + 1) * split_tiles
     block = tl.load(table + first)
     for tile in range(first, last + 1):
@@ -177,9 +176,8 @@ def decode(
         keys = (pool + kv_head * (TILE * HEAD_DIM), table)
         span = (tl.maximum(position - window + 1, 0), last_key, window)
         tiles = (first, first, end - 1)
-        state = _no_keys(BLOCK_M, PADDED_DIM)
         accumulator, maximum, total = _attend(
-            state, queries, keys, span, tiles, split_tiles, True, True, CONSTANTS
+            queries, keys, span, tiles, split_tiles, True, True, CONSTANTS
         )
         # Read again, and volatile so that nothing is kept: the loop needs the registers.
         rows = (tl.load(item, volatile=True) + token).to(tl.int64)
@@ -249,10 +247,7 @@ def chunk(
         first_key = tl.maximum(position - window + 1, 0)
         span, first = (first_key, last_key, window), first_key // TILE
         tiles = (first, (position + 1) // TILE, last_key // TILE)  # without a window
-        state = _no_keys(BLOCK_M, PADDED_DIM)
-        accumulator, _, total = _attend(
-            state, queries, keys, span, tiles, 1, False, HAS_WINDOW, CONSTANTS
-        )
+        accumulator, _, total = _attend(queries, keys, span, tiles, 1, False, HAS_WINDOW, CONSTANTS)
         result = (accumulator / total[:, None]).to(out.dtype.element_ty)
         # Read again, and volatile so that nothing is kept: the loop needs the registers.
         rows = (tl.load(item, volatile=True) + token).to(tl.int64)
