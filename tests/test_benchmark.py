@@ -293,7 +293,7 @@ def test_a_measurement_waits_for_the_worker(monkeypatch: pytest.MonkeyPatch) -> 
             self.send_response(200 if is_ready else 503)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Frontend) as server:
