@@ -26,8 +26,9 @@ def _split(
     """
     first_tile = tl.maximum(context_len - rows - window + 1, 0) // TILE
     end_tile = (context_len + TILE - 1) // TILE
-    fewest = (end_tile - first_tile + MAX_SPLITS - 2) // (MAX_SPLITS - 1)
     num_tiles = (context_len - rows + TILE) // TILE - first_tile  # that the first row sees
+    # Drafts reach into one tile more: whether they do must not move a split.
+    fewest = (num_tiles + MAX_SPLITS - 1) // (MAX_SPLITS - 1)
     least = (SPLIT_TILES + 1) // 2
     finer = tl.minimum(tl.maximum(num_tiles // (2 * SPLIT_TILES), least), SPLIT_TILES)
     split_tiles = tl.maximum(fewest, tl.where(num_tiles > SPLIT_TILES, finer, SPLIT_TILES))

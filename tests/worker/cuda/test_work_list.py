@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chairlift.worker.batch import Batch, Segment
+from chairlift.worker.cuda import attention_variants
 from chairlift.worker.cuda.attention_variants import TILE, BatchLimits
 from tests.worker.attention_shape import shape_of
 from tests.worker.cuda.attention_cases import (
@@ -113,3 +114,23 @@ def test_a_long_sequence_has_no_more_splits_than_their_buffer() -> None:
         assert num_items == 2 * len(ends) <= 2 * 16
         assert ends[0][0] == 0 and ends[-1][1] == len(table)
         assert all(before[1] == after[0] for before, after in itertools.pairwise(ends))
+
+
+@pytest.mark.parametrize("window", [None, 6 * TILE])
+def test_drafts_do_not_move_the_splits_of_a_long_sequence(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that would have too many, where drafts begin another tile."""
+    monkeypatch.setattr(attention_variants, "NUM_SPLIT_ITEMS", 4)
+    shape = shape_of(1, 1, 8, window)
+    for first in (6 * TILE - 1, 9 * TILE - 1):
+        sizes = []
+        for num_rows in (1, 4):
+            lengths = (Lengths(num_rows, first + num_rows),)
+            case = Case(shape, torch.float32, lengths, max_decode_rows=4)
+            backend = poisoned(case)
+            backend.prepare(batch_of(contents_of(case), lengths))
+            work = backend._work.of(window)
+            assert 1 < work.counts[0] <= backend.variants.max_splits == 4
+            sizes.append(work.decode_items[0, 8])
+        assert sizes[0] == sizes[1]
