@@ -20,6 +20,7 @@ from .attention_variants import NUM_SPLIT_ITEMS, TILE, BatchLimits
 from .executor import DEPTH, GpuExecutor
 from .linear import CudaLinear, UndividedLinear, check_rows, leave_sums_undivided
 from .operations import TritonOperations
+from .variant import next_power_of_2
 
 CACHE_SHARE = 0.95  # of the memory that the model and a step's tensors leave
 
@@ -84,7 +85,7 @@ def step_bytes(config: ModelConfig, settings: WorkerSettings, item_bytes: int) -
     heads = config.num_heads + config.num_kv_heads
     width = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * heads * config.head_dim
     of_vocabulary = item_bytes + 4 + 4 * (1 + DEPTH)  # logits, adjusted ones, counts
-    partials = num_seqs * NUM_SPLIT_ITEMS * 4 * config.head_dim * config.num_heads
-    partials //= config.num_kv_heads
+    num_splits = next_power_of_2(NUM_SPLIT_ITEMS // config.num_kv_heads)
+    partials = num_seqs * num_splits * 4 * config.num_heads * (config.head_dim + 2)
     sampling = num_seqs * config.vocab_size * of_vocabulary
     return int(2 * num_rows * width * item_bytes) + sampling + partials
