@@ -73,8 +73,10 @@ def test_neighbours_do_not_change_a_bit(case: Case) -> None:
         assert torch.equal(alone, turned[-1 - index])
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("window", "decode_rows"), [(None, 1), (200, 1), (None, 3)])
+@pytest.mark.parametrize(
+    ("window", "decode_rows", "dtype"),
+    [(None, 1, torch.float32), (200, 1, torch.bfloat16), (None, 3, torch.float16)],
+)
 def test_who_joins_splits_does_not_change_a_bit(
     window: int | None, decode_rows: int, dtype: torch.dtype
 ) -> None:

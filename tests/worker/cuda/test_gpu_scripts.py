@@ -44,27 +44,27 @@ def test_gemm_runs() -> None:
 
 
 def test_attention_runs() -> None:
-    """A row for each batch, with its time and the share of what bounds it."""
-    done = gpu_script("attention", "--tiny")
+    """A row for each batch, with its time and the share of what bounds it; two columns for each
+    peer, whose cell says why there is no time in it."""
+    done = gpu_script("attention", "--tiny", "--peers", "flashinfer", "cudnn")
     assert (done.returncode, done.stderr.strip()) == (0, "")
-    _, *rows = last_table(done.stdout)
+    head, *rows = last_table(done.stdout)
     assert [row[0] for row in rows] == [
         "1 x decode at 100",
         "3 x decode at 70",
         "2 x chunk of 20 at 70",
     ]
     assert all(float(row[3]) > 0 and row[5].endswith("%") for row in rows)
-
-
-def test_attention_has_columns_of_peers_where_asked() -> None:
-    """Two for each, and a cell says why there is no time in it."""
-    asked = ("--only", "decode", "--peers", "flashinfer", "cudnn")
-    done = gpu_script("attention", "--tiny", *asked)
-    assert done.returncode == 0
-    head, *rows = last_table(done.stdout)
     assert head[6:] == ["flashinfer, µs", "ours / flashinfer", "cudnn, µs", "ours / cudnn"]
-    assert [row[0] for row in rows] == ["1 x decode at 100", "3 x decode at 70"]
     assert all(row[6:] == ["no device", "", "no device", ""] for row in rows)
+
+
+def test_attention_alone_of_decodes_or_chunks() -> None:
+    """So many of the cases that each is in one of them."""
+    attention = importlib.import_module("gpu.attention")
+    chosen = [attention._cases(only, attention.CASES) for only in (None, "decode", "chunks")]
+    assert [len(cases) for cases in chosen] == [15, 12, 3]
+    assert chosen[0] == chosen[1] + chosen[2]
 
 
 @pytest.mark.parametrize("script", ["gemm", "invariance", "probe", "step"])
