@@ -50,9 +50,7 @@ class Task:
     num_rows: int  # of each sequence
     context_len: int
     num_flops: int  # of a layer
-    ours: (
-        torch.Tensor
-    )  # what came out of the first layer, [num_seqs * num_rows, num_heads, head_dim]
+    ours: torch.Tensor  # what came out of the first layer, of q's size
 
     @property
     def num_seqs(self) -> int:

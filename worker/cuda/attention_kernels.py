@@ -58,7 +58,8 @@ def _attend(
     """The state of a softmax over these tiles (Milakov and Gimelshein, arXiv 1805.02867).
 
     In base 2: SCALE has the factor. A tile of which a row sees nothing leaves its state as it is,
-    bit for bit, and a masked tile does the same arithmetic as others.
+    bit for bit, and a masked tile does the same arithmetic as others. Where rows decode the softmax
+    begins anew at each split, as if other programs had the others.
     """
     q, positions = queries
     pool, table = keys
@@ -144,7 +145,8 @@ def decode(
     SCALE: tl.constexpr,
     IS_INTERPRETED: tl.constexpr,
 ):
-    """Each item is one split of the keys of few rows. Writes zeros to the batch's padding too."""
+    """Each item is one split of the keys of few rows, or all of them, which are then joined here.
+    Writes zeros to the batch's padding too."""
     num_heads: tl.constexpr = NUM_KV_HEADS * GROUP
     CONSTANTS: tl.constexpr = (NUM_KV_HEADS, HEAD_DIM, TILE, SCALE, IS_INTERPRETED)
     program, num_programs = tl.program_id(0), tl.num_programs(0)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 # Items of decode, chunk and merge; rows that belong to a sequence; chunks that were claimed.
 NUM_COUNTS = tl.constexpr(8)  # a multiple of 16 bytes
-DECODE_FIELDS = tl.constexpr(12)
+DECODE_FIELDS = tl.constexpr(12)  # 9, and what makes it a multiple of 16 bytes
 CHUNK_FIELDS = tl.constexpr(4)
 MERGE_FIELDS = tl.constexpr(4)
 
